@@ -1,0 +1,1 @@
+"""Online reinforcement learning for flow-matching image models, in JAX."""

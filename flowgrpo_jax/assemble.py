@@ -1,0 +1,176 @@
+"""From names in the config to the things they stand for: model, prompts, rewards."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from flowgrpo_jax.data import tfds_prompts
+from flowgrpo_jax.data.prompts import Prompt, load_prompts
+from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.flow import plan, rollout, schedule
+from flowgrpo_jax.models.flow_model import FlowModel, Variables, guided
+from flowgrpo_jax.models.text import TextEmbedding
+from flowgrpo_jax.rewards import geneval, registry
+from flowgrpo_jax.sprites import detector, monitors
+from flowgrpo_jax.sprites import model as sprites_model
+from flowgrpo_jax.sprites import prompts as sprites_prompts
+
+PROMPT_SETS = {
+    **tfds_prompts.PROMPT_SETS,
+    sprites_prompts.PROMPTS.name: sprites_prompts.PROMPTS,
+}
+# images [n, h, w, 3] and the prompt number of each -> measurements of reward hacking
+Monitor = Callable[[np.ndarray, np.ndarray], dict[str, float]]
+
+
+def make_model(config: ml_collections.ConfigDict) -> FlowModel:
+    """The networks that `model` names."""
+    if config.model != "sprites" and not config.model.endswith(".safetensors"):
+        raise UserError(
+            f"model: {config.model}: must be sprites (the embedded model) or a "
+            ".safetensors file of its weights"
+        )
+    lora = config.train.use_lora
+    return sprites_model.make_model(
+        config.train.lora_rank if lora else 0, config.train.lora_alpha if lora else 0.0
+    )
+
+
+def load_variables(config: ml_collections.ConfigDict) -> Variables:
+    """The pretrained weights that `model` names, on the host."""
+    if config.model == "sprites":
+        return sprites_model.load_variables()
+    return sprites_model.load_variables(Path(config.model))
+
+
+def load_prompt_set(name: str, split: str, key: str = "prompts") -> list[Prompt]:
+    """Prompts of a named set ("train" or "test" split) or of a .txt or .jsonl file."""
+    if name in PROMPT_SETS:
+        return tfds_prompts.load(PROMPT_SETS[name], split)
+    if Path(name).suffix in (".txt", ".jsonl"):
+        return load_prompts(name)
+    raise UserError(
+        f"{key}: {name}: must be one of {', '.join(PROMPT_SETS)}, "
+        "or a .txt or .jsonl file"
+    )
+
+
+def make_reward(config: ml_collections.ConfigDict) -> registry.Reward:
+    """The weighted rewards of the config, with the embedded world's detector."""
+    options = {
+        name: values.to_dict() for name, values in config.reward_options.items()
+    }
+    # Every sprite that the detector knows counts, in all tasks alike: its scores are
+    # not those of the benchmark's detector, which counts above 0.9.
+    rules = geneval.Rules(counting_threshold=0.3)
+    options["geneval"] = {"rules": rules} | options.get("geneval", {})
+    context = registry.Context(detector.SpriteDetector(), options)
+    return _on_host(registry.combine(config.reward.to_dict(), context))
+
+
+def make_monitor(config: ml_collections.ConfigDict) -> Monitor:
+    """Measurements that are never optimised."""
+    del config  # the embedded world is the only one that has some
+    return _on_host(monitors.measure)
+
+
+def _on_host(function: Callable) -> Callable:
+    """Rewards may use jax as they like: the loop's ban on transfers is not theirs."""
+
+    @functools.wraps(function)
+    def allowed(*args, **options):
+        with jax.transfer_guard("allow"):
+            return function(*args, **options)
+
+    return allowed
+
+
+def make_sigmas(config: ml_collections.ConfigDict, num_steps: int) -> tuple[float, ...]:
+    """The sigmas of the config's schedule, as hashable floats."""
+    name = config.sample.schedule
+    options = {} if name in ("linear", "flux") else {"shift": config.sample.shift}
+    return tuple(float(s) for s in schedule.make(name, num_steps, **options))
+
+
+def make_sampler(
+    config: ml_collections.ConfigDict, model: FlowModel
+) -> rollout.Sampler:
+    """The stochastic sampler of training."""
+    return rollout.Sampler(
+        velocity=guided(model.velocity, config.sample.guidance_scale),
+        sigmas=make_sigmas(config, config.sample.num_steps),
+        kind=config.sample.sde_type,
+        noise_level=config.sample.noise_level,
+        shared_noise=config.sample.init_noise == "shared",
+    )
+
+
+def make_eval_sampler(
+    config: ml_collections.ConfigDict, model: FlowModel, guidance_scale: float
+) -> rollout.Sampler:
+    """The deterministic sampler of evaluation: the ODE, more steps."""
+    return rollout.Sampler(
+        velocity=guided(model.velocity, guidance_scale),
+        sigmas=make_sigmas(config, config.sample.eval_num_steps),
+        kind="ode",
+        noise_level=0.0,
+    )
+
+
+def make_plans(config: ml_collections.ConfigDict, iteration: int) -> plan.Tables:
+    """Which transitions each prompt of an iteration makes stochastic and trains."""
+    sample, seed = config.sample, config.seed
+    low, high = sample.sde_window_range
+
+    def one(prompt: int) -> plan.Plan:
+        if sample.plan == "all":
+            return plan.all_steps(sample.num_steps, config.train.timestep_fraction)
+        if sample.plan == "window":
+            return plan.window(sample.num_steps, low, sample.sde_window_size)
+        size = 1 if sample.plan == "branch" else sample.sde_window_size
+        window = plan.random_window(
+            sample.num_steps, size, (low, high), seed, iteration, prompt
+        )
+        if sample.plan == "branch":
+            return plan.branch(sample.num_steps, window.trained[0])
+        return window
+
+    return plan.stack([one(p) for p in range(config.prompts_per_iteration)])
+
+
+@functools.cache
+def _text_encoder(model: FlowModel) -> Callable:
+    return jax.jit(model.encode_text)
+
+
+class TextTable:
+    """Embeddings of all prompts of a run, made once; rows are picked per iteration."""
+
+    def __init__(
+        self, model: FlowModel, variables: Variables, texts: list[str], batch: int = 64
+    ):
+        self._row = {text: i for i, text in enumerate(dict.fromkeys(["", *texts]))}
+        encode = _text_encoder(model)
+        weights = jax.device_put({"text": variables["text"]})
+        ids = model.tokenizer(list(self._row))
+        padded = np.concatenate([ids, np.repeat(ids[:1], -len(ids) % batch, axis=0)])
+        parts = [
+            jax.device_get(encode(weights, jax.device_put(padded[i : i + batch])))
+            for i in range(0, len(padded), batch)
+        ]
+        self._table: Any = jax.tree.map(lambda *rows: np.concatenate(rows), *parts)
+
+    def rows(self, texts: list[str]) -> TextEmbedding:
+        """Embeddings of these prompts, in order, on the host."""
+        index = np.array([self._row[text] for text in texts])
+        return jax.tree.map(lambda rows: rows[index], self._table)
+
+    @property
+    def empty(self) -> TextEmbedding:
+        """The one row of the empty (negative) prompt."""
+        return self.rows([""])

@@ -1,0 +1,1 @@
+"""Prompts and metadata; stateless batches from (seed, iteration)."""

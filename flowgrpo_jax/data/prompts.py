@@ -1,0 +1,134 @@
+"""Prompts from files, and the stateless batches that a run walks through."""
+
+import functools
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flowgrpo_jax.errors import UserError
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A text, what a reward must know about it, and its stable id in its dataset."""
+
+    text: str
+    metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    index: int = 0
+
+
+def load_prompts(path: str | Path) -> list[Prompt]:
+    """Reads a `.txt` (a prompt per line) or `.jsonl` (an object with "prompt").
+
+    The metadata of a JSON line is the whole object. Blank lines at the end of the
+    file are ignored. Raises UserError naming the file and, where there is one, the
+    line.
+    """
+    path = Path(path)
+    if path.suffix not in _PARSERS:
+        raise UserError(f"prompts: {path}: must end with {' or '.join(_PARSERS)}")
+    parse = _PARSERS[path.suffix]
+    prompts = []
+    for index, line in enumerate(_lines(path)):
+        where = f"prompts: {path}:{index + 1}"
+        if not line:
+            raise UserError(f"{where}: empty prompt: remove the line or fill it")
+        prompts.append(parse(line, index, where))
+    if not prompts:
+        raise UserError(f"prompts: {path}: the file is empty: give one prompt a line")
+    return prompts
+
+
+def batch(
+    prompts: Sequence[Prompt], seed: int, iteration: int, prompts_per_iteration: int
+) -> list[Prompt]:
+    """The prompts of one iteration: a pure function of (seed, iteration).
+
+    Each epoch is a fresh permutation keyed by (seed, epoch), cut into
+    `len(prompts) // prompts_per_iteration` iterations (the rest waits for another
+    epoch). The texts of one iteration are distinct whenever the list has enough
+    distinct ones: a text already taken is passed over for the next in the
+    permutation, which may then appear in the following iteration too.
+    """
+    if not prompts:
+        raise UserError("prompts: []: at least one prompt is needed")
+    if prompts_per_iteration < 1:
+        raise UserError(
+            f"prompts_per_iteration: {prompts_per_iteration}: must be at least 1"
+        )
+    texts = tuple(prompt.text for prompt in prompts)
+    iterations_per_epoch = max(len(prompts) // prompts_per_iteration, 1)
+    epoch, step = divmod(iteration, iterations_per_epoch)
+    order = _epoch_order(texts, seed, epoch)
+    start = step * prompts_per_iteration
+
+    chosen: list[int] = []
+    repeated: list[int] = []
+    seen: set[str] = set()
+    for offset in range(len(order)):
+        index = order[(start + offset) % len(order)]
+        (repeated if texts[index] in seen else chosen).append(index)
+        seen.add(texts[index])
+        if len(chosen) == prompts_per_iteration:
+            break
+    missing = prompts_per_iteration - len(chosen)
+    chosen += itertools.islice(itertools.cycle(repeated + chosen), missing)
+    return [prompts[index] for index in chosen]
+
+
+@functools.lru_cache(maxsize=4)
+def _epoch_order(texts: tuple[str, ...], seed: int, epoch: int) -> tuple[int, ...]:
+    """A random order in which the copies of one text are spread evenly.
+
+    Copy j of a text with m copies stands at (j + u) / m with one uniform u per text.
+    Without copies this is a uniformly random permutation; with them, no text clumps
+    and the proportions of the list hold within every stretch of the epoch.
+    """
+    ids: dict[str, int] = {}
+    text_id = np.array([ids.setdefault(text, len(ids)) for text in texts])
+    copies = np.bincount(text_id)
+    seen = np.zeros_like(copies)
+    copy = np.empty(len(texts))
+    for index, text in enumerate(text_id):
+        copy[index] = seen[text]
+        seen[text] += 1
+    start = np.random.default_rng([seed, epoch]).random(len(ids))
+    place = (copy + start[text_id]) / copies[text_id]
+    return tuple(int(index) for index in np.argsort(place, kind="stable"))
+
+
+def _lines(path: Path) -> list[str]:
+    """The stripped lines of a UTF-8 file, without the blank ones at its end."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"prompts: {path}: cannot be read ({reason})") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"prompts: {path}: must be UTF-8 text ({error})") from error
+    # Not splitlines(): it also cuts at separators that may stand inside a prompt.
+    text = text.rstrip()
+    return [line.strip() for line in text.split("\n")] if text else []
+
+
+def _parse_text(line: str, index: int, where: str) -> Prompt:
+    return Prompt(line, {}, index)
+
+
+def _parse_json(line: str, index: int, where: str) -> Prompt:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where}: not valid JSON ({error})") from error
+    text = record.get("prompt") if isinstance(record, dict) else None
+    if not isinstance(text, str) or not text.strip():
+        raise UserError(f'{where}: must be an object with a non-empty "prompt" text')
+    return Prompt(text.strip(), record, index)
+
+
+_PARSERS = {".txt": _parse_text, ".jsonl": _parse_json}

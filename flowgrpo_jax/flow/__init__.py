@@ -1,0 +1,1 @@
+"""Sampling: schedule, transition, plan, rollout."""

@@ -1,0 +1,110 @@
+"""Noise schedules: the decreasing sigmas that a sampler visits.
+
+A schedule with `num_steps` transitions has `num_steps + 1` nodes, from sigma = 1
+(pure noise) down to sigma = 0 (data); the model is fed `timestep = 1000 * sigma`.
+Everything is computed in float64 on the host and rounded to float32 once.
+"""
+
+import inspect
+from collections.abc import Callable
+
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Float, Float32, Real
+
+from flowgrpo_jax.errors import UserError
+
+Sigmas = Float32[np.ndarray, " node"]
+
+# Resolution-dependent shift of FLUX: mu is linear in the number of image tokens.
+_FLUX_BASE_TOKENS = 256
+_FLUX_MAX_TOKENS = 4096
+# Smallest sigma of the 1000-step training grid of diffusers, before its shift.
+_GRID_SIGMA_MIN = 1e-3
+
+
+def shift_sigma(
+    sigma: Real[ArrayLike, "*shape"], shift: float
+) -> Real[ArrayLike, "*shape"]:
+    """Move sigmas towards noise: `shift * s / (1 + (shift - 1) * s)`.
+
+    Keeps 0 and 1 in place. The resolution shift of Stable Diffusion 3 (arXiv
+    2403.03206), in the precision of its argument.
+    """
+    return shift * sigma / (1 + (shift - 1) * sigma)
+
+
+def linear(num_steps: int) -> Sigmas:
+    """Equally spaced sigmas."""
+    return _linear(num_steps).astype(np.float32)
+
+
+def shifted(num_steps: int, shift: float) -> Sigmas:
+    """Equally spaced sigmas, shifted once: DanceGRPO, MixGRPO, G2RPO, Bagel."""
+    nodes = shift_sigma(_linear(num_steps), _positive(shift))
+    return np.asarray(nodes, np.float32)
+
+
+def sd3(num_steps: int, shift: float = 3.0) -> Sigmas:
+    """Sigmas of the diffusers pipelines of SD3, which shift twice.
+
+    The scheduler shifts its training grid when it is made and, when asked for
+    `num_steps` values between the ends of that grid, shifts those again. So the
+    last step before the data starts at sigma = 0.0089 for a shift of 3.
+    """
+    _check_num_steps(num_steps)
+    sigma_min = shift_sigma(np.float64(_GRID_SIGMA_MIN), _positive(shift))
+    nodes = shift_sigma(np.linspace(1, sigma_min, num_steps), shift)
+    return np.append(nodes, 0).astype(np.float32)
+
+
+def flux(
+    num_steps: int,
+    image_tokens: int = 4096,
+    base_shift: float = 0.5,
+    max_shift: float = 1.15,
+) -> Sigmas:
+    """Sigmas of FLUX.1-dev, shifted by `exp(mu)`, more for larger images.
+
+    `mu` goes linearly from `base_shift` at 256 image tokens to `max_shift` at 4096
+    tokens; an image of H x W pixels has (H / 16) * (W / 16) of them.
+    """
+    slope = (max_shift - base_shift) / (_FLUX_MAX_TOKENS - _FLUX_BASE_TOKENS)
+    mu = base_shift + slope * (image_tokens - _FLUX_BASE_TOKENS)
+    return shifted(num_steps, float(np.exp(mu)))
+
+
+SCHEDULES: dict[str, Callable[..., Sigmas]] = {
+    "linear": linear,
+    "shifted": shifted,
+    "sd3": sd3,
+    "flux": flux,
+}
+
+
+def make(name: str, num_steps: int, **options: float) -> Sigmas:
+    """The schedule called `name`; UserError for unknown names or options."""
+    if name not in SCHEDULES:
+        raise UserError(f"schedule: {name}: one of {', '.join(SCHEDULES)}")
+    schedule = SCHEDULES[name]
+    try:
+        inspect.signature(schedule).bind(num_steps, **options)
+    except TypeError as error:
+        raise UserError(f"schedule: {name}: {error}") from None
+    return schedule(num_steps, **options)
+
+
+def _linear(num_steps: int) -> Float[np.ndarray, " node"]:
+    _check_num_steps(num_steps)
+    return np.linspace(1, 0, num_steps + 1)
+
+
+def _check_num_steps(num_steps: int) -> None:
+    if num_steps < 1:
+        raise UserError(f"num_steps: {num_steps}: at least 1")
+
+
+def _positive(shift: float) -> float:
+    if not shift > 0:
+        raise UserError(f"shift: {shift}: above 0")
+    return shift

@@ -1,0 +1,148 @@
+"""One denoising step: the Gaussian it draws from, its sample and its log-prob.
+
+Every kind of step is the Euler step of the flow, plus a pull along the predicted
+noise, plus fresh noise:
+
+    mean = x + v * dt + pull * x1_hat        x1_hat = x + (1 - sigma) * v
+    next = mean + std * noise                dt = sigma_next - sigma < 0
+
+so a kind is three scalars, and at noise level 0, where pull and std are exactly
+zero, all kinds are the same Euler step bit for bit. Functions are written for one
+sample, to be vmapped, and compute in float32 whatever they are given: bfloat16
+would destroy log-ratios, which are of order 1e-5.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Float32, Real
+
+from flowgrpo_jax.errors import UserError
+
+Scalar = Real[ArrayLike, ""]
+
+
+@struct.dataclass
+class Gaussian:
+    """The distribution of the next latent; under vmap all fields gain an axis.
+
+    `std` is that of the transition. `diffusion` is the coefficient sigma_t of the
+    SDE, without sqrt(-dt), by which Flow-GRPO scales its KL penalty; for CPS, which
+    is no SDE, it is `std`.
+    """
+
+    mean: Float32[Array, "*batch_and_latent"]
+    std: Float32[Array, "*batch"]
+    diffusion: Float32[Array, "*batch"]
+
+
+class _Coefficients(NamedTuple):
+    pull: Float32[Array, ""]
+    std: Float32[Array, ""]
+    diffusion: Float32[Array, ""]
+
+
+def gaussian(
+    kind: str,
+    latent: Float[Array, "*latent"],
+    velocity: Float[Array, "*latent"],
+    sigma: Scalar,
+    sigma_next: Scalar,
+    *,
+    sigma_max: Scalar,
+    noise_level: Scalar,
+) -> Gaussian:
+    """Distribution of the latent at `sigma_next`, given the velocity at `sigma`.
+
+    `kind` is a key of TRANSITIONS. `sigma_max` is the second sigma of the schedule:
+    Flow-SDE uses it where sigma = 1 would divide by zero. `noise_level` may be
+    traced, so that a mask can choose which steps are stochastic.
+    """
+    if kind not in TRANSITIONS:
+        raise UserError(f"sde_type: {kind}: one of {', '.join(TRANSITIONS)}")
+    latent, velocity, sigma, sigma_next, sigma_max, noise_level = (
+        jnp.asarray(x, jnp.float32)
+        for x in (latent, velocity, sigma, sigma_next, sigma_max, noise_level)
+    )
+    pull, std, diffusion = TRANSITIONS[kind](sigma, sigma_next, sigma_max, noise_level)
+    euler = latent + velocity * (sigma_next - sigma)
+    noise_hat = latent + (1 - sigma) * velocity
+    return Gaussian(mean=euler + pull * noise_hat, std=std, diffusion=diffusion)
+
+
+def sample(
+    gaussian: Gaussian, noise: Float[Array, "*latent"]
+) -> Float32[Array, "*latent"]:
+    """The next latent, from standard normal noise."""
+    return gaussian.mean + gaussian.std * noise.astype(jnp.float32)
+
+
+def log_prob(
+    kind: str, next_latent: Float[Array, "*latent"], gaussian: Gaussian
+) -> Float32[Array, ""]:
+    """Log-density of `next_latent`, averaged (not summed) over latent dimensions.
+
+    CPS drops the constants and 1 / (2 std^2), as its authors do (arXiv 2509.05952).
+    No gradient flows through `next_latent`. A deterministic step (std = 0) has no
+    density; it gives 0 with zero gradient, hence a ratio of 1.
+    """
+    next_latent = jax.lax.stop_gradient(next_latent.astype(jnp.float32))
+    stochastic = gaussian.std > 0
+    # The inner where keeps the unused branch finite, so that its gradient is 0.
+    std = jnp.where(stochastic, gaussian.std, 1.0)
+    if kind == "cps":
+        density = -jnp.mean((next_latent - gaussian.mean) ** 2)
+    else:
+        square = jnp.mean(((next_latent - gaussian.mean) / std) ** 2)
+        density = -square / 2 - jnp.log(std) - jnp.log(2 * jnp.pi) / 2
+    return jnp.where(stochastic, density, 0.0)
+
+
+def _ode(sigma, sigma_next, sigma_max, noise_level) -> _Coefficients:
+    """The Euler step of the flow."""
+    zero = jnp.zeros_like(sigma)
+    return _Coefficients(zero, zero, zero)
+
+
+def _flow_sde(sigma, sigma_next, sigma_max, noise_level) -> _Coefficients:
+    """sigma_t = noise_level * sqrt(t / (1 - t)) (Flow-GRPO, arXiv 2505.05470)."""
+    remaining = 1 - jnp.where(sigma == 1, sigma_max, sigma)
+    return _sde(sigma, sigma_next, noise_level * jnp.sqrt(sigma / remaining))
+
+
+def _dance(sigma, sigma_next, sigma_max, noise_level) -> _Coefficients:
+    """Constant sigma_t = noise_level (DanceGRPO, arXiv 2505.07818)."""
+    return _sde(sigma, sigma_next, noise_level)
+
+
+def _sde(sigma, sigma_next, diffusion) -> _Coefficients:
+    """Euler-Maruyama step of the SDE with the flow's marginals (Flow-GRPO, eq. 7-8).
+
+    dx = [v + sigma_t^2 / (2 t) * x1_hat] dt + sigma_t dw, for any sigma_t.
+    """
+    dt = sigma_next - sigma
+    pull = diffusion**2 / (2 * sigma) * dt
+    return _Coefficients(pull, diffusion * jnp.sqrt(-dt), diffusion)
+
+
+def _cps(sigma, sigma_next, sigma_max, noise_level) -> _Coefficients:
+    """Coefficients-preserving sampling (arXiv 2509.05952).
+
+    The noise of amount sigma_next is rotated by an angle: a part cos(angle) of it
+    stays the predicted one, a part sin(angle) is fresh. Level 1 renews all of it.
+    """
+    angle = noise_level * (jnp.pi / 2)
+    std = sigma_next * jnp.sin(angle)
+    return _Coefficients(sigma_next * (jnp.cos(angle) - 1), std, std)
+
+
+TRANSITIONS: dict[str, Callable[..., _Coefficients]] = {
+    "ode": _ode,
+    "sde": _flow_sde,
+    "cps": _cps,
+    "dance": _dance,
+}

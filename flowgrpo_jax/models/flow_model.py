@@ -1,0 +1,144 @@
+"""A text-to-image flow model as the rest of the package sees it.
+
+`velocity(variables, latents, sigma, text)` is the only function that sampling and
+learning call. `variables` is a dict of plain pytrees: `transformer`, `text` and, for
+a LoRA policy, `lora`; a role of GRPO (policy, reference, EMA) is such a dict.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jaxtyping import Array, Float, Int
+
+from flowgrpo_jax.models.mmdit import MMDiT, MMDiTConfig
+from flowgrpo_jax.models.text import TextEmbedding
+
+Variables = dict[str, Any]
+Text = TextEmbedding | Int[Array, "prompt token"]
+# A predicted clean sample is turned into a velocity by dividing by sigma; near 0 that
+# would amplify the last errors.
+MIN_SIGMA = 0.05
+
+
+@dataclasses.dataclass(frozen=True)
+class IdentityAutoencoder:
+    """Latents are pixels in [-1, 1]; the interface that a VAE has."""
+
+    def encode(
+        self, images: Float[Array, "sample height width channel"]
+    ) -> Float[Array, "sample height width channel"]:
+        """Images in [0, 1] to latents."""
+        return 2.0 * images - 1.0
+
+    def decode(
+        self, latents: Float[Array, "sample height width channel"]
+    ) -> Float[Array, "sample height width channel"]:
+        """Latents to images in [0, 1]."""
+        return jnp.clip(0.5 * latents + 0.5, 0.0, 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class FlowModel:
+    """Networks and their conventions; the weights are passed in as `variables`."""
+
+    name: str
+    config: MMDiTConfig
+    text_encoder: nn.Module
+    tokenizer: Callable[[Sequence[str]], np.ndarray]
+    autoencoder: IdentityAutoencoder
+    predicts: str = "velocity"  # or "sample": the network gives the clean latent
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of one latent."""
+        return (
+            self.config.sample_size,
+            self.config.sample_size,
+            self.config.in_channels,
+        )
+
+    def velocity(
+        self,
+        variables: Variables,
+        latents: Float[Array, "sample height width channel"],
+        sigma: Float[Array, " sample"],
+        text: Text,
+    ) -> Float[Array, "sample height width channel"]:
+        """Flow velocity (noise minus data) in fp32; `sigma` in [0, 1], 1 is noise.
+
+        With `lora` in `variables` the adapted network answers, else the base. `text`
+        may be token ids: the encoder in `variables` then takes part in the gradient.
+        """
+        if not isinstance(text, TextEmbedding):
+            text = self.encode_text(variables, text)
+        config = self.config
+        collections = {"params": variables["transformer"]}
+        if "lora" in variables:
+            collections["lora"] = variables["lora"]
+        else:
+            config = dataclasses.replace(config, lora_rank=0)
+        out = MMDiT(config).apply(
+            collections, latents, sigma, text.context, text.pooled
+        )
+        out = out.astype(jnp.float32)
+        if self.predicts == "velocity":
+            return out
+        scale = jnp.maximum(sigma, MIN_SIGMA)[:, None, None, None]
+        return (latents - out) / scale
+
+    def encode_text(
+        self, variables: Variables, ids: Int[Array, "prompt token"]
+    ) -> TextEmbedding:
+        """Embed token ids (see `tokenizer`)."""
+        return self.text_encoder.apply({"params": variables["text"]}, ids)
+
+    def init(self, key: Array, lora: bool = False) -> Variables:
+        """Fresh random variables: all of them, or with `lora` the adapter alone."""
+        text_key, key = jax.random.split(key)
+        ids = jnp.asarray(self.tokenizer([""]))
+        text = self.text_encoder.init(text_key, ids)["params"]
+        embedding = self.encode_text({"text": text}, ids)
+        latents = jnp.zeros((1, *self.latent_shape))
+        config = self.config
+        if not lora:
+            config = dataclasses.replace(config, lora_rank=0)
+        collections = MMDiT(config).init(
+            key, latents, jnp.ones(1), embedding.context, embedding.pooled
+        )
+        if lora:
+            return {"lora": collections["lora"]}
+        return {"transformer": collections["params"], "text": text}
+
+
+def guided(
+    velocity: Callable[..., Array], scale: float
+) -> Callable[[Variables, Array, Array, TextEmbedding, TextEmbedding], Array]:
+    """Classifier-free guidance as one doubled batch: v_0 + scale * (v_text - v_0).
+
+    The result takes the text of every sample and the embedding of the empty prompt
+    (one row). At scale 1 the second half is left out.
+    """
+
+    def guided_velocity(variables, latents, sigma, text, empty):
+        if scale == 1.0:
+            return velocity(variables, latents, sigma, text)
+        samples = latents.shape[0]
+        both = jax.tree.map(
+            lambda given, none: jnp.concatenate(
+                [given, jnp.broadcast_to(none, given.shape)]
+            ),
+            text,
+            empty,
+        )
+        doubled = velocity(
+            variables, jnp.tile(latents, (2, 1, 1, 1)), jnp.tile(sigma, 2), both
+        )
+        with_text, without = doubled[:samples], doubled[samples:]
+        return without + scale * (with_text - without)
+
+    return guided_velocity

@@ -1,0 +1,1 @@
+"""Images and metadata to scores; detectors."""

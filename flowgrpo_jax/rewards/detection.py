@@ -1,0 +1,34 @@
+"""What a detector sees in an image; rewards read only this."""
+
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+# Values in [0, 1]; a JAX array may stay on its device until a detector needs it.
+Images = Float[Array | np.ndarray, "image height width 3"]
+
+
+@dataclass(frozen=True)
+class Detection:
+    """One object: its class, confidence in [0, 1], box in pixels, and colour.
+
+    The box is (x0, y0, x1, y1) with y downwards. The colour is a word of the
+    prompts' vocabulary, or None where the detector names none.
+    """
+
+    class_name: str
+    score: float
+    box: tuple[float, float, float, float]
+    color: str | None = None
+    mask: Bool[np.ndarray, "height width"] | None = field(
+        default=None, compare=False, repr=False
+    )
+
+
+@runtime_checkable
+class Detector(Protocol):
+    """Finds the objects of a batch of images, a list for each image."""
+
+    def __call__(self, images: Images) -> list[list[Detection]]: ...

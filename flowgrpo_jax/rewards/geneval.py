@@ -1,0 +1,234 @@
+"""GenEval's scores from detections: official accuracy and Flow-GRPO's reward.
+
+Works with any vocabulary: the record of a prompt says what was asked for, the
+detections say what is there (arXiv 2310.11513; arXiv 2505.05470, appendix).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from flowgrpo_jax.data.prompts import Prompt
+from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.rewards.detection import Detection, Detector, Images
+
+Record = Mapping[str, Any]
+Objects = Mapping[str, Sequence[Detection]]
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The benchmark's constants: which detections count, and when A is left of B.
+
+    A detection counts above `threshold` (`counting_threshold` for counting prompts).
+    `position` is the part of both objects' sizes that an offset must exceed.
+    """
+
+    threshold: float = 0.3
+    counting_threshold: float = 0.9
+    max_objects: int = 16
+    position: float = 0.1
+
+
+BENCHMARK = Rules()
+
+
+def detected(
+    record: Record, detections: Sequence[Detection], rules: Rules = BENCHMARK
+) -> dict[str, list[Detection]]:
+    """The detections that count, by class, the most confident first."""
+    counting = record["tag"] == "counting"
+    threshold = rules.counting_threshold if counting else rules.threshold
+    objects: dict[str, list[Detection]] = {}
+    for found in sorted(detections, key=lambda found: -found.score):
+        same_class = objects.setdefault(found.class_name, [])
+        if found.score > threshold and len(same_class) < rules.max_objects:
+            same_class.append(found)
+    return objects
+
+
+def relations(a: Detection, b: Detection, rules: Rules = BENCHMARK) -> set[str]:
+    """Where `a` stands with respect to `b`; none, one or two relations."""
+    corners = np.array([a.box, b.box], dtype=np.float64).reshape(2, 2, 2)
+    offset = corners[0].mean(axis=0) - corners[1].mean(axis=0)
+    sizes = np.abs(corners[:, 1] - corners[:, 0]).sum(axis=0)
+    beyond = np.maximum(np.abs(offset) - rules.position * sizes, 0) * np.sign(offset)
+    if np.all(np.abs(beyond) < 1e-3):
+        return set()
+    dx, dy = beyond / np.linalg.norm(offset)
+    holds = {
+        "left of": dx < -0.5,
+        "right of": dx > 0.5,
+        "above": dy < -0.5,
+        "below": dy > 0.5,
+    }
+    return {relation for relation, true in holds.items() if true}
+
+
+def official_score(
+    record: Record, detections: Sequence[Detection], rules: Rules = BENCHMARK
+) -> float:
+    """1 if the image passes the benchmark's check, else 0.
+
+    A clause looks at the `count` most confident objects of its class; objects beyond
+    them fail only where the record excludes them (counting).
+    """
+    objects = detected(record, detections, rules)
+    groups: list[Sequence[Detection] | None] = []
+    for clause in record["include"]:
+        found = objects.get(clause["class"], [])[: clause["count"]]
+        matched = (
+            len(found) == clause["count"]
+            and _color_count(clause, found) == clause["count"]
+            and _in_position(clause, found, groups, rules)
+        )
+        groups.append(found if matched else None)
+    excluded = any(
+        len(objects.get(clause["class"], [])) >= clause["count"]
+        for clause in record.get("exclude", [])
+    )
+    return float(None not in groups and not excluded)
+
+
+def continuous_score(
+    record: Record,
+    detections: Sequence[Detection],
+    failed_position_scores: bool = False,
+    rules: Rules = BENCHMARK,
+) -> tuple[float, float]:
+    """(score, strict): Flow-GRPO's graded reward, and 1 if all of it is right.
+
+    Each clause gives a mark for its count, 1 - |wanted - found| / wanted over all
+    that is found (so it can be negative), and one for its colour and position; the
+    score is the mean mark. `failed_position_scores` reproduces the reference server,
+    which gives a failed position the marks 0 *and* 1: .75 in place of .667.
+    """
+    objects = detected(record, detections, rules)
+    groups: list[Sequence[Detection] | None] = []
+    marks: list[float] = []
+    for clause in record["include"]:
+        found, wanted = objects.get(clause["class"], []), clause["count"]
+        marks.append(1 - abs(wanted - len(found)) / wanted)
+        matched = len(found) == wanted
+        if not matched and ("color" in clause or "position" in clause):
+            marks.append(0.0)
+        if matched and "color" in clause:
+            colored = _color_count(clause, found)
+            marks.append(1 - abs(wanted - colored) / wanted)
+            matched = colored == wanted
+        if matched and "position" in clause:
+            matched = _in_position(clause, found, groups, rules)
+            marks.append(float(matched))
+            has_target = groups[clause["position"][1]] is not None
+            if failed_position_scores and has_target and not matched:
+                marks.append(1.0)
+        groups.append(found if matched else None)
+    return sum(marks) / len(marks), float(None not in groups)
+
+
+def by_task(
+    prompts: Sequence[Prompt], values: Float[np.ndarray, "sample"]
+) -> dict[str, float]:
+    """The mean value of each task that occurs among the prompts."""
+    tags = np.array([prompt.metadata["tag"] for prompt in prompts])
+    return {str(tag): float(values[tags == tag].mean()) for tag in dict.fromkeys(tags)}
+
+
+def overall(accuracy: Mapping[str, float]) -> float:
+    """GenEval's overall score: the unweighted mean over the tasks."""
+    return sum(accuracy.values()) / len(accuracy)
+
+
+class GenEval:
+    """The reward "geneval": the continuous score, with its accuracies beside it.
+
+    `extra_object_penalty` p divides a positive score by 1 + p * (objects beyond the
+    number requested); without it, extra objects are free outside counting and a
+    policy learns to fill the image.
+    """
+
+    def __init__(
+        self,
+        detector: Detector,
+        extra_object_penalty: float = 0.0,
+        failed_position_scores: bool = False,
+        rules: Rules = BENCHMARK,
+    ):
+        if extra_object_penalty < 0:
+            raise UserError(
+                f"reward: geneval: extra_object_penalty {extra_object_penalty}:"
+                " must not be negative"
+            )
+        self.detector = detector
+        self.extra_object_penalty = extra_object_penalty
+        self.failed_position_scores = failed_position_scores
+        self.rules = rules
+
+    def __call__(
+        self, images: Images, prompts: Sequence[Prompt]
+    ) -> dict[str, Float[np.ndarray, "image"]]:
+        """Scores each image against its prompt.
+
+        "geneval" continuous, "accuracy" official, "strict_accuracy" right to the
+        last clause, "objects" how many are detected, "exact_count" whether that is
+        the number requested. Raises UserError for a prompt without a record.
+        """
+        for prompt in prompts:
+            if not {"tag", "include"} <= set(prompt.metadata):
+                raise UserError(
+                    f"reward: geneval: prompt {prompt.text!r} has no GenEval record"
+                    ' ("tag" and "include"): use GenEval prompts'
+                )
+        found = self.detector(images)
+        rows = [
+            self._score(prompt.metadata, detections)
+            for prompt, detections in zip(prompts, found, strict=True)
+        ]
+        return {
+            name: np.array([row[name] for row in rows], dtype=np.float32)
+            for name in rows[0]
+        }
+
+    def _score(
+        self, record: Record, detections: Sequence[Detection]
+    ) -> dict[str, float]:
+        score, strict = continuous_score(
+            record, detections, self.failed_position_scores, self.rules
+        )
+        objects = sum(map(len, detected(record, detections, self.rules).values()))
+        requested = sum(clause["count"] for clause in record["include"])
+        if score > 0:
+            score /= 1 + self.extra_object_penalty * max(objects - requested, 0)
+        return {
+            "geneval": score,
+            "accuracy": official_score(record, detections, self.rules),
+            "strict_accuracy": strict,
+            "objects": float(objects),
+            "exact_count": float(objects == requested),
+        }
+
+
+def _color_count(clause: Mapping[str, Any], found: Sequence[Detection]) -> int:
+    """How many have the clause's colour (all of them if it asks for none)."""
+    if "color" not in clause:
+        return len(found)
+    return sum(one.color == clause["color"] for one in found)
+
+
+def _in_position(
+    clause: Mapping[str, Any],
+    found: Sequence[Detection],
+    groups: Sequence[Sequence[Detection] | None],
+    rules: Rules,
+) -> bool:
+    """Whether every found object stands as asked to every object of its target."""
+    if "position" not in clause:
+        return True
+    relation, target = clause["position"]
+    targets = groups[target]
+    return targets is not None and all(
+        relation in relations(one, other, rules) for one in found for other in targets
+    )

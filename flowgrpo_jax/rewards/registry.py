@@ -1,0 +1,70 @@
+"""Rewards by name, and the weighted sum of several."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from flowgrpo_jax.data.prompts import Prompt
+from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.rewards.detection import Detector, Images
+from flowgrpo_jax.rewards.geneval import GenEval
+
+# (images, prompts) -> measurements, one number per image each; the one under the
+# reward's own name is the reward, the others are only reported.
+Reward = Callable[[Images, Sequence[Prompt]], dict[str, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the caller provides: a detector, and keyword options per reward."""
+
+    detector: Detector | None = None
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+def _geneval(context: Context, **options: Any) -> Reward:
+    if context.detector is None:
+        raise UserError("reward: geneval: needs a detector, and this model has none")
+    return GenEval(context.detector, **options)
+
+
+REWARDS: dict[str, Callable[..., Reward]] = {"geneval": _geneval}
+
+
+def make(name: str, context: Context = Context()) -> Reward:
+    """The reward of that name. Raises UserError for an unknown name or option."""
+    if name not in REWARDS:
+        raise UserError(f"reward: {name}: must be one of {', '.join(REWARDS)}")
+    options = context.options.get(name, {})
+    try:
+        return REWARDS[name](context, **options)
+    except TypeError as error:
+        raise UserError(f"reward: {name}: options {dict(options)}: {error}") from error
+
+
+def combine(weights: Mapping[str, float | int], context: Context = Context()) -> Reward:
+    """All measurements of the weighted rewards and "avg", their weighted sum.
+
+    Raises UserError for no rewards, an unknown one, or a weight that is no number.
+    """
+    if not weights:
+        raise UserError(f"reward: {{}}: give a weight to one of {', '.join(REWARDS)}")
+    for name, weight in weights.items():
+        if not math.isfinite(weight):
+            raise UserError(f"reward: {name}: weight {weight}: must be finite")
+    rewards = {name: make(name, context) for name in weights}
+
+    def combined(images: Images, prompts: Sequence[Prompt]) -> dict[str, np.ndarray]:
+        results: dict[str, np.ndarray] = {}
+        for name, reward in rewards.items():
+            measured = reward(images, prompts)
+            if clash := set(measured) & {*results, "avg"}:
+                raise ValueError(f"reward {name} measures {clash} a second time")
+            results.update(measured)
+        avg = sum(weight * results[name] for name, weight in weights.items())
+        return {**results, "avg": np.asarray(avg, dtype=np.float32)}
+
+    return combined

@@ -1,0 +1,1 @@
+"""Learning: advantage, likelihood, objective, regularizer, update."""

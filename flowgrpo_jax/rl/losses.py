@@ -1,0 +1,111 @@
+"""What one microbatch costs: a likelihood, an objective and a regularizer composed.
+
+A loss takes (variables, reference variables, text, elements) of one microbatch and
+returns per-slot losses and measurements; masking and averaging belong to the update.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float
+
+from flowgrpo_jax.flow import rollout
+from flowgrpo_jax.flow.schedule import shift_sigma
+from flowgrpo_jax.rl import likelihood, objective, regularizer
+
+Loss = Callable[..., tuple[Float[Array, " slot"], dict[str, Array]]]
+
+
+@struct.dataclass
+class TransitionElements:
+    """Stored SDE steps with their advantage; leaves [slot, ...] inside a loss."""
+
+    transitions: rollout.Transitions
+    advantage: Float[Array, "*lead"]
+
+
+@struct.dataclass
+class SampleElements:
+    """Clean latents for forward-process objectives."""
+
+    clean: Float[Array, "*lead height width channel"]
+    noise_key: Array
+
+
+def clipped_policy_loss(
+    sampler: rollout.Sampler,
+    *,
+    clip_range: float,
+    adv_clip_max: float,
+    beta: float,
+    kl_form: str,
+) -> Loss:
+    """Flow-GRPO (arXiv 2505.05470, eq. 3-5): clipped ratios plus beta * KL."""
+
+    def loss(variables, reference, text, elements: TransitionElements):
+        stored = elements.transitions
+        sigma = jnp.asarray(sampler.sigmas, jnp.float32)[stored.step]
+        velocity = sampler.velocity(variables, stored.latent, sigma, *text)
+        always = jnp.ones_like(stored.log_prob)  # only stochastic steps are stored
+        gaussian = rollout.gaussians(
+            sampler, stored.latent, velocity, stored.step, always
+        )
+        log_prob = rollout.log_probs(sampler, stored.next_latent, gaussian)
+        log_ratio = likelihood.log_ratio(log_prob, stored.log_prob)
+        policy, info = objective.clipped_surrogate(
+            log_ratio, elements.advantage, clip_range, clip_range, adv_clip_max
+        )
+        info = info | {"policy_loss": policy, "ratio_gap": jnp.abs(log_ratio)}
+        if beta == 0.0:
+            return policy, info
+        fixed = jax.lax.stop_gradient(
+            sampler.velocity(reference, stored.latent, sigma, *text)
+        )
+        if kl_form == "velocity":
+            kl = jax.vmap(regularizer.kl_on_velocities)(velocity, fixed)
+        else:
+            there = rollout.gaussians(
+                sampler, stored.latent, fixed, stored.step, always
+            )
+            kl = jax.vmap(
+                lambda mean, other, g: regularizer.kl_on_means(kl_form, mean, other, g)
+            )(gaussian.mean, there.mean, gaussian)
+        return policy + beta * kl, info | {"kl_loss": kl}
+
+    return loss
+
+
+def flow_matching_loss(
+    velocity: Callable, *, shift: float, uniform_share: float = 0.1
+) -> Loss:
+    """Rectified-flow regression on clean latents, as base models are pretrained.
+
+    Sigma is logit-normal (Esser et al. 2024), shifted to higher noise like the
+    sampling schedule, with a share of uniform draws so that no sigma is left out.
+    """
+
+    def loss(variables, reference, text, elements: SampleElements):
+        del reference
+        clean = elements.clean
+
+        def draw(key):
+            keys = jax.random.split(key, 4)
+            sigma = jax.nn.sigmoid(jax.random.normal(keys[0]))
+            sigma = shift_sigma(sigma, shift)
+            flat = jax.random.uniform(keys[1])
+            sigma = jnp.where(
+                jax.random.uniform(keys[2]) < uniform_share, flat, sigma
+            )
+            return sigma, jax.random.normal(keys[3], clean.shape[1:])
+
+        sigma, noise = jax.vmap(draw)(elements.noise_key)
+        level = sigma[:, None, None, None]
+        noisy = (1 - level) * clean + level * noise
+        error = objective.flow_matching(
+            velocity(variables, noisy, sigma, *text), clean, noise
+        )
+        return error, {"flow_matching_loss": error}
+
+    return loss

@@ -1,0 +1,1 @@
+"""Mesh, checkpoint, metrics, report: knows pytrees, not algorithms."""

@@ -1,0 +1,236 @@
+"""Line charts as inline SVG: no scripts, colours from the page's CSS variables."""
+
+import html
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import SupportsFloat
+
+_WIDTH, _HEIGHT = 440, 220
+_RIGHT, _TOP, _BOTTOM = 12, 10, 34
+_DIGIT = 6.5  # width of a character of an axis
+_MOST_POINTS = 240
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line of a chart.
+
+    Attributes:
+      name: for the legend and the tooltips.
+      points: (x, y), x rising; y that is not finite is left out.
+      colour: 1 or 2, the page's first and second colour.
+      noisy: draw a running mean and the raw values faintly behind it.
+    """
+
+    name: str
+    points: Sequence[tuple[SupportsFloat, SupportsFloat]] = field(repr=False)
+    colour: int = 1
+    noisy: bool = False
+
+
+def chart(
+    title: str,
+    series: Sequence[Series],
+    x_label: str = "iteration",
+    percent: bool = False,
+    note: str = "",
+) -> str:
+    """A figure of HTML: title, first and last value, legend, SVG; "" without points."""
+    shown = [line for line in map(_Line.of, series) if line.xs]
+    if not shown:
+        return ""
+    x_range = _x_range(shown)
+    ticks = _ticks(*_y_range(shown, percent))
+    step = (ticks[1] - ticks[0]) / 10
+    legend = "".join(
+        f'<span class="key"><i class="{one.css}"></i>{html.escape(one.name)} '
+        f"<b>{_ends(one, step, percent)}</b></span>"
+        for one in shown
+    )
+    labels = [_label(tick, ticks[1] - ticks[0], percent) for tick in ticks]
+    left = 14 + _DIGIT * max(len(label) for label in labels)
+    frame = _Frame(left, x_range, (ticks[0], ticks[-1]))
+    body = _grid(frame, dict(zip(ticks, labels, strict=True)), x_label)
+    body += "".join(_draw(one, frame, percent) for one in shown)
+    note = f'<p class="note">{html.escape(note)}</p>' if note else ""
+    return (
+        f'<figure class="chart"><figcaption><h3>{html.escape(title)}</h3>{note}'
+        f'<div class="legend">{legend}</div></figcaption>'
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
+        f'aria-label="{html.escape(title)}">{body}</svg></figure>'
+    )
+
+
+def number(value: float, percent: bool = False) -> str:
+    """Three digits that matter, or a percentage with one decimal."""
+    if not math.isfinite(value):
+        return str(value)
+    if percent:
+        return f"{100 * value:.1f}%"
+    if value == 0 or 1e-3 <= abs(value) < 1e5:
+        return f"{value:.3g}" if abs(value) < 100 else f"{value:,.0f}"
+    return _exponent(value)
+
+
+def _exponent(value: float) -> str:
+    mantissa, exponent = f"{value:.1e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
+
+
+def _label(value: float, step: float, percent: bool) -> str:
+    """A value with the decimals that a distance of `step` needs."""
+    if percent:
+        return f"{100 * value:.{_decimals(100 * step)}f}%"
+    if value == 0:
+        return "0"
+    if _decimals(step) > 3 and abs(value) < 0.1 or abs(value) >= 1e5:
+        return _exponent(value)
+    return f"{value:.{_decimals(step)}f}"
+
+
+def _decimals(step: float) -> int:
+    """Enough of them to tell multiples of `step` apart: 1 for 0.5, 2 for 0.25."""
+    text = f"{step:.1e}"
+    return max(0, -int(text[4:]) + (text[2] != "0"))
+
+
+@dataclass(frozen=True)
+class _Line:
+    """A series as floats, without the points that cannot be drawn."""
+
+    name: str
+    css: str
+    noisy: bool
+    xs: list[float]
+    ys: list[float]
+
+    @classmethod
+    def of(cls, series: Series) -> "_Line":
+        pairs = [(float(x), float(y)) for x, y in series.points]
+        finite = [(x, y) for x, y in pairs if math.isfinite(y)]
+        xs, ys = [x for x, _ in finite], [y for _, y in finite]
+        return cls(series.name, f"c{series.colour}", series.noisy, xs, ys)
+
+
+def _ends(line: _Line, step: float, percent: bool) -> str:
+    """First to last value; of noisy series the ends of the running mean."""
+    values = _smooth(line.ys) if line.noisy else line.ys
+    if percent:
+        first, last = number(values[0], percent), number(values[-1], percent)
+    else:
+        first, last = _label(values[0], step, False), _label(values[-1], step, False)
+    return first if len(values) == 1 else f"{first} → {last}"
+
+
+def _x_range(lines: Sequence[_Line]) -> tuple[float, float]:
+    xs = [x for line in lines for x in line.xs]
+    return (min(xs), max(xs)) if max(xs) > min(xs) else (min(xs), min(xs) + 1)
+
+
+def _y_range(lines: Sequence[_Line], percent: bool) -> tuple[float, float]:
+    ys = [y for line in lines for y in line.ys]
+    low, high = min(ys), max(ys)
+    pad = 0.05 * (high - low) or max(abs(high) * 0.1, 1e-3)
+    # a pad never carries an axis below zero or above 100% when no value is there
+    bottom = max(low - pad, 0.0) if low >= 0 else low - pad
+    top = min(high + pad, 1.0) if percent and high <= 1 else high + pad
+    return bottom, top
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """About five round numbers; the first is at or below `low`, the last above."""
+    raw = (high - low) / 4
+    size = 10.0 ** math.floor(math.log10(raw))
+    step = next(m * size for m in (1, 2, 2.5, 5, 10) if m * size >= raw * 0.999)
+    first, last = math.floor(low / step + 1e-6), math.ceil(high / step - 1e-6)
+    return [round(index * step, 12) for index in range(first, last + 1)]
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """From values to pixels; `left` is where the axes cross."""
+
+    left: float
+    x_range: tuple[float, float]
+    y_range: tuple[float, float]
+
+    def x(self, value: float) -> float:
+        low, high = self.x_range
+        width = _WIDTH - _RIGHT - self.left
+        return round(self.left + (value - low) / (high - low) * width, 1)
+
+    def y(self, value: float) -> float:
+        low, high = self.y_range
+        height = _HEIGHT - _BOTTOM - _TOP
+        return round(_TOP + (high - value) / (high - low) * height, 1)
+
+
+def _grid(frame: _Frame, labels: dict[float, str], x_label: str) -> str:
+    parts = []
+    for tick, label in labels.items():
+        y = frame.y(tick)
+        parts.append(
+            f'<line class="grid" x1="{frame.left}" x2="{_WIDTH - _RIGHT}" '
+            f'y1="{y}" y2="{y}"/>'
+            f'<text x="{frame.left - 7}" y="{y + 4}" text-anchor="end">{label}</text>'
+        )
+    low, high = frame.x_range
+    for tick in _ticks(low, high):
+        if low <= tick <= high:
+            parts.append(
+                f'<text x="{frame.x(tick)}" y="{_HEIGHT - _BOTTOM + 16}" '
+                f'text-anchor="middle">{tick:g}</text>'
+            )
+    parts.append(
+        f'<text x="{(frame.left + _WIDTH - _RIGHT) / 2}" y="{_HEIGHT - 3}" '
+        f'text-anchor="middle">{html.escape(x_label)}</text>'
+    )
+    return "".join(parts)
+
+
+def _draw(line: _Line, frame: _Frame, percent: bool) -> str:
+    if line.noisy:
+        raw, smooth = _thin(line.xs, line.ys), _thin(line.xs, _smooth(line.ys))
+        return _path(*raw, frame, f"raw {line.css}") + _path(
+            *smooth, frame, f"line {line.css}"
+        )
+    dots = "".join(
+        f'<circle class="{line.css}" cx="{frame.x(x)}" cy="{frame.y(y)}" r="2.8">'
+        f"<title>{html.escape(line.name)} at {x:g}: {number(y, percent)}</title>"
+        "</circle>"
+        for x, y in zip(line.xs, line.ys, strict=True)
+    )
+    return _path(line.xs, line.ys, frame, f"line {line.css}") + dots
+
+
+def _path(xs: Sequence[float], ys: Sequence[float], frame: _Frame, css: str) -> str:
+    points = " ".join(f"{frame.x(x)},{frame.y(y)}" for x, y in zip(xs, ys, strict=True))
+    return f'<polyline class="{css}" points="{points}"/>'
+
+
+def _smooth(values: Sequence[float]) -> list[float]:
+    """Mean over a centred window of about a fifteenth of the run."""
+    half = len(values) // 30
+    sums = [0.0]
+    for value in values:
+        sums.append(sums[-1] + value)
+    means = []
+    for index in range(len(values)):
+        low, high = max(0, index - half), min(len(values), index + half + 1)
+        means.append((sums[high] - sums[low]) / (high - low))
+    return means
+
+
+def _thin(xs: Sequence[float], ys: Sequence[float]) -> tuple[list[float], list[float]]:
+    """Means of neighbours, so that a long run still makes a small page."""
+    size = -(-len(xs) // _MOST_POINTS)
+    starts = range(0, len(xs), size)
+
+    def mean(values: Sequence[float]) -> float:
+        return sum(values) / len(values)
+
+    return (
+        [mean(xs[start : start + size]) for start in starts],
+        [mean(ys[start : start + size]) for start in starts],
+    )

@@ -1,0 +1,251 @@
+"""Checkpoints: any pytree of arrays, saved while training goes on.
+
+Orbax writes `<directory>/<step>/state` under a temporary name and renames it when
+all is on disk: a killed or failed save leaves the earlier steps as they were.
+Just before that rename `checksums.json` is added, since the array files themselves
+carry no checksum and a damaged one would be restored as wrong numbers.
+
+The step is the number of finished iterations. Flush the metrics first, then save:
+every row below `step` is then on disk whenever checkpoint `step` exists.
+"""
+
+import json
+import logging
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from flowgrpo_jax.errors import UserError
+
+PyTree = Any
+Result = TypeVar("Result")
+
+_ITEM = "state"
+_CHECKSUMS = "checksums.json"
+_BLOCK = 1 << 22
+
+
+class Checkpointer:
+    """The checkpoints of one run; the last `keep` of them stay on disk.
+
+    `read_only=True` opens a run that may still be training: nothing is created,
+    saved or cleaned up.
+    """
+
+    def __init__(self, directory: str | Path, keep: int = 2, read_only: bool = False):
+        if keep < 1:
+            raise UserError(f"checkpoint.keep: {keep}: at least 1")
+        self.directory = Path(directory).absolute()
+        if read_only and not self.directory.is_dir():
+            raise UserError(f"checkpoint: {self.directory}: no such folder")
+        logging.getLogger("absl").addFilter(_hide_orbax)
+        self._saving: int | None = None
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=ocp.checkpoint_managers.LatestN(keep),
+            # what a killed save left behind
+            cleanup_tmp_directories=not read_only,
+            create=not read_only,
+            read_only=read_only,
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
+        )
+        self._manager = self._writing(
+            lambda: ocp.CheckpointManager(
+                self.directory, options=options, item_names=(_ITEM,)
+            )
+        )
+
+    def save(self, step: int, state: PyTree) -> None:
+        """Starts saving `state`; returns once it is copied and may be donated.
+
+        Leaves: jax arrays (typed PRNG keys too), numpy arrays, python numbers; none
+        of size zero. A step that is there already is left alone. What went wrong in
+        the background (a full disk) raises here, in `wait` or in `close`.
+        """
+        self.wait()
+        if step in self.steps():
+            return
+        self._saving = step
+        args = ocp.args.PyTreeSave(jax.tree.map(_storable, state))
+        self._writing(
+            lambda: self._manager.save(
+                step, args=ocp.args.Composite(**{_ITEM: args}), force=True
+            )
+        )
+
+    def steps(self) -> list[int]:
+        """All finished checkpoints, oldest first."""
+        steps = sorted(self._manager.all_steps())  # the one in flight counts there
+        return [step for step in steps if (self.directory / str(step)).is_dir()]
+
+    def latest(self) -> int | None:
+        """The newest finished checkpoint, None when there is none."""
+        return max(self.steps(), default=None)
+
+    def restore(
+        self, state_like: PyTree, step: int | None = None, partial: bool = False
+    ) -> PyTree:
+        """The saved state, with the types and shardings of `state_like`.
+
+        `state_like` holds arrays or `jax.ShapeDtypeStruct`s, whose sharding may differ
+        from the one that was saved. `partial=True` reads only the leaves named in it.
+        A damaged checkpoint raises: which earlier one to fall back to is for the
+        user to say.
+        """
+        self.wait()
+        step = self._existing(step)
+        folder = self.directory / str(step)
+        self._verify(folder, step)
+        target = jax.tree.map(_abstract, state_like)
+        args = ocp.args.PyTreeRestore(
+            item=target,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(target),
+            partial_restore=partial,
+        )
+        try:
+            restored = self._manager.restore(
+                step, args=ocp.args.Composite(**{_ITEM: args})
+            )[_ITEM]
+        except Exception as error:  # orbax raises bare Exceptions too
+            raise self._unreadable(folder, step, _first_line(error)) from error
+        pairs = zip(jax.tree.leaves(target), jax.tree.leaves(restored), strict=True)
+        for like, leaf in pairs:
+            if like.shape != leaf.shape:
+                reason = f"an array of shape {leaf.shape} where {like.shape} is wanted"
+                raise self._unreadable(folder, step, reason)
+        return jax.tree.map(_as_like, state_like, restored)
+
+    def wait(self) -> None:
+        """Blocks until the save in flight is on disk."""
+        self._writing(self._manager.wait_until_finished)
+        self._saving = None
+
+    def close(self) -> None:
+        """Finishes the save in flight and releases orbax's threads."""
+        self._writing(self._manager.close)
+
+    def __enter__(self) -> "Checkpointer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _existing(self, step: int | None) -> int:
+        steps = self.steps()
+        if not steps:
+            raise UserError(f"checkpoint: {self.directory}: holds no checkpoint")
+        if step is None:
+            return steps[-1]
+        if step not in steps:
+            raise UserError(f"checkpoint: step {step}: {self.directory} has {steps}")
+        return step
+
+    def _writing(self, call: Callable[[], Result]) -> Result:
+        """Runs `call`; failures of the file system become a line for the user."""
+        try:
+            return call()
+        except (OSError, ValueError) as error:
+            reason = _disk_failure(error)
+            if reason is None:
+                raise
+            raise UserError(
+                f"checkpoint: {self.directory}: {reason}: "
+                "the earlier checkpoints are intact; free some space or make the "
+                "folder writable, then start the same command again"
+            ) from error
+
+    def _seal(self) -> None:
+        """Adds sizes and CRC-32 of all files to the still temporary step folder."""
+        if jax.process_index() != 0:
+            return
+        (folder,) = self.directory.glob(f"{self._saving}.orbax-checkpoint-tmp*")
+        files = (path for path in sorted(folder.glob(f"{_ITEM}*/**/*")))
+        sums = {
+            # the item still has its temporary name: `state` is what it becomes
+            "/".join((_ITEM, *path.relative_to(folder).parts[1:])): [
+                path.stat().st_size,
+                _crc32(path),
+            ]
+            for path in files
+            if path.is_file()
+        }
+        (folder / _CHECKSUMS).write_text(json.dumps(sums, indent=0))
+
+    def _verify(self, folder: Path, step: int) -> None:
+        try:
+            sums = json.loads((folder / _CHECKSUMS).read_text())
+            for name, (size, crc) in sums.items():
+                path = folder / name
+                if path.stat().st_size != size:
+                    raise ValueError(f"{name} has the wrong size")
+                if _crc32(path) != crc:
+                    raise ValueError(f"{name} has the wrong checksum")
+        except FileNotFoundError as error:
+            missing = Path(error.filename).relative_to(folder)
+            raise self._unreadable(folder, step, f"{missing} is missing") from error
+        except (OSError, ValueError) as error:
+            raise self._unreadable(folder, step, _first_line(error)) from error
+
+    def _unreadable(self, folder: Path, step: int, reason: str) -> UserError:
+        earlier = [other for other in self.steps() if other < step]
+        remedy = (
+            f"delete this folder to fall back to step {earlier[-1]}"
+            if earlier
+            else "delete this folder to start from the beginning"
+        )
+        return UserError(
+            f"checkpoint: {folder}: cannot be restored ({reason}): {remedy}"
+        )
+
+
+def _hide_orbax(record: logging.LogRecord) -> bool:
+    """A log filter: every orbax failure reaches the caller as an exception."""
+    return "orbax" not in Path(record.pathname).parts
+
+
+def _storable(leaf: Any) -> jax.Array | np.ndarray:
+    """An array orbax may read later: numpy is copied, as the caller may change it."""
+    if isinstance(leaf, jax.Array):
+        return leaf
+    array = np.array(leaf)
+    if array.dtype.kind in "OUS":
+        raise TypeError(f"not an array or a number: {leaf!r}")
+    return array
+
+
+def _abstract(leaf: Any) -> jax.ShapeDtypeStruct | np.ndarray:
+    if isinstance(leaf, (jax.Array, jax.ShapeDtypeStruct)):
+        sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+    return np.asarray(leaf)
+
+
+def _as_like(like: Any, leaf: Any) -> Any:
+    """Python numbers come back as python numbers."""
+    return type(like)(leaf) if isinstance(like, (bool, int, float)) else leaf
+
+
+def _crc32(path: Path) -> int:
+    value = 0
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            value = zlib.crc32(block, value)
+    return value
+
+
+def _disk_failure(error: Exception) -> str | None:
+    """What the file system said, None for any other error."""
+    text = str(error)
+    if "RESOURCE_EXHAUSTED" in text or "No space left" in text:
+        return "disk full"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return _first_line(error) if "os_error_code" in text else None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

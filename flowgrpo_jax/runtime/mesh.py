@@ -1,0 +1,110 @@
+"""Device mesh, sharding rules as data, and the microbatch loop's place in them.
+
+Two axes: `data` and `fsdp`. Both split the microbatches; `fsdp` also splits the
+parameters. The shape of a microbatch never depends on the mesh: more devices loop
+over fewer of them, so results are the same on any number of devices.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from flowgrpo_jax.errors import UserError
+
+AXES = ("data", "fsdp")
+Rules = Sequence[tuple[str, tuple[str | None, ...]]]
+
+
+def make_mesh(shape: Mapping[str, int]) -> Mesh:
+    """Mesh over all devices; one axis may be -1, "the rest". UserError if it misfits."""
+    unknown = set(shape) - set(AXES)
+    if unknown:
+        raise UserError(f"mesh: {sorted(unknown)[0]}: the axes are {', '.join(AXES)}")
+    sizes = [int(shape.get(axis, 1)) for axis in AXES]
+    count = jax.device_count()
+    if sizes.count(-1) == 1:
+        sizes[sizes.index(-1)] = max(1, count // abs(int(np.prod(sizes))))
+    if min(sizes) < 1 or np.prod(sizes) > count:
+        raise UserError(
+            f"mesh: {dict(shape)}: needs positive sizes whose product is at most the "
+            f"{count} devices here (one axis may be -1)"
+        )
+    devices = np.array(jax.devices()[: np.prod(sizes)]).reshape(sizes)
+    return Mesh(devices, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def specs(tree: Any, rules: Rules, mesh: Mesh) -> Any:
+    """PartitionSpec of every leaf: the first rule whose pattern occurs in its path.
+
+    A rule names an axis (or None) per dimension, aligned to the last dimension, since
+    scanned layers add a leading one. A dimension that the axis does not divide stays
+    whole; a leaf without a rule is replicated.
+    """
+
+    def spec(path, leaf) -> PartitionSpec:
+        name = "/".join(str(getattr(key, "key", key)) for key in path)
+        for pattern, axes in rules:
+            if re.search(pattern, name) and leaf.ndim >= len(axes):
+                padded = (None,) * (leaf.ndim - len(axes)) + tuple(axes)
+                return PartitionSpec(
+                    *(
+                        axis if axis and size % mesh.shape[axis] == 0 else None
+                        for axis, size in zip(padded, leaf.shape, strict=True)
+                    )
+                )
+        return PartitionSpec()
+
+    return jax.tree_util.tree_map_with_path(spec, tree)
+
+
+def place(tree: Any, spec: Any, mesh: Mesh) -> Any:
+    """Put host arrays on the mesh; `spec` is one PartitionSpec or a tree of them."""
+    if isinstance(spec, PartitionSpec):
+        return jax.device_put(tree, NamedSharding(mesh, spec))
+    shardings = jax.tree.map(
+        lambda s: NamedSharding(mesh, s),
+        spec,
+        is_leaf=lambda s: isinstance(s, PartitionSpec),
+    )
+    return jax.device_put(tree, shardings)
+
+
+def random_key(mesh: Mesh, seed: int, *counters: int) -> jax.Array:
+    """The key of (seed, counters), on every device of the mesh."""
+    with jax.transfer_guard("allow"):  # integers, from the host by their nature
+        key = jax.random.key(seed)
+        for counter in counters:
+            key = jax.random.fold_in(key, counter)
+        return place(key, PartitionSpec(), mesh)
+
+
+def gather(tree: Any, spec: Any) -> Any:
+    """Whole parameters from their shards, inside shard_map."""
+
+    def whole(leaf, leaf_spec):
+        for dimension, axis in enumerate(leaf_spec):
+            if axis is not None:
+                leaf = jax.lax.all_gather(leaf, axis, axis=dimension, tiled=True)
+        return leaf
+
+    return jax.tree.map(whole, tree, spec)
+
+
+def reduce_gradients(tree: Any, spec: Any) -> Any:
+    """Sum whole local gradients over the mesh and keep this device's shard of them."""
+
+    def total(leaf, leaf_spec):
+        rest = set(AXES)
+        for dimension, axis in enumerate(leaf_spec):
+            if axis is not None:
+                leaf = jax.lax.psum_scatter(
+                    leaf, axis, scatter_dimension=dimension, tiled=True
+                )
+                rest.discard(axis)
+        return jax.lax.psum(leaf, tuple(sorted(rest)))
+
+    return jax.tree.map(total, tree, spec)

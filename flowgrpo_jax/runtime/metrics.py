@@ -1,0 +1,255 @@
+"""The numbers of a run: metrics.jsonl, TensorBoard and, when asked for, wandb.
+
+One JSON row per call, `iteration` and `kind` first, the rest in the caller's order.
+All that depends on the clock or the machine is named `time/...`; without those
+fields a run that was killed and started again writes the same bytes as one that
+was not.
+
+What a checkpoint means for the rows. A state saved as step i has finished the
+iterations below i; an evaluation *at* i is still to come. So a run that resumes at i
+keeps the rows below i, drops the others and writes them again. For no row to be
+lost, call `flush` before the checkpoint is saved.
+"""
+
+import json
+import math
+import os
+import resource
+import sys
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.runtime.workdir import atomic_write, user_errors
+
+Number = int | float
+
+_FILE = "metrics.jsonl"
+_WANDB_ID = "wandb_id.txt"
+
+
+class MetricWriter:
+    """Writes the rows of one run.
+
+    Args:
+      workdir: metrics.jsonl and tensorboard/ are in it.
+      start_iteration: where this process starts; later rows of an earlier process go.
+      tensorboard: also write TensorBoard events.
+      wandb: arguments of `wandb.init` (project, name, mode, config ...), None for no
+        wandb. A resumed run goes on in the same wandb run.
+    """
+
+    def __init__(
+        self,
+        workdir: str | Path,
+        start_iteration: int,
+        tensorboard: bool = True,
+        wandb: Mapping[str, Any] | None = None,
+    ):
+        workdir = Path(workdir)
+        self._path = workdir / _FILE
+        rows = _keep_rows(self._path, start_iteration)
+        self._wall_before = rows[-1].get("time/wall", 0.0) if rows else 0.0
+        self._opened = time.monotonic()
+        with user_errors(self._path):
+            self._file = self._path.open("ab", buffering=0)
+        self._boards: list[Any] = []
+        if tensorboard:
+            from flowgrpo_jax.runtime.tensorboard import TensorBoardWriter
+
+            with user_errors(workdir / "tensorboard"):
+                self._boards.append(
+                    TensorBoardWriter(workdir / "tensorboard", start_iteration)
+                )
+        if wandb is not None:
+            self._boards.append(_Wandb(workdir, wandb))
+
+    def write(
+        self, iteration: int, scalars: Mapping[str, Any], kind: str = "train"
+    ) -> None:
+        """One row of 0-d numbers; `kind` is "train" or "eval".
+
+        Adds `time/wall` (seconds of this run so far, over all its processes) and
+        `time/peak_memory_gb` (of this process on the host).
+        """
+        # one explicit transfer; a list, since a pytree would sort the names
+        on_host = jax.device_get(list(scalars.values()))
+        values = {
+            name: _number(name, x) for name, x in zip(scalars, on_host, strict=True)
+        }
+        values |= self._process_state()
+        row = {"iteration": iteration, "kind": kind}
+        if clash := row.keys() & values.keys():
+            raise ValueError(f"reserved metric names: {sorted(clash)}")
+        row |= {name: _json_number(value) for name, value in values.items()}
+        self._append((json.dumps(row) + "\n").encode())
+        for board in self._boards:
+            with user_errors(self._path.parent):
+                board.write_scalars(iteration, values)
+
+    def images(self, iteration: int, images: Mapping[str, Any]) -> None:
+        """Images [height, width, 3] or [n, height, width, 3] in [0, 1], boards only."""
+        for board in self._boards:
+            with user_errors(self._path.parent):
+                board.write_images(iteration, images)
+
+    def flush(self) -> None:
+        """Returns once all rows are on disk; to be called before a checkpoint."""
+        with user_errors(self._path):
+            os.fsync(self._file.fileno())
+            for board in self._boards:
+                board.flush()
+
+    def close(self) -> None:
+        """Flushes and closes all files."""
+        self.flush()
+        self._file.close()
+        for board in self._boards:
+            board.close()
+
+    def __enter__(self) -> "MetricWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _process_state(self) -> dict[str, float]:
+        wall = self._wall_before + time.monotonic() - self._opened
+        return {
+            "time/wall": round(wall, 3),
+            "time/peak_memory_gb": round(peak_memory_gb(), 3),
+        }
+
+    def _append(self, line: bytes) -> None:
+        """Hands a whole line to the OS; on a full disk none of it stays."""
+        end = os.fstat(self._file.fileno()).st_size
+        with user_errors(self._path):
+            try:
+                written = 0
+                while written < len(line):
+                    written += self._file.write(line[written:])
+            except OSError:
+                self._file.truncate(end)
+                raise
+
+
+def read_metrics(workdir: str | Path) -> list[dict[str, Any]]:
+    """All whole rows of a workdir, in order; "NaN" and "Infinity" become floats."""
+    return _read(Path(workdir) / _FILE)
+
+
+def peak_memory_gb() -> float:
+    """The most host memory this process ever held, in units of 10^9 bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []
+    rows = []
+    for number, line in enumerate(lines[:-1], start=1):  # a torn end has no newline
+        try:
+            row = json.loads(line)
+            row["iteration"] = int(row["iteration"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{path}: line {number}: not a row of metrics: "
+                "delete that line, or take another --workdir"
+            ) from error
+        rows.append({name: _from_json(name, value) for name, value in row.items()})
+    return rows
+
+
+def _keep_rows(path: Path, start_iteration: int) -> list[dict[str, Any]]:
+    """Cuts the file back to the rows below `start_iteration`, byte for byte."""
+    rows = _read(path)
+    kept = [row for row in rows if row["iteration"] < start_iteration]
+    if not path.exists():
+        return kept
+    content = path.read_bytes()
+    lines = content.split(b"\n")[:-1]
+    below = [
+        line + b"\n"
+        for line, row in zip(lines, rows, strict=True)
+        if row["iteration"] < start_iteration
+    ]
+    if b"".join(below) != content:
+        atomic_write(path, b"".join(below))
+    return kept
+
+
+def _number(name: str, value: Any) -> Number:
+    """A python number with the fewest digits that name the same value.
+
+    Of float32 and shorter these are the digits of that precision (0.1, not
+    0.10000000149011612); -0.0 becomes 0.0, since the two are equal.
+    """
+    array = np.asarray(value)
+    if array.ndim != 0:
+        raise ValueError(f"{name}: shape {array.shape} where a single number is wanted")
+    if array.dtype.kind in "biu":
+        return int(array)
+    if array.dtype == np.float64:
+        return float(array) + 0.0
+    return float(str(array.astype(np.float32))) + 0.0
+
+
+def _json_number(value: Number) -> Number | str:
+    """JSON has no NaN and no infinity: they are written as strings."""
+    if math.isfinite(value):
+        return value
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+
+
+def _from_json(name: str, value: Any) -> Any:
+    return float(value) if isinstance(value, str) and name != "kind" else value
+
+
+class _Wandb:
+    """The two calls of the board interface on a wandb run."""
+
+    def __init__(self, workdir: Path, arguments: Mapping[str, Any]):
+        try:
+            import wandb
+        except ImportError as error:
+            raise UserError(
+                "wandb: asked for but not installed: "
+                "pip install wandb, or leave wandb out of the config"
+            ) from error
+        self._wandb = wandb
+        id_file = workdir / _WANDB_ID
+        if not id_file.exists():
+            atomic_write(id_file, uuid.uuid4().hex[:12])
+        run_id = id_file.read_text().strip()
+        options = {"dir": str(workdir), "id": run_id, "resume": "allow", **arguments}
+        self._run = wandb.init(**options)
+        # wandb's own step only grows: after a resume, iterations are written again
+        self._run.define_metric("iteration")
+        self._run.define_metric("*", step_metric="iteration")
+
+    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
+        self._run.log({"iteration": step, **scalars})
+
+    def write_images(self, step: int, images: Mapping[str, Any]) -> None:
+        logged = {}
+        for name, value in images.items():
+            batch = np.asarray(value)
+            batch = batch if batch.ndim == 4 else batch[None]
+            pixels = np.round(batch * 255).astype(np.uint8)
+            logged[name] = [self._wandb.Image(image) for image in pixels]
+        self._run.log({"iteration": step, **logged})
+
+    def flush(self) -> None:
+        """wandb sends in its own process."""
+
+    def close(self) -> None:
+        self._run.finish()

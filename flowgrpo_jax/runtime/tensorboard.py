@@ -1,0 +1,105 @@
+"""TensorBoard events through clu's writer interface, without TensorFlow.
+
+Imported only when TensorBoard is asked for (see `metrics.MetricWriter`). Events are
+written by the caller's thread: tensorboardX's own SummaryWriter hands them to a
+thread which dies silently on a full disk, and its `flush` then waits for ever.
+"""
+
+import sys
+import time
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+
+def _import_clu_interface() -> types.ModuleType:
+    """clu's `metric_writers.interface`, whose package wants TensorFlow at import.
+
+    The one place that does is clu's own SummaryWriter; a stand-in module registered
+    before the import takes its place (google/CommonLoopUtils#358 asks for a lazy one).
+    """
+    if "clu.metric_writers" not in sys.modules:
+        stand_in: Any = types.ModuleType("clu.metric_writers.summary_writer")
+        stand_in.SummaryWriter = object
+        sys.modules.setdefault(stand_in.__name__, stand_in)
+    from clu.metric_writers import interface
+
+    return interface
+
+
+_interface: Any = _import_clu_interface()
+
+
+class TensorBoardWriter(_interface.MetricWriter):
+    """clu's MetricWriter on tensorboardX's event files; images are in [0, 1]."""
+
+    def __init__(self, logdir: Path, start_step: int):
+        """Opens a new event file.
+
+        It tells TensorBoard to forget what older files say of `start_step` and after.
+        """
+        logdir.mkdir(parents=True, exist_ok=True)
+        # the name is unique and sorts by time: TensorBoard reads files in that order
+        self._events = EventsWriter(str(logdir / "events"), f".{time.time_ns()}")
+        start = SessionLog(status=SessionLog.START)
+        self._write(Event(step=start_step, session_log=start))
+
+    def write_scalars(self, step: int, scalars: Mapping) -> None:
+        for name, value in scalars.items():
+            self._add(step, summary.scalar(name, np.asarray(value)))
+
+    def write_images(self, step: int, images: Mapping) -> None:
+        for name, value in images.items():
+            pixels = np.round(np.asarray(value) * 255).astype(np.uint8)
+            batch = pixels if pixels.ndim == 4 else pixels[None]
+            for index, image in enumerate(batch):
+                tag = name if len(batch) == 1 else f"{name}/{index}"
+                self._add(step, summary.image(tag, image, dataformats="HWC"))
+
+    def write_texts(self, step: int, texts: Mapping) -> None:
+        for name, value in texts.items():
+            self._add(step, summary.text(name, value))
+
+    def write_histograms(
+        self, step: int, arrays: Mapping, num_buckets: Mapping | None = None
+    ) -> None:
+        for name, value in arrays.items():
+            bins = (num_buckets or {}).get(name) or "auto"
+            self._add(step, summary.histogram(name, np.asarray(value), bins))
+
+    def write_hparams(self, hparams: Mapping) -> None:
+        for part in summary.hparams(dict(hparams), {}):
+            self._add(0, part)
+
+    # clu's interface has these four; nothing here writes them
+
+    def write_summaries(self, *_: Any, **__: Any) -> NoReturn:
+        raise NotImplementedError("raw summaries")
+
+    def write_videos(self, *_: Any, **__: Any) -> NoReturn:
+        raise NotImplementedError("videos")
+
+    def write_audios(self, *_: Any, **__: Any) -> NoReturn:
+        raise NotImplementedError("audio")
+
+    def write_pointcloud(self, *_: Any, **__: Any) -> NoReturn:
+        raise NotImplementedError("point clouds")
+
+    def flush(self) -> None:
+        self._events.flush()
+
+    def close(self) -> None:
+        self._events.close()
+
+    def _add(self, step: int, value: Any) -> None:
+        self._write(Event(step=step, summary=value))
+
+    def _write(self, event: Event) -> None:
+        event.wall_time = time.time()
+        self._events.write_event(event)

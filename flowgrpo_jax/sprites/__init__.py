@@ -1,0 +1,1 @@
+"""The embedded world: scenes, captions, detector, shipped weights."""

@@ -1,0 +1,414 @@
+"""One run, top to bottom: set up, resume, then iterate.
+
+An iteration: prompts(seed, i) -> embeddings -> rollout -> decode -> rewards ->
+advantages -> updates -> metrics, samples, checkpoint. Pretraining is the same loop
+whose samples are captioned scenes and whose objective is flow matching.
+
+A checkpoint at iteration i holds all that iterations before i made; the evaluation at
+i belongs to the run that goes on from it. So a killed run that is started again
+writes the rows that an undisturbed one writes.
+"""
+
+import contextlib
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+import optax
+
+from flowgrpo_jax import assemble, config as configs, evaluation, programs
+from flowgrpo_jax.data import prompts as prompt_data
+from flowgrpo_jax.flow import layout as layouts
+from flowgrpo_jax.models import weights
+from flowgrpo_jax.models.flow_model import FlowModel, Variables, guided
+from flowgrpo_jax.rl import advantage, losses
+from flowgrpo_jax.rl import update as rl_update
+from flowgrpo_jax.runtime import images as grids
+from flowgrpo_jax.runtime import mesh as meshes
+from flowgrpo_jax.runtime import report
+from flowgrpo_jax.runtime.checkpoint import Checkpointer
+from flowgrpo_jax.runtime.metrics import MetricWriter
+from flowgrpo_jax.runtime.progress import GracefulStop, Progress
+from flowgrpo_jax.runtime.workdir import open_workdir
+from flowgrpo_jax.sprites import pretraining
+
+SAMPLES = 48  # images on the contact sheet, the same noise every time
+
+
+def train(config: ml_collections.ConfigDict, workdir: str | Path) -> bool:
+    """Run to `num_iterations` (True), or until asked to stop by a signal (False).
+
+    Starts from the newest checkpoint of `workdir` if there is one. UserError for a
+    config that cannot run or a workdir that cannot be used.
+    """
+    configs.check(config)
+    with open_workdir(workdir, config.to_dict(), configs.MAY_DIFFER) as place:
+        run = Run(config)
+        with Checkpointer(place.checkpoints, config.checkpoint.keep) as checkpoints:
+            start = checkpoints.latest() or 0
+            state = run.initial_state()
+            if start:
+                state = checkpoints.restore(state, start)
+            with (
+                MetricWriter(
+                    place.path,
+                    start,
+                    config.log.tensorboard,
+                    {"project": config.log.wandb} if config.log.wandb else None,
+                ) as writer,
+                GracefulStop() as stop,
+                Progress(config.num_iterations, start) as progress,
+                jax.transfer_guard("disallow"),
+            ):
+                state, finished = _loop(
+                    run, state, start, checkpoints, writer, stop, progress, place
+                )
+        if finished:
+            weights.save(place.path / "weights.safetensors", run.tuned(state), {})
+        report.write_report(place.path)
+        return finished
+
+
+def _loop(run, state, start, checkpoints, writer, stop, progress, place):
+    config = run.config
+    last = config.num_iterations
+    for iteration in range(start, last + 1):
+        # -- checkpoint ------------------------------------------------------------
+        ending = iteration == last or stop.requested
+        if iteration > start and (ending or iteration % config.checkpoint.every == 0):
+            writer.flush()
+            checkpoints.save(iteration, state)
+        if stop.requested:
+            progress.message(
+                f"stopped at iteration {iteration}; the same command goes on from here"
+            )
+            return state, False
+
+        # -- evaluation ------------------------------------------------------------
+        final = iteration in (0, last)
+        if final or (config.eval.every and iteration % config.eval.every == 0):
+            begin = time.monotonic()
+            scores = run.evaluate(state, final)
+            seconds = {"time/evaluation": time.monotonic() - begin}
+            writer.write(iteration, scores | seconds, kind="eval")
+            _show_samples(run, state, iteration, writer, place)
+            progress.message(f"iteration {iteration}\n{evaluation.table(scores)}")
+            progress.skip()
+        if iteration == last:
+            return state, True
+
+        # -- one iteration ---------------------------------------------------------
+        state, metrics = run.step(state, iteration)
+        if iteration % config.log.every == 0:
+            writer.write(iteration, metrics)
+        shown = metrics.get("reward_avg", metrics.get("loss"))
+        progress.update(iteration, shown, run.images_per_iteration)
+    raise AssertionError("the loop ends at its last iteration")
+
+
+def _show_samples(run, state, iteration, writer, place) -> None:
+    images = run.sample_sheet(state)
+    grids.save_grid(
+        place.samples / f"iteration_{iteration:06d}.png", images, columns=12, scale=3
+    )
+    writer.images(iteration, {"eval_images": images[:16]})
+
+
+class Run:
+    """Model, data, rewards and compiled programs of one run."""
+
+    def __init__(self, config: ml_collections.ConfigDict):
+        self.config = config
+        self.pretraining = config.train.objective == "flow_matching"
+        self.mesh = meshes.make_mesh(config.mesh.to_dict())
+        self.model: FlowModel = assemble.make_model(config)
+        self.images_per_iteration = config.prompts_per_iteration * config.group_size
+        self._layout = layouts.group_layout(
+            config.prompts_per_iteration,
+            config.group_size,
+            config.updates_per_iteration,
+            config.microbatch,
+            self.mesh.size,
+        )
+        self._set_up_weights()
+        self._set_up_data()
+        self._set_up_programs()
+
+    # -- set-up --------------------------------------------------------------------
+
+    def _set_up_weights(self) -> None:
+        config, model = self.config, self.model
+        key = jax.random.key(config.seed)
+        if self.pretraining and not config.train.init:
+            loaded = jax.device_get(model.init(key))
+        elif self.pretraining:
+            loaded = weights.load(config.train.init)[0]
+        else:
+            loaded = assemble.load_variables(config)
+        self._loaded: Variables = loaded
+
+        if config.train.use_lora:
+            trainable = jax.device_get(model.init(key, lora=True))
+            frozen = loaded
+        elif config.train.trains_text:
+            trainable, frozen = loaded, {}
+        else:
+            trainable = {"transformer": loaded["transformer"]}
+            # The copy that does not move is the reference; without KL none is needed.
+            frozen = loaded if config.train.beta else {"text": loaded["text"]}
+        self._trainable_specs = meshes.specs(
+            trainable, programs.SHARDING_RULES, self.mesh
+        )
+        self._frozen_specs = meshes.specs(frozen, programs.SHARDING_RULES, self.mesh)
+        self._initial = trainable
+        self._frozen = meshes.place(frozen, self._frozen_specs, self.mesh)
+
+    def _set_up_data(self) -> None:
+        config = self.config
+        self._eval_prompts = assemble.load_prompt_set(
+            config.eval.prompts, "test", "eval.prompts"
+        )
+        texts = [prompt.text for prompt in self._eval_prompts]
+        if self.pretraining:
+            self._scenes = pretraining.SceneStream(
+                config.seed,
+                config.train.caption_noise.to_dict(),
+                config.train.clean_iterations,
+                config.train.caption_dropout,
+            )
+        else:
+            self._prompts = assemble.load_prompt_set(config.prompts, "train")
+            texts += [prompt.text for prompt in self._prompts]
+            self._seen: set[str] = set()
+            self._seen_until = 0
+        self._text = assemble.TextTable(self.model, self._loaded, texts)
+        self._empty = self._place(
+            self.model.tokenizer([""]) if self.pretraining else self._text.empty
+        )
+        self._texts = texts
+        self._reward = assemble.make_reward(config)
+
+    def _set_up_programs(self) -> None:
+        config, model, mesh = self.config, self.model, self.mesh
+        options = config.train
+        if self.pretraining:
+            loss = losses.flow_matching_loss(
+                guided(model.velocity, 1.0), shift=config.sample.shift
+            )
+            self._encode = programs.make_scene_encoder(mesh, model.autoencoder.encode)
+        else:
+            sampler = assemble.make_sampler(config, model)
+            loss = losses.clipped_policy_loss(
+                sampler,
+                clip_range=options.clip_range,
+                adv_clip_max=options.adv_clip_max,
+                beta=options.beta,
+                kl_form=options.kl_form,
+            )
+            self._rollout = programs.make_rollout(
+                mesh,
+                self._frozen_specs | self._trainable_specs,
+                sampler,
+                model.latent_shape,
+            )
+            self._decode = programs.make_decode(mesh, model.autoencoder.decode)
+            self._elements = jax.jit(programs.transition_elements)
+        self._optimizer = rl_update.make_optimizer(
+            learning_rate(config),
+            max_grad_norm=options.max_grad_norm,
+            weight_decay=options.weight_decay,
+            eps=options.adam_eps,
+            name=options.optimizer,
+        )
+        self._update = programs.make_update(
+            mesh,
+            self._trainable_specs,
+            self._frozen_specs,
+            loss,
+            self._optimizer,
+            rl_update.Ema(options.ema_decay, options.ema_every),
+        )
+        self._evaluator = evaluation.Evaluator(
+            config,
+            model,
+            mesh,
+            self._variables_specs(),
+            self._eval_prompts,
+            self._text,
+            self._reward,
+        )
+
+    def initial_state(self) -> rl_update.TrainState:
+        """The state before the first iteration, on the mesh."""
+        trainable = meshes.place(self._initial, self._trainable_specs, self.mesh)
+        return jax.jit(lambda t: rl_update.init_state(t, self._optimizer))(trainable)
+
+    # -- one iteration -------------------------------------------------------------
+
+    def step(
+        self, state: rl_update.TrainState, iteration: int
+    ) -> tuple[rl_update.TrainState, dict[str, Any]]:
+        """Iteration `iteration`: (new state, metrics)."""
+        if self.pretraining:
+            return self._pretraining_step(state, iteration)
+        return self._policy_step(state, iteration)
+
+    def _policy_step(self, state, iteration):
+        config = self.config
+        begin = time.monotonic()
+        prompts = prompt_data.batch(
+            self._prompts, config.seed, iteration, config.prompts_per_iteration
+        )
+        text = self._place(self._text.rows([prompt.text for prompt in prompts]))
+        layout = self._place(self._layout, programs.SPLIT)
+        transitions, clean = self._rollout(
+            {**self._frozen, **state.trainable},
+            meshes.random_key(self.mesh, config.seed, iteration),
+            layout,
+            self._place(assemble.make_plans(config, iteration)),
+            text,
+            self._empty,
+        )
+        decoded = jax.device_get(self._decode(clean))
+        sampled = time.monotonic()
+
+        images = layouts.collect(decoded, self._layout)
+        owner = np.repeat(np.arange(len(prompts)), config.group_size)
+        measured = self._reward(images, [prompts[k] for k in owner])
+        advantages, stats = advantage.group_advantages(
+            measured["avg"],
+            owner,
+            std=config.train.advantage_std,
+            clip=config.train.adv_clip_max,
+        )
+        scored = time.monotonic()
+
+        # A sample without advantage teaches nothing: it is left out of the mean.
+        weights = self._place(
+            layouts.distribute((advantages != 0).astype(np.float32), self._layout),
+            programs.SPLIT,
+        )
+        spread = self._place(
+            layouts.distribute(advantages, self._layout), programs.SPLIT
+        )
+        state, info = self._update(
+            state,
+            self._frozen,
+            self._elements(transitions, spread),
+            weights,
+            layout.prompt,
+            text,
+            self._empty,
+        )
+        metrics = {
+            f"reward_{name}": float(np.mean(values))
+            for name, values in measured.items()
+        }
+        metrics |= stats | self._count_prompts(iteration)
+        metrics["actual_batch_size"] = int(np.count_nonzero(advantages))
+        metrics |= _flatten(jax.device_get(info))
+        seconds = time.monotonic() - begin
+        return state, metrics | {
+            "time/rollout": sampled - begin,
+            "time/reward": scored - sampled,
+            "time/update": time.monotonic() - scored,
+            "time/images_per_second": self.images_per_iteration / seconds,
+        }
+
+    def _pretraining_step(self, state, iteration):
+        config, begin = self.config, time.monotonic()
+        size = config.prompts_per_iteration
+        captions, scenes = self._scenes.batch(iteration, size)
+        layout = self._place(self._layout, programs.SPLIT)
+        elements = self._encode(
+            self._place(scenes), meshes.random_key(self.mesh, config.seed, iteration), layout
+        )
+        state, info = self._update(
+            state,
+            self._frozen,
+            elements,
+            layout.mask,
+            layout.prompt,
+            self._place(self.model.tokenizer(captions)),
+            self._empty,
+        )
+        metrics = _flatten(jax.device_get(info))
+        metrics["loss"] = metrics["flow_matching_loss"]
+        seconds = time.monotonic() - begin
+        return state, metrics | {"time/images_per_second": size / seconds}
+
+    def _count_prompts(self, iteration: int) -> dict[str, int]:
+        """How many different prompts the run has trained on: recounted on resume."""
+        config = self.config
+        for earlier in range(self._seen_until, iteration + 1):
+            drawn = prompt_data.batch(
+                self._prompts, config.seed, earlier, config.prompts_per_iteration
+            )
+            self._seen.update(prompt.text for prompt in drawn)
+        self._seen_until = iteration + 1
+        return {"trained_prompt_num": len(self._seen)}
+
+    # -- evaluation ----------------------------------------------------------------
+
+    def evaluate(self, state: rl_update.TrainState, final: bool) -> dict[str, float]:
+        """Scores of the EMA (or the learner) on the held-out prompts."""
+        return self._evaluator(self._variables(state), final)
+
+    def tuned(self, state: rl_update.TrainState) -> Variables:
+        """All variables that were evaluated, on the host: the run's result."""
+        return jax.device_get(self._variables(state))
+
+    def sample_sheet(self, state: rl_update.TrainState) -> np.ndarray:
+        """The contact sheet: some held-out prompts of every task, fixed noise."""
+        tasks = {prompt.metadata.get("tag", "") for prompt in self._eval_prompts}
+        prompt, member = evaluation.evaluation_set(
+            self._eval_prompts, max(1, SAMPLES // len(tasks)), every_prompt=False
+        )
+        return self._evaluator.images(
+            self._variables(state), prompt[:SAMPLES], member[:SAMPLES]
+        )
+
+    def _variables(self, state: rl_update.TrainState) -> Variables:
+        chosen = state.ema if self.config.train.ema else state.trainable
+        variables = {**self._frozen, **chosen}
+        if self.pretraining:  # the encoder moves, so its table does too
+            self._evaluator.set_text(
+                assemble.TextTable(self.model, jax.device_get(variables), self._texts)
+            )
+        return variables
+
+    def _variables_specs(self) -> Any:
+        return self._frozen_specs | self._trainable_specs
+
+    # -- small things --------------------------------------------------------------
+
+    def _place(self, tree: Any, spec: Any = programs.WHOLE) -> Any:
+        return meshes.place(tree, spec, self.mesh)
+
+
+def learning_rate(config: ml_collections.ConfigDict) -> optax.Schedule:
+    """Warm-up, constant, linear decay to zero; all given in iterations."""
+    rate, updates = config.train.learning_rate, config.updates_per_iteration
+    warmup = config.train.warmup_iterations * updates
+    decay = config.train.decay_iterations * updates
+    total = config.num_iterations * updates
+    return optax.join_schedules(
+        [
+            optax.linear_schedule(0.0 if warmup else rate, rate, max(warmup, 1)),
+            optax.linear_schedule(rate, 0.0 if decay else rate, max(decay, 1)),
+        ],
+        [total - decay],
+    )
+
+
+def _flatten(info: dict[str, np.ndarray]) -> dict[str, float]:
+    """Means over the updates of an iteration; the gap is that of the first one."""
+    metrics = {}
+    for name, values in info.items():
+        first_only = name.endswith("_gap")
+        metrics[name] = float(values[0] if first_only else np.mean(values))
+    return metrics

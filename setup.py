@@ -1,0 +1,41 @@
+"""Packaging; tool settings are in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="flowgrpo_jax",
+    version="0.1.0",
+    description="Online reinforcement learning for flow-matching image models in JAX",
+    long_description=Path(__file__).with_name("README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["flowgrpo_jax", "flowgrpo_jax.*"]),
+    package_data={"flowgrpo_jax.sprites": ["weights/*"]},
+    install_requires=[
+        "absl-py",
+        "array_record",
+        "clu",
+        "flax>=0.12.8",
+        "jax>=0.10.2",
+        "jaxtyping",
+        "ml_collections",
+        "numpy",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12",
+        "pillow",
+        "safetensors",
+        "scipy",
+        "tensorboardX",
+        "tensorflow-datasets",
+        "tqdm",
+    ],
+    extras_require={
+        "cuda": ["jax[cuda13]>=0.10.2"],
+        "tpu": ["jax[tpu]>=0.10.2"],
+        "wandb": ["wandb"],
+        "test": ["beartype", "import-linter", "mypy", "pytest", "pytest-xdist", "ruff"],
+    },
+)

@@ -1,0 +1,124 @@
+"""Prompt files and stateless batches."""
+
+from collections import Counter
+
+import pytest
+
+from flowgrpo_jax.data.prompts import Prompt, batch, load_prompts
+from flowgrpo_jax.errors import UserError
+
+
+def _numbered(num):
+    return [Prompt(f"prompt {i}", {}, i) for i in range(num)]
+
+
+def test_text_file_gives_a_prompt_per_line(tmp_path):
+    """Oracle: the lines written; a form feed inside a prompt does not cut it."""
+    path = tmp_path / "train.txt"
+    path.write_text("a red apple\r\n  über\x0c two \na cow\n\n", encoding="utf-8")
+    prompts = load_prompts(path)
+    assert [p.text for p in prompts] == ["a red apple", "über\x0c two", "a cow"]
+    assert [p.index for p in prompts] == [0, 1, 2]
+    assert all(p.metadata == {} for p in prompts)
+
+
+def test_jsonl_keeps_the_whole_record(tmp_path):
+    """Oracle: the record written."""
+    path = tmp_path / "train.jsonl"
+    path.write_text('{"prompt": "two cows", "tag": "counting"}\n{"prompt": "x"}\n')
+    first, second = load_prompts(str(path))
+    assert first == Prompt("two cows", {"prompt": "two cows", "tag": "counting"}, 0)
+    assert second.text == "x"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", "one\n\nthree\n", r"a\.txt:2: empty prompt"),
+        ("a.txt", "\n \n", r"a\.txt: the file is empty"),
+        ("a.jsonl", '{"prompt": "x"}\n{"prompt"\n', r"a\.jsonl:2: not valid JSON"),
+        (
+            "a.jsonl",
+            '{"text": "x"}\n',
+            r'a\.jsonl:1: must be an object with a .*"prompt"',
+        ),
+        ("a.jsonl", '{"prompt": " "}\n', r'a\.jsonl:1: .*non-empty "prompt"'),
+        ("a.jsonl", "[1]\n", r"a\.jsonl:1: must be an object"),
+        ("a.csv", "x\n", r"a\.csv: must end with \.txt or \.jsonl"),
+    ],
+)
+def test_bad_files_are_named_with_the_line(tmp_path, name, content, message):
+    """Oracle: the message names key, file, line and remedy, in one line."""
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=r"^prompts: .*" + message) as caught:
+        load_prompts(tmp_path / name)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_and_undecodable_files(tmp_path):
+    """Oracle: a UserError, not an OSError or a UnicodeDecodeError."""
+    with pytest.raises(UserError, match=r"none\.txt: cannot be read \(No such file"):
+        load_prompts(tmp_path / "none.txt")
+    (tmp_path / "bad.txt").write_bytes(b"\xff\xfe\xfa")
+    with pytest.raises(UserError, match="must be UTF-8"):
+        load_prompts(tmp_path / "bad.txt")
+
+
+def test_an_epoch_shows_every_prompt_once():
+    """Oracle: the multiset of the list; two epochs differ in order."""
+    prompts = _numbered(12)
+    epochs = [
+        [p.index for i in range(3) for p in batch(prompts, 5, 3 * epoch + i, 4)]
+        for epoch in range(2)
+    ]
+    assert all(sorted(epoch) == list(range(12)) for epoch in epochs)
+    assert epochs[0] != epochs[1]
+
+
+def test_batch_is_a_function_of_seed_and_iteration():
+    """Oracle: invariance to what was asked before; another seed differs."""
+    prompts = _numbered(50)
+    direct = batch(prompts, 3, 17, 8)
+    for iteration in range(20):
+        batch(prompts, 3, iteration, 8)
+    assert batch(list(prompts), 3, 17, 8) == direct
+    assert batch(prompts, 4, 17, 8) != direct
+
+
+def test_first_place_is_uniform():
+    """Oracle: 4 prompts, 2000 epochs: each leads 500 times, 5 sigma = 97."""
+    prompts = _numbered(4)
+    leads = Counter(batch(prompts, 0, epoch, 4)[0].index for epoch in range(2000))
+    assert all(abs(leads[i] - 500) < 97 for i in range(4))
+
+
+def test_texts_within_an_iteration_are_distinct():
+    """Oracle: a set, for a list in which one text fills half of the places."""
+    prompts = [Prompt("common", {}, i) for i in range(10)] + _numbered(10)
+    for iteration in range(30):
+        texts = [p.text for p in batch(prompts, 1, iteration, 6)]
+        assert len(set(texts)) == 6
+
+
+def test_copies_are_spread_through_the_epoch():
+    """Oracle: 10 copies in 100 places: every run of 20 places has one to show."""
+    prompts = [Prompt("common", {}, i) for i in range(10)] + _numbered(90)
+    for iteration in range(50):
+        texts = [p.text for p in batch(prompts, 2, iteration, 20)]
+        assert texts.count("common") == 1
+
+
+def test_too_few_texts_repeat_evenly():
+    """Oracle: 3 texts in 8 places appear 2 or 3 times each."""
+    counts = Counter(p.text for p in batch(_numbered(3), 0, 0, 8))
+    assert sorted(counts.values()) == [2, 3, 3]
+    pair = [Prompt("same", {}, 0), Prompt("same", {}, 1)]
+    assert sorted(p.index for p in batch(pair, 0, 0, 2)) == [0, 1]
+
+
+def test_bad_requests():
+    """Oracle: the message names the key and the value."""
+    with pytest.raises(UserError, match="^prompts_per_iteration: 0: "):
+        batch(_numbered(2), 0, 0, 0)
+    with pytest.raises(UserError, match="^prompts: "):
+        batch([], 0, 0, 1)

@@ -1,0 +1,81 @@
+"""Rewards by name and their weighted sum."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flowgrpo_jax.data.prompts import Prompt
+from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.rewards import registry
+from flowgrpo_jax.rewards.detection import Detection
+from flowgrpo_jax.rewards.registry import Context, combine, make
+
+CAT = Detection("cat", 0.9, (0.0, 0.0, 4.0, 4.0))
+PROMPT = Prompt(
+    "a photo of a cat",
+    {"tag": "single_object", "include": [{"class": "cat", "count": 1}]},
+)
+
+
+def _detector(images):
+    return [[CAT] if image.mean() > 0.5 else [] for image in np.asarray(images)]
+
+
+def _brightness(context, scale=1.0):
+    def reward(images, prompts):
+        values = scale * np.asarray(images).mean((1, 2, 3))
+        return {"brightness": values, "size": np.full(len(images), 8.0)}
+
+    return reward
+
+
+@pytest.fixture
+def brightness(monkeypatch):
+    monkeypatch.setitem(registry.REWARDS, "brightness", _brightness)
+
+
+@pytest.mark.parametrize("numpy", [np, jnp])
+def test_avg_is_the_weighted_sum(brightness, numpy):
+    """Oracle: .5 * geneval + 2 * brightness, for numpy and for JAX images."""
+    images = numpy.stack([numpy.zeros((8, 8, 3)), numpy.ones((8, 8, 3))])
+    context = Context(_detector, {"brightness": {"scale": 3.0}})
+    reward = combine({"geneval": 0.5, "brightness": 2}, context)
+    result = reward(images.astype("float32"), [PROMPT, PROMPT])
+    np.testing.assert_allclose(result["geneval"], [0, 1])
+    np.testing.assert_allclose(result["brightness"], [0, 3])
+    np.testing.assert_allclose(result["avg"], [0, 6.5])
+    assert result["avg"].dtype == np.float32
+    assert {"accuracy", "strict_accuracy", "objects", "exact_count", "size"} < set(
+        result
+    )
+
+
+def test_wrong_requests():
+    """Oracle: the message names the key `reward`, the value and what is allowed."""
+    with pytest.raises(UserError, match="^reward: pixscore: must be one of geneval$"):
+        combine({"pixscore": 1.0})
+    with pytest.raises(UserError, match="^reward: {}: .*geneval"):
+        combine({})
+    with pytest.raises(UserError, match="^reward: geneval: needs a detector"):
+        make("geneval")
+    with pytest.raises(UserError, match="^reward: geneval: weight nan: "):
+        combine({"geneval": float("nan")}, Context(_detector))
+    with pytest.raises(UserError, match="^reward: geneval: options .*penalty"):
+        make("geneval", Context(_detector, {"geneval": {"penalty": 1.0}}))
+
+
+def test_two_rewards_may_not_write_one_measurement(monkeypatch):
+    """Oracle: an error instead of a silent overwrite."""
+    monkeypatch.setitem(
+        registry.REWARDS,
+        "other",
+        lambda context: (
+            lambda images, prompts: {
+                "other": np.zeros(1),
+                "accuracy": np.zeros(1),
+            }
+        ),
+    )
+    reward = combine({"geneval": 1, "other": 1}, Context(_detector))
+    with pytest.raises(ValueError, match="other measures {'accuracy'} a second time"):
+        reward(np.zeros((1, 8, 8, 3), np.float32), [PROMPT])

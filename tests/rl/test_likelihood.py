@@ -1,0 +1,91 @@
+"""Replayed likelihoods against the golden transition of two policies."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flowgrpo_jax.flow import schedule, transition
+from flowgrpo_jax.rl import likelihood
+
+# Example E of flow_grpo.md 1.8: sigma 0.75 -> 0.5, an old and a new velocity.
+LATENT = jnp.array([[[0.5, -0.25], [1, 0]]])
+OLD_VELOCITY = jnp.array([[[-1, 0.5], [0.25, 2]]])
+NEW_VELOCITY = OLD_VELOCITY + jnp.array([[[0.01, -0.01], [0.02, 0]]])
+NOISE = jnp.array([[[-0.4, 0.1], [1.5, -2]]])
+# Log-probs of order 1 round at 6e-8 a few times over; golden digits are finer.
+FP32 = 4e-7
+
+
+def policies(kind, level):
+    """(old log-prob, old Gaussian), (new log-prob, new Gaussian) of one action."""
+    scalars = (0.75, 0.5)
+    options = {"sigma_max": 0.96, "noise_level": level}
+    old = transition.gaussian(kind, LATENT, OLD_VELOCITY, *scalars, **options)
+    action = transition.sample(old, NOISE)
+    return [
+        likelihood.replay(kind, LATENT, action, velocity, *scalars, **options)
+        for velocity in (OLD_VELOCITY, NEW_VELOCITY)
+    ]
+
+
+@pytest.mark.parametrize(
+    "kind, level, old_golden, new_golden, ratio",
+    [
+        ("sde", 0.7, -1.2209225530, -1.2241512572, 0.9967765025),
+        ("cps", 0.8, -0.3629340345, -0.3649504416, 0.9979856245),
+    ],
+)
+def test_golden_ratio(kind, level, old_golden, new_golden, ratio):
+    """Oracle: golden numbers, flow_grpo.md 1.8 E."""
+    (old, _), (new, _) = policies(kind, level)
+    log_ratio = likelihood.log_ratio(new, old)
+    actual = [old, new, jnp.exp(log_ratio)]
+    np.testing.assert_allclose(actual, [old_golden, new_golden, ratio], rtol=FP32)
+
+
+def test_gives_all_that_grpo_guard_needs():
+    """Oracle: golden GRPO-Guard ratio, flow_grpo.md 1.8 E, from what replay returns."""
+    (old, old_step), (new, step) = policies("sde", 0.7)
+    bias = jnp.mean((step.mean - old_step.mean) ** 2) / (2 * step.std**2)
+    ratio = jnp.exp((likelihood.log_ratio(new, old) + bias) * step.std)
+    np.testing.assert_allclose(ratio, 0.9980565784, rtol=FP32)
+    np.testing.assert_allclose(step.std, 0.6062, atol=0.5e-4)
+
+
+@pytest.mark.parametrize("kind", ["sde", "cps", "dance"])
+def test_on_policy_log_ratio_is_exactly_zero(kind):
+    """Oracle: invariance; the same velocity replays to the same bits."""
+    (first, _), _ = policies(kind, 0.5)
+    (second, _), _ = policies(kind, 0.5)
+    assert likelihood.log_ratio(first, second) == 0
+
+
+def test_gradient_goes_to_the_learner_only():
+    """Oracle: closed form; d log-ratio = +1 for the learner, 0 for the old policy."""
+    log_probs = jnp.float32(0.3), jnp.float32(0.2)
+    assert jax.grad(likelihood.log_ratio, (0, 1))(*log_probs) == (1, 0)
+
+
+def test_deterministic_step_has_log_prob_zero():
+    """Oracle: definition; such a transition teaches nothing and breaks nothing."""
+    _, (log_prob, step) = policies("sde", 0.0)
+    assert log_prob == 0 and step.std == 0
+
+
+def test_first_step_uses_sigma_max():
+    """Oracle: golden numbers, flow_grpo.md 1.8 C; sigma = 1, noise 0.5."""
+    sigma_max = schedule.sd3(10)[1]
+    log_prob, step = likelihood.replay(
+        "sde",
+        latent=jnp.float32(1),
+        next_latent=jnp.float32(1.0950323302),
+        velocity=jnp.float32(0.25),
+        sigma=1.0,
+        sigma_next=sigma_max,
+        sigma_max=sigma_max,
+        noise_level=0.7,
+    )
+    actual = [log_prob, step.mean, step.std, step.diffusion]
+    golden = [-0.6872635893, 0.7450323302, 0.7, 3.5056715330]
+    np.testing.assert_allclose(actual, golden, rtol=FP32)

@@ -1,0 +1,116 @@
+"""Objectives against golden losses, closed-form gradients and gains."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flowgrpo_jax.flow import schedule
+from flowgrpo_jax.rl import likelihood, objective
+
+# A float32 rounding or two of a loss of order 1.
+FP32 = 2e-7
+
+
+def ppo(log_ratio, advantage, low=1e-4, high=1e-4, adv_clip_max=5.0):
+    log_ratio = jnp.asarray(log_ratio, jnp.float32)
+    old = jnp.zeros_like(log_ratio)
+    advantage = jnp.asarray(advantage, jnp.float32)
+    return objective.ppo_clip(log_ratio, old, advantage, low, high, adv_clip_max)
+
+
+@pytest.mark.parametrize("clip_range", [1e-3, 1e-4, 1e-5])
+def test_golden_losses(clip_range):
+    """Oracle: golden numbers, flow_grpo.md 1.8 E; ratio below its range."""
+    log_ratio = np.full(2, np.log(0.9967765025))
+    loss, info = ppo(log_ratio, [1.5, -1.5], clip_range, clip_range)
+    # -A ratio is the max for A > 0; for A < 0 it is the clipped one.
+    golden = [-1.4951647538, 1.5 * (1 - clip_range)]
+    np.testing.assert_allclose(loss, golden, rtol=FP32)
+    np.testing.assert_allclose(info["ratio"], 0.9967765025, rtol=FP32)
+    np.testing.assert_allclose(
+        info["approx_kl"], np.log(0.9967765025) ** 2 / 2, rtol=1e-6
+    )
+
+
+def test_flags_and_asymmetric_range():
+    """Oracle: closed form; 1 - low and 1 + high bound the ratio separately."""
+    ratio = np.array([0.85, 0.95, 1.0, 1.15, 1.25])
+    loss, info = ppo(np.log(ratio), np.ones(5), low=0.1, high=0.2)
+    np.testing.assert_allclose(loss, [-0.85, -0.95, -1, -1.15, -1.2], rtol=FP32)
+    np.testing.assert_array_equal(info["clipfrac_lt_one"], [1, 0, 0, 0, 0])
+    np.testing.assert_array_equal(info["clipfrac_gt_one"], [0, 0, 0, 0, 1])
+    np.testing.assert_array_equal(info["clipfrac"], [1, 0, 0, 0, 1])
+
+
+def test_advantage_is_clipped():
+    """Oracle: closed form at ratio 1."""
+    loss, _ = ppo([0.0, 0.0, 0.0], [7.0, -9.0, 2.0])
+    np.testing.assert_array_equal(loss, [-5, 5, -2])
+
+
+def test_gradient_by_side_of_the_range():
+    """Oracle: closed form; -A ratio inside, 0 where the clip binds, -A at ratio 1."""
+    log_ratio = jnp.array([0.0, 5e-5, 1e-3, 1e-3, -1e-3, -1e-3])
+    advantage = jnp.array([2.0, 2.0, 2.0, -2.0, 2.0, -2.0])
+    grad = jax.grad(lambda x: ppo(x, advantage)[0].sum())(log_ratio)
+    free = -advantage * jnp.exp(log_ratio)
+    expected = jnp.where(jnp.array([1, 1, 0, 1, 1, 0]) == 1, free, 0.0)
+    np.testing.assert_allclose(grad, expected, rtol=FP32)
+
+
+@pytest.mark.parametrize(
+    "kind, level, golden",
+    [
+        ("sde", 0.7, ".051 .069 .113 .160 .219 .296 .406 .574 .868 1.540"),
+        ("dance", 0.3, ".630 .678 .734 .800 .879 .977 1.100 1.263 1.493 1.892"),
+        ("cps", 0.8, ".066 .112 .157 .198 .232 .252 .250 .215 .132 0"),
+    ],
+)
+def test_policy_gradient_of_every_step(kind, level, golden):
+    """Oracle: golden gains, algorithms.md 0.5b; dL/dv = gain * A * eps at ratio 1.
+
+    Runs the whole chain, transition to loss, on one dimension with A = eps = 1.
+    """
+    sigmas = schedule.shifted(10, 3.0)
+    options = {"sigma_max": sigmas[1], "noise_level": level}
+
+    def loss(velocity, sigma, sigma_next):
+        def replay(action):
+            return likelihood.replay(
+                kind, jnp.float32(0.4), action, velocity, sigma, sigma_next, **options
+            )
+
+        _, step = replay(jnp.float32(0))
+        log_prob, _ = replay(step.mean + step.std)
+        old = jax.lax.stop_gradient(log_prob)
+        return objective.ppo_clip(log_prob, old, jnp.float32(1), 1e-4, 1e-4, 5.0)[0]
+
+    gains = jax.vmap(jax.grad(loss), (None, 0, 0))(0.3, sigmas[:-1], sigmas[1:])
+    golden = np.array(golden.split(), np.float64)
+    # Half a unit of the third decimal; actions round, which small stds amplify.
+    np.testing.assert_allclose(gains, golden, rtol=0, atol=0.5e-3 + 1e-5)
+
+
+def test_flow_matching():
+    """Oracle: closed form; zero at the target, mean over latent dims, weighted."""
+    data = jnp.arange(12.0).reshape(2, 3, 2)
+    noise = jnp.cos(data)
+    target = noise - data
+    np.testing.assert_array_equal(objective.flow_matching(target, data, noise), 0)
+    off = target.at[0, 0, 0].add(3.0).at[1].add(2.0)
+    loss = objective.flow_matching(off, data, noise)
+    # Adding to a target of about -10 rounds at 1e-6.
+    np.testing.assert_allclose(loss, [1.5, 4.0], rtol=1e-5)
+    weighted = objective.flow_matching(off, data, noise, jnp.array([2.0, 0.0]))
+    np.testing.assert_allclose(weighted, [3.0, 0.0], rtol=1e-5)
+
+
+def test_flow_matching_of_bfloat16_is_float32():
+    """Oracle: float64 of the same rounded inputs."""
+    x, data, noise = jax.random.normal(jax.random.key(0), (3, 2, 64), jnp.bfloat16)
+    loss = objective.flow_matching(x, data, noise)
+    assert loss.dtype == jnp.float32
+    x, data, noise = (np.asarray(a, np.float64) for a in (x, data, noise))
+    expected = ((x - (noise - data)) ** 2).mean(axis=1)
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)

@@ -1,0 +1,169 @@
+"""metrics.jsonl and wandb: what is written, and what a resume keeps."""
+
+import json
+import subprocess
+import sys
+import types
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.runtime.metrics import MetricWriter, read_metrics
+
+
+def timeless(workdir) -> list[str]:
+    """The rows as they stand in the file, less the fields of the clock."""
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    return [
+        json.dumps({k: v for k, v in row.items() if not k.startswith("time/")})
+        for row in rows
+    ]
+
+
+def run(workdir, start: int, stop: int) -> None:
+    """The order of a training loop: evaluate at i, train i, write both."""
+    with MetricWriter(workdir, start, tensorboard=False) as writer:
+        for i in range(start, stop):
+            if i % 2 == 0:
+                writer.write(i, {"eval_accuracy": 0.5 + i / 100}, kind="eval")
+            writer.write(i, {"reward_avg": np.float32(i) / 3, "kl_loss": 1e-6 * i})
+
+
+def test_a_row_is_the_iteration_the_kind_and_the_values_in_order(tmp_path):
+    """Oracle: the JSON text, written out by hand."""
+    scalars = {
+        "reward_avg": np.float32(0.1),
+        "clipfrac": jnp.asarray(0.25),
+        "loss": jnp.asarray(0.1, jnp.bfloat16),
+        "group_size": np.int64(24),
+        "ratio": 1 / 3,
+        "zero": -0.0,
+        "broken": float("nan"),
+        "huge": -np.inf,
+    }
+    with MetricWriter(tmp_path, 0, tensorboard=False) as writer:
+        writer.write(0, scalars)
+    line = (tmp_path / "metrics.jsonl").read_text()
+    assert line.startswith(
+        '{"iteration": 0, "kind": "train", "reward_avg": 0.1, "clipfrac": 0.25, '
+        '"loss": 0.100097656, "group_size": 24, "ratio": 0.3333333333333333, '
+        '"zero": 0.0, "broken": "NaN", "huge": "-Infinity", "time/'
+    )
+    (row,) = read_metrics(tmp_path)
+    assert np.isnan(row["broken"])
+    assert row["huge"] == -np.inf
+    assert 0.01 < row["time/peak_memory_gb"] < 100
+
+
+@pytest.mark.parametrize("start", range(8))
+def test_a_resumed_run_writes_the_rows_of_an_undisturbed_one(tmp_path, start):
+    """Oracle: invariance; killed after iteration 6, started again from `start`."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for workdir in (whole, killed):
+        workdir.mkdir()
+    run(whole, 0, 10)
+    run(killed, 0, 7)
+    with (killed / "metrics.jsonl").open("a") as file:
+        file.write('{"iteration": 7, "kind": "tr')  # torn by the kill
+    run(killed, start, 10)
+    assert timeless(killed) == timeless(whole)
+
+
+def test_wall_time_goes_on_after_a_resume(tmp_path, monkeypatch):
+    """Oracle: a clock that the test holds."""
+    now = [100.0]
+    monkeypatch.setattr("flowgrpo_jax.runtime.metrics.time.monotonic", lambda: now[0])
+    for start, passed in ((0, 5.0), (1, 2.0)):
+        with MetricWriter(tmp_path, start, tensorboard=False) as writer:
+            now[0] += passed
+            writer.write(start, {})
+        now[0] += 1000
+    assert [row["time/wall"] for row in read_metrics(tmp_path)] == [5.0, 7.0]
+
+
+def test_a_full_disk_leaves_no_torn_row(tmp_path):
+    """Oracle: the file size limit of the kernel, reached inside the second row."""
+    script = """
+import resource, sys
+from flowgrpo_jax.runtime.metrics import MetricWriter
+writer = MetricWriter(sys.argv[1], 0, tensorboard=False)
+writer.write(0, {"x": 1})
+resource.setrlimit(resource.RLIMIT_FSIZE, (120, 120))
+writer.write(1, {"x": 2})
+"""
+    child = subprocess.run(
+        [sys.executable, "-c", script, tmp_path],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert f"UserError: workdir: {tmp_path}/metrics.jsonl: file too large" in (
+        child.stderr
+    )
+    assert [row["x"] for row in read_metrics(tmp_path)] == [1]
+
+
+def test_mistakes_are_told(tmp_path):
+    """Oracle: the rules; numbers only, reserved names, damaged files."""
+    with MetricWriter(tmp_path, 0, tensorboard=False) as writer:
+        with pytest.raises(ValueError, match="loss: shape \\(2,\\)"):
+            writer.write(0, {"loss": np.zeros(2)})
+        with pytest.raises(ValueError, match="reserved metric names: \\['kind'\\]"):
+            writer.write(0, {"kind": 1})
+    assert read_metrics(tmp_path) == []
+    assert read_metrics(tmp_path / "nowhere") == []
+    (tmp_path / "metrics.jsonl").write_text('{"iteration": 0}\nnoise\n')
+    with pytest.raises(UserError, match="metrics.jsonl: line 2: not a row"):
+        MetricWriter(tmp_path, 1, tensorboard=False)
+
+
+class FakeWandb(types.ModuleType):
+    """Records the calls; the real one needs an account."""
+
+    def __init__(self):
+        super().__init__("wandb")
+        self.inits, self.logged, self.finished = [], [], 0
+        self.Image = lambda pixels: ("image", pixels.dtype, pixels.shape)
+
+    def init(self, **arguments):
+        self.inits.append(arguments)
+        return self
+
+    def define_metric(self, *arguments, **options):
+        pass
+
+    def log(self, values):
+        self.logged.append(values)
+
+    def finish(self):
+        self.finished += 1
+
+
+def test_wandb_goes_on_in_the_same_run(tmp_path, monkeypatch):
+    """Oracle: the calls wandb gets; the id is that of the first start."""
+    fake = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    for start in (0, 5):
+        options = {"project": "sprites"}
+        with MetricWriter(tmp_path, start, tensorboard=False, wandb=options) as writer:
+            writer.write(start, {"reward_avg": 0.5})
+            writer.images(start, {"eval_images": np.zeros((4, 4, 3))})
+    first, second = fake.inits
+    assert first == second
+    assert first["project"] == "sprites" and first["resume"] == "allow"
+    assert fake.logged[0]["iteration"] == 0 and fake.logged[0]["reward_avg"] == 0.5
+    assert fake.logged[3] == {
+        "iteration": 5,
+        "eval_images": [("image", np.dtype("uint8"), (4, 4, 3))],
+    }
+    assert fake.finished == 2
+
+
+def test_wandb_asked_for_but_missing_is_one_line(tmp_path, monkeypatch):
+    """Oracle: an import that fails."""
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match="wandb: asked for but not installed"):
+        MetricWriter(tmp_path, 0, tensorboard=False, wandb={})

@@ -1,0 +1,126 @@
+"""The progress line and the graceful stop."""
+
+import io
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+
+from flowgrpo_jax.runtime.progress import GracefulStop, Progress
+
+
+class Clock:
+    """A clock that the test moves."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def drive(stream, clock, seconds: list[float], **options) -> None:
+    with Progress(len(seconds), stream=stream, clock=clock, **options) as progress:
+        for iteration, passed in enumerate(seconds):
+            clock.now += passed
+            progress.update(iteration, reward=0.25, images=20)
+
+
+def test_without_a_terminal_a_plain_line_every_half_minute_and_at_the_end():
+    """Oracle: the lines, written out by hand for a clock the test holds."""
+    stream = io.StringIO()
+    drive(stream, Clock(), [50.0, 10, 10, 10, 10])
+    assert stream.getvalue().splitlines() == [
+        "iteration 1/5: reward 0.250, 0.4 images/s, 3:20 left",
+        "iteration 4/5: reward 0.250, 2.0 images/s, 0:10 left",
+        "iteration 5/5: reward 0.250, 2.0 images/s, 0:00 left",
+    ]
+
+
+def test_nothing_but_messages_when_told():
+    """Oracle: the rule; log_every=None writes no lines, messages stay."""
+    stream = io.StringIO()
+    drive(stream, Clock(), [50.0, 50], log_every=None)
+    with Progress(2, stream=stream, log_every=None) as progress:
+        progress.message("a table")
+    assert stream.getvalue() == "a table\n"
+
+
+def test_the_pace_leaves_evaluations_and_compilation_out():
+    """Oracle: 10 s an iteration, whatever lies between; long times have hours."""
+    clock, stream = Clock(), io.StringIO()
+    progress = Progress(1000, start=497, log_every=0, stream=stream, clock=clock)
+    for iteration, passed in ((497, 90.0), (498, 10.0), (499, 10.0)):
+        clock.now += 500
+        progress.skip()
+        clock.now += passed
+        progress.update(iteration, 0.5, 10)
+    assert stream.getvalue().splitlines()[-1] == (
+        "iteration 500/1000: reward 0.500, 1.0 images/s, 1:23:20 left"
+    )
+
+
+def test_a_terminal_gets_a_bar_with_everything_on_it():
+    """Oracle: the text on a pseudo-terminal."""
+    master, slave = pty.openpty()
+    with os.fdopen(slave, "w") as stream:
+        clock = Clock()
+        with Progress(4, start=2, stream=stream, clock=clock) as progress:
+            clock.now = 2.0
+            progress.update(2, reward=0.625, images=20)
+            progress.message("evaluated")
+        stream.flush()
+        shown = ""
+        while "evaluated" not in shown or "3/4" not in shown.split("evaluated")[-1]:
+            shown += os.read(master, 1 << 16).decode()
+    os.close(master)
+    assert "3/4, reward 0.625, 10.0 images/s, 0:02 left" in shown
+    assert "evaluated" in shown
+
+
+LOOP = """
+import time
+from flowgrpo_jax.runtime.progress import GracefulStop
+with GracefulStop() as stop:
+    print("ready", flush=True)
+    while not stop.requested:
+        time.sleep(0.01)
+    print("stopping", flush=True)
+    time.sleep(60)
+"""
+
+
+def loop() -> subprocess.Popen:
+    child = subprocess.Popen(
+        [sys.executable, "-c", LOOP],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    child.stdout.readline()
+    return child
+
+
+def test_the_first_signal_asks_and_the_second_ends():
+    """Oracle: the exit status of the kernel's default action."""
+    for first, second in (
+        (signal.SIGTERM, signal.SIGTERM),
+        (signal.SIGINT, signal.SIGTERM),
+    ):
+        child = loop()
+        child.send_signal(first)
+        assert child.stdout.readline() == "stopping\n"
+        child.send_signal(second)
+        assert child.wait(10) == -second
+        assert f"{first.name}: stopping after this iteration" in child.stderr.read()
+
+
+def test_handlers_are_put_back():
+    """Oracle: the handlers before, with and without a signal in between."""
+    before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+    with GracefulStop() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)
+        assert stop.requested
+    assert before == [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]

@@ -1,0 +1,146 @@
+"""report.html: what of a workdir is on the page."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.runtime.images import save_grid
+from flowgrpo_jax.runtime.metrics import MetricWriter
+from flowgrpo_jax.runtime.report import write_report
+
+TASKS = ("single_object", "counting", "overall")
+VOID = {"meta", "img"}
+
+
+class Page(HTMLParser):
+    """Checks that tags close in order; keeps text, addresses and tag names."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.stack, self.tags, self.links, self.words = [], set(), [], []
+        self.feed(text)
+        assert not self.stack, self.stack
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.links += [value for name, value in attrs if name in ("src", "href")]
+        if tag not in VOID:
+            self.stack.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.add(tag)
+
+    def handle_endtag(self, tag):
+        assert self.stack.pop() == tag
+
+    def handle_data(self, data):
+        if self.stack and self.stack[-1] != "style":
+            self.words.append(data.strip())
+
+
+def make_run(workdir) -> None:
+    """Twenty iterations with an evaluation at 0, 10 and 20."""
+    rng = np.random.default_rng(0)
+    (workdir / "config.json").write_text(
+        json.dumps({"seed": 7, "recipe": "flow_grpo", "train": {"beta": 0.04}})
+    )
+    with MetricWriter(workdir, 0, tensorboard=False) as writer:
+        for i in range(21):
+            if i % 10 == 0:
+                scores = {f"eval_{t}_accuracy": 0.5 + i / 50 for t in TASKS}
+                scores |= {f"eval_unguided_{t}_accuracy": 0.25 + i / 50 for t in TASKS}
+                scores["eval_diversity"] = 0.3
+                writer.write(i, scores, kind="eval")
+            reward = {"reward_avg": 0.5 + i / 100 + rng.normal() / 100}
+            writer.write(i, {**reward, "kl_loss": 1e-4 * i, "my_metric": float(i)})
+
+
+def read(path) -> tuple[str, Page, str]:
+    text = path.read_text()
+    page = Page(text)
+    return text, page, " ".join(word for word in page.words if word)
+
+
+def test_scores_curves_and_config_are_on_the_page(tmp_path):
+    """Oracle: the metrics written, as they should read; 50% -> 90% guided."""
+    make_run(tmp_path)
+    _, page, words = read(write_report(tmp_path))
+    assert "Score with guidance 50.0% → 90.0% +40.0 points" in words
+    assert "Score without guidance 25.0% → 65.0% +40.0 points" in words
+    row = "counting 50.0% 90.0% +40.0 25.0% 65.0% +40.0"
+    assert row in words
+    assert words.index("single object 50.0%") < words.index("overall 50.0%")
+    for title in ("Reward", "KL to the reference", "Diversity", "my_metric"):
+        assert title in page.words
+    assert "train.beta" in words and "0.04" in words
+    assert "seed 7" in words and "21 iterations" in words
+
+
+def test_the_page_needs_nothing_else(tmp_path):
+    """Oracle: no address but data URLs, no script, tags that close in order."""
+    make_run(tmp_path)
+    (tmp_path / "samples").mkdir()
+    noise = np.random.default_rng(0).random((4, 400, 400, 3), np.float32)
+    for i in range(0, 21, 2):
+        images = noise if i == 0 else np.zeros((4, 8, 8, 3), np.float32)
+        save_grid(tmp_path / "samples" / f"iteration_{i:06d}.png", images, 2)
+    text, page, _ = read(write_report(tmp_path))
+    assert "script" not in page.tags
+    assert not re.search(r"url\(|@import|https?://", text)
+    assert len(page.links) == 8
+    assert all(link.startswith("data:image/") for link in page.links)
+    assert page.links[0].startswith("data:image/jpeg"), "a large one is made smaller"
+    shown = [int(n) for n in re.findall(r"samples at iteration (\d+)", text)]
+    assert shown[:2] == [0, 20] and len(set(shown)) == 8
+    assert len(text) < 1_500_000
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_few_sample_grids(tmp_path, count):
+    """Oracle: each grid is shown once."""
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "samples").mkdir()
+    for i in range(count):
+        path = tmp_path / "samples" / f"iteration_{i:06d}.png"
+        Image.new("RGB", (4, 4)).save(path)
+    _, page, _ = read(write_report(tmp_path))
+    assert len(page.links) == count
+
+
+def test_extra_facts_and_their_escaping(tmp_path):
+    """Oracle: the texts of report.json, as a reader sees them."""
+    make_run(tmp_path)
+    extra = {
+        "title": "A <run>",
+        "command": "python -m flowgrpo_jax.main --config.x='<a>'",
+        "facts": {"Images": "57,600 & more"},
+        "notes": ["seed 2 & 3"],
+        "tables": [{"title": "Peers", "columns": ["a", "b"], "rows": [["x", 1]]}],
+    }
+    (tmp_path / "report.json").write_text(json.dumps(extra))
+    _, page, words = read(write_report(tmp_path))
+    for text in (extra["title"], extra["command"], "57,600 & more", "seed 2 & 3"):
+        assert text in page.words
+    assert "Peers a b x 1" in words
+    (tmp_path / "report.json").write_text("{")
+    with pytest.raises(UserError, match="report.json: not JSON"):
+        write_report(tmp_path)
+
+
+def test_an_empty_run_still_has_a_page(tmp_path):
+    """Oracle: the rule; only config.json is needed."""
+    with pytest.raises(UserError, match="holds no config.json"):
+        write_report(tmp_path)
+    (tmp_path / "config.json").write_text('{"seed": 1}')
+    _, _, words = read(write_report(tmp_path))
+    assert "Scores by task" not in words
+    with MetricWriter(tmp_path, 0, tensorboard=False) as writer:
+        writer.write(0, {"eval_overall_accuracy": 0.625}, kind="eval")
+        writer.write(0, {"reward_avg": float("nan")})
+    _, _, words = read(write_report(tmp_path))
+    assert "62.5%" in words

@@ -1,0 +1,80 @@
+"""TensorBoard events: what is read back, restarts, a full disk."""
+
+import errno
+import io
+import struct
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from tensorboardX.proto.event_pb2 import Event
+
+from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.runtime.metrics import MetricWriter
+from flowgrpo_jax.runtime.tensorboard import TensorBoardWriter
+
+
+def events(workdir) -> list[Event]:
+    """All TensorBoard events in the order TensorBoard reads them."""
+    found = []
+    for path in sorted((workdir / "tensorboard").iterdir()):
+        data = path.read_bytes()
+        while data:
+            (length,) = struct.unpack("<Q", data[:8])
+            found.append(Event.FromString(data[12 : 12 + length]))
+            data = data[16 + length :]
+    return found
+
+
+def test_tensorboard_reads_back_scalars_images_and_restarts(tmp_path):
+    """Oracle: the event protos (TFRecord framing); no TensorFlow gets loaded."""
+    image = np.linspace(0, 1, 12, dtype=np.float32).reshape(2, 2, 3)
+    for start in (0, 1):
+        with MetricWriter(tmp_path, start) as writer:
+            writer.write(start, {"reward_avg": 0.5 + start})
+            writer.images(start, {"eval_images": image})
+    assert "tensorflow" not in sys.modules
+    found = events(tmp_path)
+    scalars = [
+        (event.step, value.tag, value.simple_value)
+        for event in found
+        for value in event.summary.value
+        if value.tag == "reward_avg"
+    ]
+    assert scalars == [(0, "reward_avg", 0.5), (1, "reward_avg", 1.5)]
+    starts = [event.step for event in found if event.HasField("session_log")]
+    assert starts == [0, 1]
+    pictures = [v.image for e in found for v in e.summary.value if v.HasField("image")]
+    pixels = np.asarray(Image.open(io.BytesIO(pictures[0].encoded_image_string)))
+    np.testing.assert_array_equal(pixels, np.round(image * 255).astype(np.uint8))
+
+
+def test_a_full_disk_under_tensorboard_is_one_line(tmp_path, monkeypatch):
+    """Oracle: ENOSPC from the event file."""
+    writer = MetricWriter(tmp_path, 0)
+
+    def full(event):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(writer._boards[0]._events, "write_event", full)
+    with pytest.raises(UserError, match="no space left on device: what was there is"):
+        writer.write(0, {"x": 1})
+
+
+def test_the_other_summaries_of_the_interface(tmp_path):
+    """Oracle: the tags and counts in the event protos."""
+    writer = TensorBoardWriter(tmp_path / "tensorboard", 0)
+    writer.write_texts(0, {"config": "seed: 1"})
+    writer.write_histograms(0, {"advantages": np.arange(10.0)}, {"advantages": 5})
+    writer.write_hparams({"beta": 0.04})
+    writer.write_images(0, {"grid": np.zeros((2, 4, 4, 3), np.float32)})
+    writer.close()
+    values = [value for event in events(tmp_path) for value in event.summary.value]
+    by_tag = {value.tag: value for value in values}
+    assert by_tag["config/text_summary"].tensor.string_val == [b"seed: 1"]
+    assert by_tag["advantages"].histo.num == 10
+    assert "_hparams_/experiment" in by_tag
+    assert {"grid/0", "grid/1"} <= by_tag.keys()
+    with pytest.raises(NotImplementedError):
+        writer.write_videos(0, {})

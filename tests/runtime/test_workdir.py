@@ -1,0 +1,147 @@
+"""The workdir: same config or none, one process, files whole or absent."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.runtime import workdir
+from flowgrpo_jax.runtime.workdir import atomic_write, open_workdir, read_config
+
+CONFIG = {
+    "seed": 1,
+    "num_iterations": 100,
+    "reward": {"geneval": 1.0},
+    "train": {"learning_rate": 3e-4, "betas": (0.9, 0.999)},
+    "eval": {"every": 10},
+    "mesh": {"data": -1},
+}
+MAY_DIFFER = {"num_iterations", "eval.*", "mesh"}
+
+
+def changed(**values) -> dict:
+    return {**CONFIG, **values}
+
+
+def test_the_same_config_opens_its_workdir_again(tmp_path):
+    """Oracle: invariance; config.json holds the config, tuples as JSON lists."""
+    path = tmp_path / "deep" / "run"
+    with open_workdir(path, CONFIG) as first:
+        assert not first.resumed
+    with open_workdir(path, CONFIG) as second:
+        assert second.resumed
+        assert second.metrics == path / "metrics.jsonl"
+        assert second.samples.is_dir()
+    assert read_config(path) == json.loads(json.dumps(CONFIG))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (changed(seed=2), "seed: 2: workdir {} holds a run with 1: "),
+        (changed(seed=True), "seed: true: workdir {} holds a run with 1: "),
+        (
+            changed(train={"learning_rate": 1e-4, "betas": [0.9, 0.999]}),
+            "train.learning_rate: 0.0001: workdir {} holds a run with 0.0003: ",
+        ),
+        (
+            changed(reward={"ocr": 1.0}),
+            "reward.ocr: 1.0: workdir {} holds a run with no such key: ",
+        ),
+        (
+            {key: value for key, value in CONFIG.items() if key != "seed"},
+            "seed: no such key: workdir {} holds a run with 1: ",
+        ),
+    ],
+)
+def test_another_config_is_refused_and_nothing_is_touched(tmp_path, config, message):
+    """Oracle: the rule; the line names the first key, both values and the remedy."""
+    open_workdir(tmp_path, CONFIG).close()
+    before = (tmp_path / "config.json").read_bytes()
+    with pytest.raises(UserError) as error:
+        open_workdir(tmp_path, config, MAY_DIFFER)
+    assert str(error.value).startswith(message.format(tmp_path))
+    assert str(error.value).endswith("take another --workdir, or delete this one")
+    assert (tmp_path / "config.json").read_bytes() == before
+    open_workdir(tmp_path, CONFIG).close()  # the refused call holds no lock
+
+
+def test_allowed_keys_may_change_on_resume(tmp_path):
+    """Oracle: the globs given; a glob covers the keys below it; 1 equals 1.0."""
+    open_workdir(tmp_path, CONFIG).close()
+    config = changed(num_iterations=200, eval={"every": 5, "n": 2}, mesh={"fsdp": 2})
+    config["seed"] = 1.0
+    with open_workdir(tmp_path, config, MAY_DIFFER) as run:
+        assert run.resumed
+    assert read_config(tmp_path)["num_iterations"] == 200
+
+
+def test_a_run_without_a_readable_config_is_refused(tmp_path):
+    """Oracle: the rule; nothing of an unknown run is overwritten."""
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    with pytest.raises(UserError, match="holds a run but no config.json"):
+        open_workdir(tmp_path, CONFIG)
+    (tmp_path / "config.json").write_text('{"seed": 1')
+    with pytest.raises(UserError, match="config.json: cannot be read"):
+        open_workdir(tmp_path, CONFIG)
+    assert (tmp_path / "config.json").read_text() == '{"seed": 1'
+    with pytest.raises(UserError, match="holds no config.json"):
+        read_config(tmp_path / "nowhere")
+
+
+HOLD = """
+import sys, time
+from flowgrpo_jax.runtime.workdir import open_workdir
+held = open_workdir(sys.argv[1], {"seed": 1})
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def test_two_processes_cannot_share_a_workdir(tmp_path):
+    """Oracle: a second process; the kernel frees the lock of a killed one."""
+    child = subprocess.Popen(
+        [sys.executable, "-c", HOLD, tmp_path], stdout=subprocess.PIPE, text=True
+    )
+    child.stdout.readline()
+    with pytest.raises(UserError, match=f"in use by process {child.pid}"):
+        open_workdir(tmp_path, {"seed": 1})
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    open_workdir(tmp_path, {"seed": 1}).close()
+
+
+def test_a_full_disk_costs_nothing_that_was_there(tmp_path, monkeypatch):
+    """Oracle: ENOSPC from the file system; the old file stays, no litter."""
+    target = tmp_path / "config.json"
+    target.write_text("old")
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(workdir.os, "fsync", full)
+    with pytest.raises(UserError, match="no space left on device: what was there"):
+        atomic_write(target, "new")
+    assert target.read_text() == "old"
+    assert os.listdir(tmp_path) == ["config.json"]
+
+
+def test_a_path_that_cannot_be_a_folder_is_one_line(tmp_path):
+    """Oracle: ENOTDIR of the kernel (root may write anywhere else)."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="workdir: .*file.*: take another --workdir"):
+        open_workdir(tmp_path / "file" / "run", CONFIG)
+
+
+def test_written_files_follow_the_umask(tmp_path):
+    """Oracle: the mode of a file that `open` makes."""
+    atomic_write(tmp_path / "ours", b"bytes")
+    (tmp_path / "theirs").write_bytes(b"bytes")
+    ours, theirs = (tmp_path / name for name in ("ours", "theirs"))
+    assert ours.read_bytes() == theirs.read_bytes()
+    assert ours.stat().st_mode == theirs.stat().st_mode
