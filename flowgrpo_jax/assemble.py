@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
@@ -28,24 +29,33 @@ PROMPT_SETS = {
 Monitor = Callable[[np.ndarray, np.ndarray], dict[str, float]]
 
 
-def make_model(config: ml_collections.ConfigDict) -> FlowModel:
-    """The networks that `model` names."""
+def load_model(
+    config: ml_collections.ConfigDict,
+) -> tuple[FlowModel, Variables]:
+    """The networks and pretrained weights (on the host) that `model` names."""
     if config.model != "sprites" and not config.model.endswith(".safetensors"):
         raise UserError(
             f"model: {config.model}: must be sprites (the embedded model) or a "
             ".safetensors file of its weights"
         )
-    lora = config.train.use_lora
-    return sprites_model.make_model(
-        config.train.lora_rank if lora else 0, config.train.lora_alpha if lora else 0.0
-    )
-
-
-def load_variables(config: ml_collections.ConfigDict) -> Variables:
-    """The pretrained weights that `model` names, on the host."""
     if config.model == "sprites":
-        return sprites_model.load_variables()
-    return sprites_model.load_variables(Path(config.model))
+        variables, size = sprites_model.load()
+    else:
+        variables, size = sprites_model.load(config.model)
+    return _with_lora(config, size), variables
+
+
+def new_model(config: ml_collections.ConfigDict) -> tuple[FlowModel, Variables]:
+    """The embedded model with fresh random weights, for pretraining."""
+    model = _with_lora(config, sprites_model.Size())
+    return model, jax.device_get(model.init(jax.random.key(config.seed)))
+
+
+def _with_lora(config, size: sprites_model.Size) -> FlowModel:
+    rank = config.train.lora_rank if config.train.use_lora else 0
+    return sprites_model.make_model(
+        size, rank, config.train.lora_alpha, jnp.dtype(config.dtype)
+    )
 
 
 def load_prompt_set(name: str, split: str, key: str = "prompts") -> list[Prompt]:

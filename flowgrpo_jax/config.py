@@ -28,6 +28,7 @@ def base() -> ml_collections.ConfigDict:
             "group_size": 24,  # images per prompt
             "updates_per_iteration": 2,  # optimizer steps per rollout
             "microbatch": 8,  # images that go through the network at once
+            "dtype": "float32",  # of matmuls and residuals; or bfloat16
             "mesh": c({"data": -1, "fsdp": 1}),
             "sample": c(
                 {
@@ -70,7 +71,6 @@ def base() -> ml_collections.ConfigDict:
                     "caption_noise": c(),  # pretraining: task -> share of wrong captions
                     "clean_iterations": 0,  # before caption_noise begins
                     "caption_dropout": 0.1,
-                    "init": "",  # pretraining: weights file to start from
                 }
             ),
             "eval": c(
@@ -137,6 +137,7 @@ def _assign(config: ml_collections.ConfigDict, key: str, value: Any) -> None:
 
 
 _CHOICES = {
+    "dtype": ("float32", "bfloat16"),
     "sample.plan": ("all", "window", "random_window", "branch"),
     "sample.sde_type": ("sde", "cps", "dance"),
     "sample.init_noise": ("independent", "shared"),

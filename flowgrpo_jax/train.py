@@ -23,7 +23,6 @@ import optax
 from flowgrpo_jax import assemble, config as configs, evaluation, programs
 from flowgrpo_jax.data import prompts as prompt_data
 from flowgrpo_jax.flow import layout as layouts
-from flowgrpo_jax.models import weights
 from flowgrpo_jax.models.flow_model import FlowModel, Variables, guided
 from flowgrpo_jax.rl import advantage, losses
 from flowgrpo_jax.rl import update as rl_update
@@ -34,6 +33,7 @@ from flowgrpo_jax.runtime.checkpoint import Checkpointer
 from flowgrpo_jax.runtime.metrics import MetricWriter
 from flowgrpo_jax.runtime.progress import GracefulStop, Progress
 from flowgrpo_jax.runtime.workdir import open_workdir
+from flowgrpo_jax.sprites import model as sprites_model
 from flowgrpo_jax.sprites import pretraining
 
 SAMPLES = 48  # images on the contact sheet, the same noise every time
@@ -68,7 +68,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> bool:
                     run, state, start, checkpoints, writer, stop, progress, place
                 )
         if finished:
-            weights.save(place.path / "weights.safetensors", run.tuned(state), {})
+            run.save(state, place.path / "weights.safetensors")
         report.write_report(place.path)
         return finished
 
@@ -125,7 +125,10 @@ class Run:
         self.config = config
         self.pretraining = config.train.objective == "flow_matching"
         self.mesh = meshes.make_mesh(config.mesh.to_dict())
-        self.model: FlowModel = assemble.make_model(config)
+        # Pretraining starts from nothing, unless `model` names a file to go on from.
+        fresh = self.pretraining and config.model == "sprites"
+        load = assemble.new_model if fresh else assemble.load_model
+        self.model, self._loaded = load(config)
         self.images_per_iteration = config.prompts_per_iteration * config.group_size
         self._layout = layouts.group_layout(
             config.prompts_per_iteration,
@@ -141,17 +144,9 @@ class Run:
     # -- set-up --------------------------------------------------------------------
 
     def _set_up_weights(self) -> None:
-        config, model = self.config, self.model
-        key = jax.random.key(config.seed)
-        if self.pretraining and not config.train.init:
-            loaded = jax.device_get(model.init(key))
-        elif self.pretraining:
-            loaded = weights.load(config.train.init)[0]
-        else:
-            loaded = assemble.load_variables(config)
-        self._loaded: Variables = loaded
-
+        config, model, loaded = self.config, self.model, self._loaded
         if config.train.use_lora:
+            key = jax.random.key(config.seed)
             trainable = jax.device_get(model.init(key, lora=True))
             frozen = loaded
         elif config.train.trains_text:
@@ -358,9 +353,9 @@ class Run:
         """Scores of the EMA (or the learner) on the held-out prompts."""
         return self._evaluator(self._variables(state), final)
 
-    def tuned(self, state: rl_update.TrainState) -> Variables:
-        """All variables that were evaluated, on the host: the run's result."""
-        return jax.device_get(self._variables(state))
+    def save(self, state: rl_update.TrainState, path: Path) -> None:
+        """Write the variables that were evaluated: the result of the run."""
+        sprites_model.save(path, jax.device_get(self._variables(state)), self.model)
 
     def sample_sheet(self, state: rl_update.TrainState) -> np.ndarray:
         """The contact sheet: some held-out prompts of every task, fixed noise."""

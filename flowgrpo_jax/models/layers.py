@@ -5,6 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 
@@ -21,7 +22,7 @@ class Dense(nn.Module):
     parts: int = 1
     lora_rank: int = 0
     lora_alpha: float = 0.0
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     kernel_init: Callable = nn.initializers.xavier_uniform()
 
     @nn.compact
@@ -52,7 +53,7 @@ class LayerNorm(nn.Module):
     """Layer norm without weights; statistics in fp32."""
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*batch feature"]) -> Float[Array, "*batch f"]:
+    def __call__(self, x: Float[Array, "*batch feature"]) -> Float[Array, "*batch feature"]:
         wide = x.astype(jnp.float32)
         centred = wide - wide.mean(axis=-1, keepdims=True)
         variance = (centred * centred).mean(axis=-1, keepdims=True)
@@ -63,7 +64,7 @@ class RMSNorm(nn.Module):
     """Root mean square norm with a learned scale; statistics in fp32."""
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*batch feature"]) -> Float[Array, "*batch f"]:
+    def __call__(self, x: Float[Array, "*batch feature"]) -> Float[Array, "*batch feature"]:
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         wide = x.astype(jnp.float32)
         mean_square = (wide * wide).mean(axis=-1, keepdims=True)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from flowgrpo_jax.models.layers import Dense, LayerNorm, RMSNorm, attention
@@ -36,7 +37,7 @@ class MMDiTConfig:
     mlp_ratio: int = 4
     lora_rank: int = 0
     lora_alpha: float = 0.0
-    dtype: jnp.dtype = jnp.float32  # matmuls and residual stream
+    dtype: DTypeLike = jnp.float32  # matmuls and residual stream
 
     @property
     def width(self) -> int:

@@ -208,10 +208,10 @@ def _hide_orbax(record: logging.LogRecord) -> bool:
 
 
 def _storable(leaf: Any) -> jax.Array | np.ndarray:
-    """An array orbax may read later: numpy is copied, as the caller may change it."""
+    """An array for orbax, which copies those of numpy before `save` returns."""
     if isinstance(leaf, jax.Array):
         return leaf
-    array = np.array(leaf)
+    array = np.asarray(leaf)
     if array.dtype.kind in "OUS":
         raise TypeError(f"not an array or a number: {leaf!r}")
     return array

@@ -15,6 +15,7 @@ _ACCURACY = re.compile(r"eval_(unguided_)?(.+)_accuracy")
 def cards(
     train: Sequence[Row], evals: Sequence[Row], rows: Sequence[Row], extra: Row
 ) -> str:
+    """The big numbers: what changed, what it cost, and the facts of report.json."""
     shown = []
     for name, key in (
         ("Score with guidance", "eval_overall_accuracy"),

@@ -1,15 +1,29 @@
 """The embedded model: the SD3 family's transformer at a size that a laptop trains."""
 
+import dataclasses
 from pathlib import Path
 
 from flowgrpo_jax.models.flow_model import FlowModel, IdentityAutoencoder, Variables
 from flowgrpo_jax.models.mmdit import MMDiTConfig
 from flowgrpo_jax.models.text import WordEncoder, WordTokenizer
-from flowgrpo_jax.models import weights
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from flowgrpo_jax.models import lora, weights
 from flowgrpo_jax.sprites import world
 
 WEIGHTS = Path(__file__).with_name("weights") / "model.safetensors"
-WIDTH, DEPTH, PATCH, MAX_WORDS = 96, 4, 4, 6
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """The size of an embedded model; stands in the header of its weights file."""
+
+    width: int = 96
+    depth: int = 4
+    heads: int = 3
+    patch: int = 4
+    max_words: int = 6
 
 
 def words() -> tuple[str, ...]:
@@ -19,34 +33,55 @@ def words() -> tuple[str, ...]:
     return (*world.SHAPES, *plural, *world.COLORS, *other)
 
 
-def make_model(lora_rank: int = 0, lora_alpha: float = 0.0) -> FlowModel:
-    """The networks, without weights."""
-    tokenizer = WordTokenizer(words(), MAX_WORDS)
+def make_model(
+    size: Size = Size(),
+    lora_rank: int = 0,
+    lora_alpha: float = 0.0,
+    dtype: DTypeLike = jnp.float32,
+) -> FlowModel:
+    """The networks, without weights; `dtype` is that of matmuls and residuals."""
+    tokenizer = WordTokenizer(words(), size.max_words)
     config = MMDiTConfig(
         sample_size=world.SIZE,
-        patch_size=PATCH,
+        patch_size=size.patch,
         in_channels=3,
         out_channels=3,
-        num_layers=DEPTH,
-        attention_head_dim=32,
-        num_attention_heads=WIDTH // 32,
-        joint_attention_dim=WIDTH,
-        pooled_projection_dim=WIDTH,
-        pos_embed_max_size=world.SIZE // PATCH,
+        num_layers=size.depth,
+        attention_head_dim=size.width // size.heads,
+        num_attention_heads=size.heads,
+        joint_attention_dim=size.width,
+        pooled_projection_dim=size.width,
+        pos_embed_max_size=world.SIZE // size.patch,
         qk_norm="rms_norm",
         lora_rank=lora_rank,
         lora_alpha=lora_alpha,
+        dtype=dtype,
     )
     return FlowModel(
         name="sprites",
         config=config,
-        text_encoder=WordEncoder(tokenizer.size, WIDTH, MAX_WORDS),
+        text_encoder=WordEncoder(tokenizer.size, size.width, size.max_words),
         tokenizer=tokenizer,
         autoencoder=IdentityAutoencoder(),
         predicts="sample",
     )
 
 
-def load_variables(path: Path = WEIGHTS) -> Variables:
-    """The shipped pretrained weights in fp32, or those of another file."""
-    return weights.load(path)[0]
+def save(path: str | Path, variables: Variables, model: FlowModel) -> None:
+    """Write variables, any LoRA folded in, and the model's size to one file."""
+    config = model.config
+    size = Size(
+        width=config.width,
+        depth=config.num_layers,
+        heads=config.num_attention_heads,
+        patch=config.patch_size,
+        max_words=model.tokenizer.max_length,
+    )
+    folded = lora.fold(variables, config.lora_alpha)
+    weights.save(path, folded, dataclasses.asdict(size))
+
+
+def load(path: str | Path = WEIGHTS) -> tuple[Variables, Size]:
+    """Variables in fp32 and size; by default the shipped pretrained model."""
+    variables, size = weights.load(path)
+    return variables, Size(**size)

@@ -66,7 +66,7 @@ def test_round_trip_keeps_values_types_and_the_last_steps(tmp_path):
 def test_saved_values_are_those_of_the_call(tmp_path):
     """Oracle: invariance; donating or overwriting after `save` changes nothing."""
     overwrite = jax.jit(lambda x: x * 0 - 1, donate_argnums=0)
-    weights, table = jnp.ones((2000, 2000)), np.ones(1000)
+    weights, table = jnp.ones((2000, 2000)), np.ones(3_000_000)
     with Checkpointer(tmp_path) as checkpointer:
         checkpointer.save(1, {"weights": weights, "table": table})
         table[:] = -1

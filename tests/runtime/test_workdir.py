@@ -138,6 +138,16 @@ def test_a_path_that_cannot_be_a_folder_is_one_line(tmp_path):
         open_workdir(tmp_path / "file" / "run", CONFIG)
 
 
+def test_a_reader_never_sees_half_a_file(tmp_path):
+    """Oracle: a handle opened before the write still reads all of the old file."""
+    path = tmp_path / "config.json"
+    atomic_write(path, "old")
+    with path.open() as reader:
+        atomic_write(path, "new, and longer")
+        assert reader.read() == "old"
+    assert path.read_text() == "new, and longer"
+
+
 def test_written_files_follow_the_umask(tmp_path):
     """Oracle: the mode of a file that `open` makes."""
     atomic_write(tmp_path / "ours", b"bytes")
