@@ -137,9 +137,13 @@ def trajectory(
         gaussian = gaussians(sampler, latent, velocity, steps, switch)
         fresh = step_noise(keys, step, latent.shape[1:])
         following = jax.vmap(transition.sample)(gaussian, fresh)
-        # Written down before it is judged: the log-prob is that of the stored latent,
-        # not of mean + std * noise, which a compiler may simplify.
-        following, gaussian = jax.lax.optimization_barrier((following, gaussian))
+        # The log-prob is made again from what will be stored, behind a barrier: fused
+        # with the draw it would be rounded otherwise than in the update, and the
+        # first ratio would not be exactly 1.
+        latent, velocity, following = jax.lax.optimization_barrier(
+            (latent, velocity, following)
+        )
+        gaussian = gaussians(sampler, latent, velocity, steps, switch)
         return following, (latent, log_probs(sampler, following, gaussian))
 
     steps = jnp.arange(sampler.num_steps)

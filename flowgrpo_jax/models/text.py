@@ -19,8 +19,8 @@ STOP_WORDS = frozenset({"a", "an", "the", "photo", "of"})
 class TextEmbedding:
     """What the transformer sees of the prompts: token states and one pooled vector."""
 
-    context: Float[Array, "prompt token feature"]
-    pooled: Float[Array, "prompt pooled"]
+    context: Float[Array | np.ndarray, "*lead token feature"]
+    pooled: Float[Array | np.ndarray, "*lead pooled"]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -124,7 +124,7 @@ def local_gradients(
 
     first = jax.tree.map(lambda x: x[0, 0], elements)
     _, info = jax.eval_shape(
-        one_loss, trainable, first, weight[0], jax.eval_shape(text_of, prompt[0])
+        lambda p: one_loss(trainable, first, weight[0], text_of(p)), prompt[0]
     )
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), trainable)
     start = (zeros, {name: jnp.zeros(()) for name in info})
@@ -149,16 +149,18 @@ def update(
     chunks: Any,
     weights: Array,
 ) -> tuple[TrainState, dict[str, Array]]:
-    """All optimizer steps of an iteration; chunks and weights lead with [update].
+    """All optimizer steps of an iteration.
 
-    `gradients(trainable, chunk, weight)` returns sums over the mesh. Measurements
+    chunks is (elements [update, batch, trained, slot, ...], prompts [update, batch,
+    slot]), weights [update, batch, slot]. `gradients(trainable, chunk, weight)` returns sums over the mesh. Measurements
     come back per update, averaged by weight; a chunk without any weight leaves the
     state as it is.
     """
 
     def one(state: TrainState, inputs):
         chunk, weight = inputs
-        total = jnp.sum(weight)
+        trained = jax.tree.leaves(chunk)[0].shape[1]
+        total = jnp.sum(weight) * trained
         scale = 1.0 / jnp.maximum(total, 1.0)
         grads, sums = gradients(state.trainable, chunk, weight)
         grads = jax.tree.map(lambda g: g * scale, grads)
@@ -179,6 +181,6 @@ def update(
             name: value if name.endswith("_gap") else value * scale
             for name, value in sums.items()
         }
-        return new, info | {"grad_norm": optax.global_norm(grads)}
+        return new, info | {"grad_norm": optax.tree.norm(grads)}
 
     return jax.lax.scan(one, state, (chunks, weights))
