@@ -72,9 +72,7 @@ def load_prompt_set(name: str, split: str, key: str = "prompts") -> list[Prompt]
 
 def make_reward(config: ml_collections.ConfigDict) -> registry.Reward:
     """The weighted rewards of the config, with the embedded world's detector."""
-    options = {
-        name: values.to_dict() for name, values in config.reward_options.items()
-    }
+    options = {name: values.to_dict() for name, values in config.reward_options.items()}
     # Every sprite that the detector knows counts, in all tasks alike: its scores are
     # not those of the benchmark's detector, which counts above 0.9.
     rules = geneval.Rules(counting_threshold=0.3)

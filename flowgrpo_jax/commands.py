@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 from ml_collections import config_dict, config_flags
 
 from flowgrpo_jax.errors import UserError

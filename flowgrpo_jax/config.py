@@ -85,7 +85,9 @@ def base() -> ml_collections.ConfigDict:
                 }
             ),
             "checkpoint": c({"every": 50, "keep": 2}),
-            "log": c({"every": 1, "images_every": 50, "wandb": "", "tensorboard": True}),
+            "log": c(
+                {"every": 1, "images_every": 50, "wandb": "", "tensorboard": True}
+            ),
         }
     )
 

@@ -145,7 +145,9 @@ def table(before: Mapping[str, float], after: Mapping[str, float] | None = None)
     ]
     columns = [("before", before)] + ([("after", after)] if after else [])
     head = f"{'accuracy':<15}" + "".join(
-        f"{f'{kind} {when}':>18}" for kind in ("guided", "unguided") for when, _ in columns
+        f"{f'{kind} {when}':>18}"
+        for kind in ("guided", "unguided")
+        for when, _ in columns
     )
     lines = [head]
     for task in tasks:

@@ -24,7 +24,10 @@ SPLIT = PartitionSpec(None, meshes.AXES)
 
 # Kernels are sharded along their input or output features (`fsdp`), the rest is small.
 SHARDING_RULES: meshes.Rules = (
-    (r"(qkv|proj|context_embedder|norm1|norm1_context|norm_out)/kernel", (None, "fsdp")),
+    (
+        r"(qkv|proj|context_embedder|norm1|norm1_context|norm_out)/kernel",
+        (None, "fsdp"),
+    ),
     (r"(out|to_out|to_add_out|proj_out)/kernel", ("fsdp", None)),
 )
 
@@ -121,7 +124,15 @@ def make_update(
     sharded = jax.shard_map(
         local,
         mesh=mesh,
-        in_specs=(trainable_specs, frozen_specs, batches, batches, batches, WHOLE, WHOLE),
+        in_specs=(
+            trainable_specs,
+            frozen_specs,
+            batches,
+            batches,
+            batches,
+            WHOLE,
+            WHOLE,
+        ),
         out_specs=(trainable_specs, WHOLE),
         check_vma=False,
     )
@@ -151,7 +162,9 @@ def transition_elements(
     )
 
 
-def make_scene_encoder(mesh: Mesh, encode: Callable[[jax.Array], jax.Array]) -> Callable:
+def make_scene_encoder(
+    mesh: Mesh, encode: Callable[[jax.Array], jax.Array]
+) -> Callable:
     """(scenes, key, layout) -> elements of the flow-matching objective.
 
     Scenes are painted where they are used; each has its own key for sigma and noise.

@@ -9,9 +9,7 @@ i belongs to the run that goes on from it. So a killed run that is started again
 writes the rows that an undisturbed one writes.
 """
 
-import contextlib
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +18,11 @@ import ml_collections
 import numpy as np
 import optax
 
-from flowgrpo_jax import assemble, config as configs, evaluation, programs
+from flowgrpo_jax import assemble, evaluation, programs
+from flowgrpo_jax import config as configs
 from flowgrpo_jax.data import prompts as prompt_data
 from flowgrpo_jax.flow import layout as layouts
-from flowgrpo_jax.models.flow_model import FlowModel, Variables, guided
+from flowgrpo_jax.models.flow_model import Variables, guided
 from flowgrpo_jax.rl import advantage, losses
 from flowgrpo_jax.rl import update as rl_update
 from flowgrpo_jax.runtime import images as grids
@@ -320,7 +319,9 @@ class Run:
         captions, scenes = self._scenes.batch(iteration, size)
         layout = self._place(self._layout, programs.SPLIT)
         elements = self._encode(
-            self._place(scenes), meshes.random_key(self.mesh, config.seed, iteration), layout
+            self._place(scenes),
+            meshes.random_key(self.mesh, config.seed, iteration),
+            layout,
         )
         state, info = self._update(
             state,

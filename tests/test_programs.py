@@ -51,7 +51,11 @@ class Setup:
             mesh,
             *self.specs,
             losses.clipped_policy_loss(
-                sampler, clip_range=1e-4, adv_clip_max=5.0, beta=beta, kl_form="official"
+                sampler,
+                clip_range=1e-4,
+                adv_clip_max=5.0,
+                beta=beta,
+                kl_form="official",
             ),
             self.optimizer,
             rl_update.Ema(0.9, 8),

@@ -76,9 +76,9 @@ def initial_noise(
 
 def step_noise(keys: Key[Array, " slot"], step: Int[Array, ""], shape) -> Array:
     """Fresh noise of one step; counter 0 belongs to the initial noise."""
-    return jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, step + 1), shape))(
-        keys
-    )
+    return jax.vmap(
+        lambda k: jax.random.normal(jax.random.fold_in(k, step + 1), shape)
+    )(keys)
 
 
 def gaussians(

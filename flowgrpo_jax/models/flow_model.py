@@ -6,17 +6,16 @@ a LoRA policy, `lora`; a role of GRPO (policy, reference, EMA) is such a dict.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from flowgrpo_jax.models.mmdit import MMDiT, MMDiTConfig
-from flowgrpo_jax.models.text import TextEmbedding
+from flowgrpo_jax.models.text import TextEmbedding, WordTokenizer
 
 Variables = dict[str, Any]
 Text = TextEmbedding | Int[Array, "prompt token"]
@@ -49,7 +48,7 @@ class FlowModel:
     name: str
     config: MMDiTConfig
     text_encoder: nn.Module
-    tokenizer: Callable[[Sequence[str]], np.ndarray]
+    tokenizer: WordTokenizer
     autoencoder: IdentityAutoencoder
     predicts: str = "velocity"  # or "sample": the network gives the clean latent
 
@@ -82,10 +81,10 @@ class FlowModel:
             collections["lora"] = variables["lora"]
         else:
             config = dataclasses.replace(config, lora_rank=0)
-        out = MMDiT(config).apply(
+        answer = MMDiT(config).apply(
             collections, latents, sigma, text.context, text.pooled
         )
-        out = out.astype(jnp.float32)
+        out = jnp.asarray(answer, jnp.float32)
         if self.predicts == "velocity":
             return out
         scale = jnp.maximum(sigma, MIN_SIGMA)[:, None, None, None]
@@ -95,7 +94,8 @@ class FlowModel:
         self, variables: Variables, ids: Int[Array, "prompt token"]
     ) -> TextEmbedding:
         """Embed token ids (see `tokenizer`)."""
-        return self.text_encoder.apply({"params": variables["text"]}, ids)
+        answer = self.text_encoder.apply({"params": variables["text"]}, ids)
+        return cast(TextEmbedding, answer)
 
     def init(self, key: Array, lora: bool = False) -> Variables:
         """Fresh random variables: all of them, or with `lora` the adapter alone."""

@@ -53,7 +53,9 @@ class LayerNorm(nn.Module):
     """Layer norm without weights; statistics in fp32."""
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*batch feature"]) -> Float[Array, "*batch feature"]:
+    def __call__(
+        self, x: Float[Array, "*batch feature"]
+    ) -> Float[Array, "*batch feature"]:
         wide = x.astype(jnp.float32)
         centred = wide - wide.mean(axis=-1, keepdims=True)
         variance = (centred * centred).mean(axis=-1, keepdims=True)
@@ -64,7 +66,9 @@ class RMSNorm(nn.Module):
     """Root mean square norm with a learned scale; statistics in fp32."""
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*batch feature"]) -> Float[Array, "*batch feature"]:
+    def __call__(
+        self, x: Float[Array, "*batch feature"]
+    ) -> Float[Array, "*batch feature"]:
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         wide = x.astype(jnp.float32)
         mean_square = (wide * wide).mean(axis=-1, keepdims=True)

@@ -95,9 +95,7 @@ def flow_matching_loss(
             sigma = jax.nn.sigmoid(jax.random.normal(keys[0]))
             sigma = shift_sigma(sigma, shift)
             flat = jax.random.uniform(keys[1])
-            sigma = jnp.where(
-                jax.random.uniform(keys[2]) < uniform_share, flat, sigma
-            )
+            sigma = jnp.where(jax.random.uniform(keys[2]) < uniform_share, flat, sigma)
             return sigma, jax.random.normal(keys[3], clean.shape[1:])
 
         sigma, noise = jax.vmap(draw)(elements.noise_key)

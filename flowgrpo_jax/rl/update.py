@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from jaxtyping import Array, Int
+from jaxtyping import Array
 
 from flowgrpo_jax.rl.losses import Loss
 
@@ -22,12 +22,16 @@ Gradients = Callable[..., tuple[Any, dict[str, Array]]]
 
 @struct.dataclass
 class TrainState:
-    """Everything that the optimizer changes."""
+    """Everything that the optimizer changes: parameters, their EMA and its own state.
+
+    `updates` counts optimizer steps. Fields are untyped since shardings, shapes and
+    checkpoint arguments take the place of the arrays in trees of this form.
+    """
 
     trainable: Any
-    optimizer: optax.OptState
+    optimizer: Any
     ema: Any
-    updates: Int[Array, ""]
+    updates: Any
 
 
 class Ema(NamedTuple):
@@ -105,9 +109,7 @@ def local_gradients(
     def step(carry, element, batch_weight, text):
         total, sums = carry
         grads, info = gradient(trainable, element, batch_weight, text)
-        total = jax.tree.map(
-            lambda t, g: t + g.astype(jnp.float32), total, grads
-        )
+        total = jax.tree.map(lambda t, g: t + g.astype(jnp.float32), total, grads)
         return total, _add_measurements(sums, info, batch_weight)
 
     def one_batch(carry, batch):

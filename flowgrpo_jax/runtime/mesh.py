@@ -23,7 +23,7 @@ def make_mesh(shape: Mapping[str, int]) -> Mesh:
     """Mesh over all devices; one axis may be -1, "the rest". UserError if it misfits."""
     unknown = set(shape) - set(AXES)
     if unknown:
-        raise UserError(f"mesh: {sorted(unknown)[0]}: the axes are {', '.join(AXES)}")
+        raise UserError(f"mesh: {min(unknown)}: the axes are {', '.join(AXES)}")
     sizes = [int(shape.get(axis, 1)) for axis in AXES]
     count = jax.device_count()
     if sizes.count(-1) == 1:

@@ -3,13 +3,13 @@
 import dataclasses
 from pathlib import Path
 
-from flowgrpo_jax.models.flow_model import FlowModel, IdentityAutoencoder, Variables
-from flowgrpo_jax.models.mmdit import MMDiTConfig
-from flowgrpo_jax.models.text import WordEncoder, WordTokenizer
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from flowgrpo_jax.models import lora, weights
+from flowgrpo_jax.models.flow_model import FlowModel, IdentityAutoencoder, Variables
+from flowgrpo_jax.models.mmdit import MMDiTConfig
+from flowgrpo_jax.models.text import WordEncoder, WordTokenizer
 from flowgrpo_jax.sprites import world
 
 WEIGHTS = Path(__file__).with_name("weights") / "model.safetensors"
@@ -28,7 +28,9 @@ class Size:
 
 def words() -> tuple[str, ...]:
     """All words of the world's prompts but the tokenizer's stop words."""
-    plural = tuple(name + ("es" if name.endswith("s") else "s") for name in world.SHAPES)
+    plural = tuple(
+        name + ("es" if name.endswith("s") else "s") for name in world.SHAPES
+    )
     other = ("and", "left", "right", "above", "below", "two", "three", "four")
     return (*world.SHAPES, *plural, *world.COLORS, *other)
 

@@ -1,0 +1,186 @@
+"""Whole runs of a tiny model: resume, compilations, pretraining, the report."""
+
+import json
+import signal
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from flowgrpo_jax import config as configs
+from flowgrpo_jax import train as trainer
+from flowgrpo_jax.runtime.metrics import read_metrics
+from flowgrpo_jax.sprites import model as sprites_model
+from tests.tiny import SIZE, tiny_model
+
+
+@pytest.fixture(scope="session")
+def weights_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    model, variables = tiny_model()
+    sprites_model.save(path, variables, model)
+    return str(path)
+
+
+def reward_spread(images, prompts):
+    """A reward that random pictures differ in."""
+    del prompts
+    brightness = images.mean(axis=(1, 2, 3))
+    return {
+        "geneval": brightness,
+        "avg": brightness,
+        "accuracy": np.float32(brightness > 0.5),
+    }
+
+
+@pytest.fixture(autouse=True)
+def bright_is_good(monkeypatch):
+    monkeypatch.setattr(
+        trainer.assemble,
+        "make_reward",
+        lambda config: trainer.assemble._on_host(reward_spread),
+    )
+
+
+def tiny_config(weights_file, **values):
+    return configs.make(
+        model=weights_file,
+        num_iterations=4,
+        prompts_per_iteration=2,
+        group_size=4,
+        microbatch=4,
+        mesh={"data": 2},
+        sample__num_steps=3,
+        sample__eval_num_steps=2,
+        sample__guidance_scale=1.0,
+        eval__guidance_scale=1.0,
+        eval__every=2,
+        eval__images_per_task=1,
+        eval__final_images_per_task=1,
+        checkpoint__every=2,
+        log__tensorboard=False,
+        train__use_lora=False,
+        **values,
+    )
+
+
+def rows(workdir):
+    """All rows without the fields that tell time."""
+    return [
+        {k: v for k, v in row.items() if not k.startswith("time/")}
+        for row in read_metrics(workdir)
+    ]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(weights_file, tmp_path_factory):
+    """A finished run, and the compilations of each of its iterations."""
+    workdir = tmp_path_factory.mktemp("undisturbed")
+    compiled = []
+    step = trainer.Run.step
+
+    def counted(self, state, iteration):
+        compiled.append(0)
+        return step(self, state, iteration)
+
+    def listen(event, duration, **_):
+        if compiled and event == "/jax/core/compile/backend_compile_duration":
+            compiled[-1] += 1
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer.Run, "step", counted)
+        patch.setattr(
+            trainer.assemble,
+            "make_reward",
+            lambda config: trainer.assemble._on_host(reward_spread),
+        )
+        jax.monitoring.register_event_duration_secs_listener(listen)
+        assert trainer.train(tiny_config(weights_file), workdir)
+    return workdir, compiled
+
+
+def test_nothing_compiles_after_the_first_iterations(undisturbed):
+    """Oracle: a count. The whole loop also runs under the ban on implicit transfers."""
+    _, compiled = undisturbed
+    assert compiled[0] > 0  # the listener hears
+    assert compiled[2:] == [0, 0]
+
+
+def test_rows_are_complete(undisturbed):
+    """Oracle: counting; one train row per iteration, evaluations at 0, 2 and 4."""
+    workdir, _ = undisturbed
+    written = [(row["iteration"], row["kind"]) for row in read_metrics(workdir)]
+    assert written == [
+        (0, "eval"),
+        (0, "train"),
+        (1, "train"),
+        (2, "eval"),
+        (2, "train"),
+        (3, "train"),
+        (4, "eval"),
+    ]
+    first = read_metrics(workdir)[1]
+    assert first["ratio_gap"] == 0.0 and first["kl_loss"] >= 0.0
+    assert first["actual_batch_size"] > 0
+    assert (workdir / "report.html").stat().st_size > 10_000
+
+
+def test_learning_raises_the_reward(undisturbed):
+    """Oracle: the weights move, and only those that are trained."""
+    workdir, _ = undisturbed
+    after = load_file(workdir / "weights.safetensors")
+    _, before = tiny_model()
+    text = np.float16(before["text"]["place"])
+    np.testing.assert_array_equal(after["text/place"], text)
+    moved = after["transformer/proj_out/kernel"] - np.float16(
+        before["transformer"]["proj_out"]["kernel"]
+    )
+    assert np.abs(moved).max() > 0
+
+
+def test_a_stopped_run_goes_on_as_if_nothing_was(
+    weights_file, undisturbed, tmp_path, monkeypatch
+):
+    """Oracle: an invariance; rows and weights equal those of the undisturbed run."""
+    step = trainer.Run.step
+
+    def interrupted(self, state, iteration):
+        if iteration == 2:  # after the checkpoint at 2: iteration 2 is done again
+            signal.raise_signal(signal.SIGTERM)
+        return step(self, state, iteration)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.Run, "step", interrupted)
+        assert not trainer.train(tiny_config(weights_file), tmp_path)
+    assert rows(tmp_path)[-1]["iteration"] == 2
+    assert trainer.train(tiny_config(weights_file), tmp_path)
+    assert json.dumps(rows(tmp_path)) == json.dumps(rows(undisturbed[0]))
+    ours, theirs = (
+        load_file(workdir / "weights.safetensors")
+        for workdir in (tmp_path, undisturbed[0])
+    )
+    for name, value in theirs.items():
+        np.testing.assert_array_equal(ours[name], value)
+
+
+def test_pretraining_is_the_same_loop(tmp_path, monkeypatch):
+    """Oracle: the flow-matching loss falls below that of predicting nothing."""
+    monkeypatch.setattr(sprites_model, "Size", lambda: SIZE)
+    config = configs.make(
+        recipe="pretrain",
+        num_iterations=30,
+        prompts_per_iteration=16,
+        group_size=1,
+        mesh={"data": 2},
+        sample__eval_num_steps=2,
+        eval__guidance_scale=1.0,
+        eval__images_per_task=1,
+        eval__final_images_per_task=1,
+        eval__every=0,
+        train__learning_rate=2e-3,
+        log__tensorboard=False,
+    )
+    assert trainer.train(config, tmp_path)
+    losses = [row["loss"] for row in read_metrics(tmp_path) if row["kind"] == "train"]
+    assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
