@@ -9,6 +9,9 @@ i belongs to the run that goes on from it. So a killed run that is started again
 writes the rows that an undisturbed one writes.
 """
 
+import json
+import shlex
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -29,9 +32,9 @@ from flowgrpo_jax.runtime import images as grids
 from flowgrpo_jax.runtime import mesh as meshes
 from flowgrpo_jax.runtime import report
 from flowgrpo_jax.runtime.checkpoint import Checkpointer
-from flowgrpo_jax.runtime.metrics import MetricWriter
+from flowgrpo_jax.runtime.metrics import MetricWriter, peak_memory_gb, read_metrics
 from flowgrpo_jax.runtime.progress import GracefulStop, Progress
-from flowgrpo_jax.runtime.workdir import open_workdir
+from flowgrpo_jax.runtime.workdir import atomic_write, open_workdir
 from flowgrpo_jax.sprites import model as sprites_model
 from flowgrpo_jax.sprites import pretraining
 
@@ -68,7 +71,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> bool:
                 )
         if finished:
             run.save(state, place.path / "weights.safetensors")
-        report.write_report(place.path)
+        _report(place.path, finished)
         return finished
 
 
@@ -107,6 +110,17 @@ def _loop(run, state, start, checkpoints, writer, stop, progress, place):
         shown = metrics.get("reward_avg", metrics.get("loss"))
         progress.update(iteration, shown, run.images_per_iteration)
     raise AssertionError("the loop ends at its last iteration")
+
+
+def _report(workdir: Path, finished: bool) -> None:
+    """Write report.html; tell a finished run's scores before and after."""
+    command = shlex.join(["python", "-m", "flowgrpo_jax.main", *sys.argv[1:]])
+    atomic_write(workdir / "report.json", json.dumps({"command": command}))
+    path = report.write_report(workdir)
+    if finished:
+        scores = [row for row in read_metrics(workdir) if row["kind"] == "eval"]
+        print(evaluation.table(scores[0], scores[-1]))
+        print(f"peak memory {peak_memory_gb():.2f} GB; report: {path}")
 
 
 def _show_samples(run, state, iteration, writer, place) -> None:

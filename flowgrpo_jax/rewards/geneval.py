@@ -130,7 +130,7 @@ def continuous_score(
 
 
 def by_task(
-    prompts: Sequence[Prompt], values: Float[np.ndarray, "sample"]
+    prompts: Sequence[Prompt], values: Float[np.ndarray, " sample"]
 ) -> dict[str, float]:
     """The mean value of each task that occurs among the prompts."""
     tags = np.array([prompt.metadata["tag"] for prompt in prompts])
@@ -169,7 +169,7 @@ class GenEval:
 
     def __call__(
         self, images: Images, prompts: Sequence[Prompt]
-    ) -> dict[str, Float[np.ndarray, "image"]]:
+    ) -> dict[str, Float[np.ndarray, " image"]]:
         """Scores each image against its prompt.
 
         "geneval" continuous, "accuracy" official, "strict_accuracy" right to the

@@ -200,7 +200,7 @@ def _nearest_render(
 
 
 @functools.cache
-def _bank() -> tuple[Float[np.ndarray, "render cell"], Int[np.ndarray, "render"]]:
+def _bank() -> tuple[Float[np.ndarray, "render cell"], Int[np.ndarray, " render"]]:
     """Silhouettes of every shape at many radii and places between the pixels."""
     radii = np.linspace(3.0, 5.6, 14)
     places = np.stack(np.meshgrid(*[np.arange(0, 1, 0.25)] * 2), -1).reshape(-1, 2)

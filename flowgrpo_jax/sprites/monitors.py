@@ -13,9 +13,9 @@ from flowgrpo_jax.sprites import detector, world
 
 def measure(
     images: Float[Array | np.ndarray, "sample height width channel"],
-    owner: Int[np.ndarray, "sample"],
+    owner: Int[np.ndarray, " sample"],
     *,
-    color_free: Bool[np.ndarray, "sample"] | None = None,
+    color_free: Bool[np.ndarray, " sample"] | None = None,
     found: detector.Objects | None = None,
 ) -> dict[str, float]:
     """Monitors of reward hacking for samples in [0, 1] of the prompts `owner`.
@@ -79,7 +79,7 @@ def entropy(values: Int[np.ndarray, "object"]) -> float:
 
 def diversity(
     images: Float[np.ndarray, "sample height width channel"],
-    owner: Int[np.ndarray, "sample"],
+    owner: Int[np.ndarray, " sample"],
 ) -> float:
     """Root mean square difference of two samples of a prompt, in RGB units."""
     flat = np.asarray(images, np.float64).reshape(len(images), -1)

@@ -1,0 +1,136 @@
+"""The model as the package sees it: velocity, guidance, text, pictures."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flowgrpo_jax.models.flow_model import MIN_SIGMA, IdentityAutoencoder, guided
+from flowgrpo_jax.models.text import TextEmbedding
+from tests.tiny import tiny_model
+
+SIGMA = np.array([1.0, 0.5, 0.04, 0.0], np.float32)
+PROMPTS = ["a red circle", "two rings", "", "a ring above a cross"]
+
+
+def latents_of(model, samples=len(SIGMA)):
+    rng = np.random.default_rng(0)
+    return rng.standard_normal((samples, *model.latent_shape)).astype(np.float32)
+
+
+def test_sample_prediction():
+    """Closed form: (latent - clean) / max(sigma, MIN_SIGMA) of the network's answer."""
+    model, variables = tiny_model()
+    plain = dataclasses.replace(model, predicts="velocity")
+    latents, ids = latents_of(model), model.tokenizer(PROMPTS)
+    clean = np.asarray(jax.jit(plain.velocity)(variables, latents, SIGMA, ids))
+    found = jax.jit(model.velocity)(variables, latents, SIGMA, ids)
+    divisor = np.array([1.0, 0.5, MIN_SIGMA, MIN_SIGMA]).reshape(-1, 1, 1, 1)
+    np.testing.assert_allclose(found, (latents - clean) / divisor, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("predicts", ["sample", "velocity"])
+def test_velocity_is_fp32(dtype, predicts):
+    """Oracle: the type rules; whatever the network computes in."""
+    model, variables = tiny_model(dtype=dtype)
+    model = dataclasses.replace(model, predicts=predicts)
+    answer = jax.eval_shape(
+        model.velocity,
+        variables,
+        latents_of(model),
+        SIGMA,
+        jnp.asarray(model.tokenizer(PROMPTS)),
+    )
+    assert answer.dtype == jnp.float32
+    assert answer.shape == (len(SIGMA), *model.latent_shape)
+
+
+def test_ids_are_embedded_on_the_way():
+    """Oracle: an invariance; ids and their embedding give the same velocity."""
+    model, variables = tiny_model()
+    ids, latents = model.tokenizer(PROMPTS), latents_of(model)
+    velocity = jax.jit(model.velocity)
+    text = jax.jit(model.encode_text)(variables, ids)
+    np.testing.assert_allclose(
+        velocity(variables, latents, SIGMA, text),
+        velocity(variables, latents, SIGMA, ids),
+        rtol=1e-5,
+        atol=1e-5,
+    )
+
+
+def test_init():
+    """Oracle: the contract; variables by role, and a fresh model answers zero."""
+    model, _ = tiny_model(lora_rank=2)
+    variables = model.init(jax.random.key(0))
+    assert set(variables) == {"transformer", "text"}
+    assert set(model.init(jax.random.key(0), lora=True)) == {"lora"}
+    plain = dataclasses.replace(model, predicts="velocity")
+    answer = plain.velocity(
+        variables, latents_of(model), SIGMA, jnp.asarray(model.tokenizer(PROMPTS))
+    )
+    assert (answer == 0).all()
+
+
+# -- guidance ----------------------------------------------------------------------
+
+
+def stub(batches):
+    """A velocity in closed form that notes the size of its batches."""
+
+    def velocity(variables, latents, sigma, text):
+        batches.append(len(latents))
+        change = sigma[:, None] * text.pooled + text.context.sum(axis=(1, 2))[:, None]
+        return variables["gain"] * latents + change[:, None, None, :]
+
+    return velocity
+
+
+def guidance_inputs():
+    rng = np.random.default_rng(0)
+
+    def normal(*shape):
+        return rng.standard_normal(shape).astype(np.float32)
+
+    text = TextEmbedding(context=normal(3, 2, 5), pooled=normal(3, 4))
+    empty = TextEmbedding(context=normal(1, 2, 5), pooled=normal(1, 4))
+    sigma = np.array([1.0, 0.6, 0.1], np.float32)
+    return {"gain": 1.5}, normal(3, 6, 6, 4), sigma, text, empty
+
+
+@pytest.mark.parametrize("scale", [0.0, 2.5, 4.5])
+def test_guided(scale):
+    """Closed form: v_0 + scale * (v_text - v_0), one call of twice the batch."""
+    batches: list[int] = []
+    variables, latents, sigma, text, empty = guidance_inputs()
+    found = guided(stub(batches), scale)(variables, latents, sigma, text, empty)
+    assert batches == [6]
+    rows = jax.tree.map(lambda row: np.repeat(row, 3, axis=0), empty)
+    with_text = stub([])(variables, latents, sigma, text)
+    without = stub([])(variables, latents, sigma, rows)
+    np.testing.assert_allclose(
+        found, without + scale * (with_text - without), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_scale_one_is_not_doubled():
+    """Oracle: the contract; one call of the batch as it is, bit for bit."""
+    batches: list[int] = []
+    variables, latents, sigma, text, empty = guidance_inputs()
+    found = guided(stub(batches), 1.0)(variables, latents, sigma, text, empty)
+    assert batches == [3]
+    np.testing.assert_array_equal(found, stub([])(variables, latents, sigma, text))
+
+
+def test_identity_autoencoder():
+    """Closed form: 2x - 1 and back, clipped to [0, 1]."""
+    images = np.random.default_rng(0).random((2, 3, 3, 3), np.float32)
+    coder = IdentityAutoencoder()
+    latents = coder.encode(images)
+    np.testing.assert_allclose(latents, 2 * images - 1)
+    np.testing.assert_allclose(coder.decode(jnp.asarray(latents)), images, atol=1e-6)
+    far = coder.decode(jnp.full((1, 1, 1, 3), 7.0))
+    np.testing.assert_array_equal(far, np.ones((1, 1, 1, 3)))

@@ -1,0 +1,347 @@
+"""The transformer: its parameters, its tables, its blocks, its LoRA."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from flax import traverse_util
+
+from flowgrpo_jax.models import mmdit
+from flowgrpo_jax.models.layers import Dense, LayerNorm
+from flowgrpo_jax.models.mmdit import MMDiT, MMDiTConfig
+
+SD3 = MMDiTConfig(
+    sample_size=8,
+    patch_size=2,
+    in_channels=4,
+    out_channels=5,
+    num_layers=3,
+    attention_head_dim=8,
+    num_attention_heads=2,
+    joint_attention_dim=12,
+    pooled_projection_dim=10,
+    pos_embed_max_size=6,
+)
+# SD3.5-medium in small: a prefix of dual blocks, queries and keys normalised.
+MEDIUM = dataclasses.replace(
+    SD3, num_layers=4, dual_attention_layers=(0, 1), qk_norm="rms_norm"
+)
+RANK = 3
+
+# Layers and the shapes of their kernels (width 16); every layer has a bias too.
+AROUND = {
+    "pos_embed/proj": (16, 16),
+    "time_text_embed/timestep_1": (256, 16),
+    "time_text_embed/timestep_2": (16, 16),
+    "time_text_embed/text_1": (10, 16),
+    "time_text_embed/text_2": (16, 16),
+    "context_embedder": (12, 16),
+    "norm_out": (16, 32),
+    "proj_out": (16, 20),
+}
+PLAIN = {
+    "norm1": (16, 96),
+    "norm1_context": (16, 96),
+    "attn/qkv": (16, 48),
+    "attn/add_qkv": (16, 48),
+    "attn/to_out": (16, 16),
+    "attn/to_add_out": (16, 16),
+    "ff/proj": (16, 64),
+    "ff/out": (64, 16),
+    "ff_context/proj": (16, 64),
+    "ff_context/out": (64, 16),
+}
+DUAL = PLAIN | {"norm1": (16, 144), "attn2/qkv": (16, 48), "attn2/to_out": (16, 16)}
+LAST = {
+    "norm1": (16, 96),
+    "norm1_context": (16, 32),
+    "attn/qkv": (16, 48),
+    "attn/add_qkv": (16, 48),
+    "attn/to_out": (16, 16),
+    "ff/proj": (16, 64),
+    "ff/out": (64, 16),
+}
+JOINT_NORMS = ("attn/norm_q", "attn/norm_k", "attn/add_norm_q", "attn/add_norm_k")
+DUAL_NORMS = ("attn2/norm_q", "attn2/norm_k")
+
+
+def spec(layers, prefix="", depth=(), norms=()):
+    """Parameters (name -> shape) of Dense layers and RMS norms under a prefix."""
+    shapes = {}
+    for name, kernel in layers.items():
+        shapes[f"{prefix}{name}/kernel"] = (*depth, *kernel)
+        shapes[f"{prefix}{name}/bias"] = (*depth, kernel[1])
+    return shapes | {f"{prefix}{name}/scale": (*depth, 8) for name in norms}
+
+
+SPECS = {
+    SD3: spec(AROUND)
+    | spec(PLAIN, "blocks/block/", depth=(2,))
+    | spec(LAST, "last_block/"),
+    MEDIUM: spec(AROUND)
+    | spec(DUAL, "dual_blocks/block/", (2,), JOINT_NORMS + DUAL_NORMS)
+    | spec(PLAIN, "blocks/block/", (1,), JOINT_NORMS)
+    | spec(LAST, "last_block/", (), JOINT_NORMS),
+}
+
+
+def inputs(samples=3, seed=0):
+    """(latents, sigma, context, pooled), random."""
+    rng = np.random.default_rng(seed)
+    return (
+        rng.standard_normal((samples, 8, 8, 4)).astype(np.float32),
+        rng.random(samples).astype(np.float32),
+        rng.standard_normal((samples, 5, 12)).astype(np.float32),
+        rng.standard_normal((samples, 10)).astype(np.float32),
+    )
+
+
+def shapes_of(tree) -> dict:
+    flat = traverse_util.flatten_dict(tree, sep="/")
+    return {name: leaf.shape for name, leaf in flat.items()}
+
+
+def shape_tree(config):
+    """Shapes and types of all variables, without computing them."""
+    return jax.eval_shape(MMDiT(config).init, jax.random.key(0), *inputs())
+
+
+@functools.cache
+def random_variables(config):
+    """All variables random: the zeros of a fresh model would hide everything."""
+    rng = np.random.default_rng(1)
+    return jax.tree.map(
+        lambda leaf: np.float32(0.3) * rng.standard_normal(leaf.shape, np.float32),
+        shape_tree(config),
+    )
+
+
+def run(config, variables, arguments):
+    return np.asarray(jax.jit(MMDiT(config).apply)(variables, *arguments))
+
+
+@pytest.mark.parametrize("config", [SD3, MEDIUM], ids=["sd3", "sd3.5-medium"])
+def test_parameters(config):
+    """Oracle: the spec above, from diffusers' SD3Transformer2DModel, q k v fused."""
+    assert shapes_of(shape_tree(config)["params"]) == SPECS[config]
+
+
+def test_dual_layers_must_be_a_prefix():
+    """Oracle: the contract; other placements are refused, not misread."""
+    config = dataclasses.replace(MEDIUM, dual_attention_layers=(1,))
+    with pytest.raises(ValueError, match="prefix"):
+        shape_tree(config)
+
+
+def diffusers_table(width, max_size, base_size):
+    """get_2d_sincos_pos_embed in float64, axis by axis: [max, max, width]."""
+
+    def one_axis(positions):
+        omega = 1.0 / 10_000 ** (np.arange(width // 4) / (width / 4.0))
+        out = positions.reshape(-1)[:, None] * omega[None]
+        return np.concatenate([np.sin(out), np.cos(out)], axis=1)
+
+    scale = max_size / base_size  # diffusers divides by it (interpolation_scale 1)
+    axis = np.arange(max_size, dtype=np.float64) / scale
+    grid_w, grid_h = np.meshgrid(axis, axis)  # "w goes first"
+    table = np.concatenate([one_axis(grid_w), one_axis(grid_h)], axis=1)
+    return table.reshape(max_size, max_size, width)
+
+
+@pytest.mark.parametrize(
+    "max_size, base_size, rows, columns",
+    [(6, 4, 4, 4), (6, 6, 6, 6), (192, 64, 7, 5), (9, 4, 2, 8), (9, 4, 9, 3)],
+)
+def test_position_table(max_size, base_size, rows, columns):
+    """Oracle: diffusers' formula in float64, its centre crop, also non-square."""
+    whole = diffusers_table(16, max_size, base_size)
+    top, left = (max_size - rows) // 2, (max_size - columns) // 2
+    crop = whole[top : top + rows, left : left + columns].reshape(-1, 16)
+    table = mmdit.position_table(16, max_size, base_size, rows, columns)
+    assert table.dtype == np.float32
+    np.testing.assert_allclose(table, crop, atol=1e-7)
+
+
+def test_position_table_refuses_larger_pictures():
+    """Oracle: the contract; the table cannot be cropped to more than itself."""
+    with pytest.raises(ValueError, match="pos_embed_max_size=6"):
+        mmdit.position_table(16, 6, 4, 7, 2)
+
+
+def test_timestep_embedding():
+    """Closed form: cos then sin of t * 10000^(-i/128), in float64."""
+    timestep = np.array([0.0, 1.0, 17.5, 1000.0])
+    angle = timestep[:, None] * 10_000.0 ** (-np.arange(128) / 128)
+    expected = np.concatenate([np.cos(angle), np.sin(angle)], axis=1)
+    answer = mmdit.timestep_embedding(jnp.asarray(timestep, jnp.float32))
+    assert answer.dtype == jnp.float32
+    # Angles up to 1000 in fp32 are known to 6e-5.
+    np.testing.assert_allclose(answer, expected, atol=2e-4)
+
+
+def test_unpatchify_inverts_the_order_of_patches():
+    """Oracle: an invariance; with an identity projection tokens are the picture."""
+    config = dataclasses.replace(SD3, pos_embed_max_size=8)
+    picture = np.random.default_rng(0).random((2, 6, 10, 4), np.float32)
+    identity = {"proj": {"kernel": np.eye(16, dtype=np.float32), "bias": np.zeros(16)}}
+    tokens = mmdit._Patchify(config).apply({"params": identity}, picture)
+    table = mmdit.position_table(16, 8, 4, 3, 5)
+    back = mmdit.unpatchify(tokens - table, 3, 5, 2)
+    np.testing.assert_allclose(back, picture, atol=1e-6)
+
+
+def test_first_token_is_the_top_left_patch():
+    """Oracle: a hand-made picture; features are ordered (row, column, channel)."""
+    tokens = np.arange(4 * 8, dtype=np.float32).reshape(1, 4, 8)
+    picture = np.asarray(mmdit.unpatchify(tokens, 2, 2, 2))
+    np.testing.assert_array_equal(picture[0, :2, :2].reshape(-1), tokens[0, 0])
+    np.testing.assert_array_equal(picture[0, :2, 2:].reshape(-1), tokens[0, 1])
+    np.testing.assert_array_equal(picture[0, 2:, :2].reshape(-1), tokens[0, 2])
+
+
+def one_by_one(config, params, latents, sigma, context, pooled):
+    """The transformer with its scans unrolled by hand."""
+    cfg = config
+
+    def block(params, *args, dual, last=False):
+        return mmdit._Block(cfg, dual=dual, last=last).apply({"params": params}, *args)
+
+    def dense(features, name, x):
+        return Dense(features).apply({"params": params[name]}, x)
+
+    image = mmdit._Patchify(cfg).apply({"params": params["pos_embed"]}, latents)
+    condition = mmdit._TimeText(cfg).apply(
+        {"params": params["time_text_embed"]}, sigma, pooled
+    )
+    condition = nn.silu(condition)
+    text = dense(cfg.width, "context_embedder", context)
+    for name, depth, dual in (("dual_blocks", 2, True), ("blocks", 1, False)):
+        for i in range(depth):
+            sliced = jax.tree.map(lambda leaf, i=i: leaf[i], params[name]["block"])
+            image, text = block(sliced, image, text, condition, dual=dual)
+    image, _ = block(
+        params["last_block"], image, text, condition, dual=False, last=True
+    )
+    changes = dense(2 * cfg.width, "norm_out", condition)[:, None]
+    scale, shift = jnp.split(changes, 2, axis=-1)
+    image = LayerNorm().apply({}, image) * (1 + scale) + shift
+    return mmdit.unpatchify(dense(20, "proj_out", image), 4, 4, 2)
+
+
+def test_scan_is_blocks_one_by_one():
+    """Oracle: an invariance; the same blocks with sliced parameters, fp32 rounding."""
+    variables = random_variables(MEDIUM)
+    by_hand = jax.jit(functools.partial(one_by_one, MEDIUM))
+    np.testing.assert_allclose(
+        run(MEDIUM, variables, inputs()),
+        by_hand(variables["params"], *inputs()),
+        rtol=1e-4,
+        atol=1e-4,
+    )
+
+
+def test_samples_do_not_see_each_other():
+    """Oracle: an invariance; other neighbours in the batch, the same answer."""
+    here, there = inputs(), inputs(seed=5)
+    mixed = [np.concatenate([a[:1], b[1:]]) for a, b in zip(here, there, strict=True)]
+    variables = random_variables(MEDIUM)
+    first, second = (run(MEDIUM, variables, batch) for batch in (here, mixed))
+    np.testing.assert_allclose(first[0], second[0], rtol=1e-5, atol=1e-5)
+    assert np.abs(first[1] - second[1]).max() > 0.1
+
+
+def test_every_input_matters():
+    """Oracle: construction; each of the four inputs changes the answer."""
+    here, there = inputs(), inputs(seed=5)
+    variables = random_variables(MEDIUM)
+    answer = run(MEDIUM, variables, here)
+    for k in range(4):
+        changed = [*here[:k], there[k], *here[k + 1 :]]
+        assert np.abs(run(MEDIUM, variables, changed) - answer).max() > 1e-2, k
+
+
+# -- LoRA --------------------------------------------------------------------------
+
+ADAPTED = dataclasses.replace(MEDIUM, lora_rank=RANK, lora_alpha=2.0 * RANK)
+
+
+def test_lora_is_on_the_joint_attention_only():
+    """Oracle: Flow-GRPO's target modules: to_q k v, add_q k v, to_out, to_add_out."""
+    qkv = {"a": (3, 16, RANK), "b": (3, RANK, 16)}
+    out = {"a": (1, 16, RANK), "b": (1, RANK, 16)}
+    layers = {"qkv": qkv, "add_qkv": qkv, "to_out": out, "to_add_out": out}
+    expected = {}
+    for prefix, depth in (
+        ("dual_blocks/block/attn", (2,)),
+        ("blocks/block/attn", (1,)),
+        ("last_block/attn", ()),
+    ):
+        for layer, factors in layers.items():
+            for name, shape in factors.items():
+                expected[f"{prefix}/{layer}/{name}"] = (*depth, *shape)
+    del expected["last_block/attn/to_add_out/a"]  # the last text stream goes nowhere
+    del expected["last_block/attn/to_add_out/b"]
+    shapes = shape_tree(ADAPTED)
+    assert shapes_of(shapes["lora"]) == expected
+    assert {leaf.dtype for leaf in jax.tree.leaves(shapes["lora"])} == {jnp.float32}
+    assert shapes_of(shapes["params"]) == SPECS[MEDIUM]
+
+
+@pytest.mark.parametrize("rank, layers", [(3, 4), (1, 2), (8, 6)])
+def test_lora_parameter_count(rank, layers):
+    """Closed form: 8 projections of 2 * rank * width a block, 7 in the last one."""
+    config = dataclasses.replace(ADAPTED, lora_rank=rank, num_layers=layers)
+    config = dataclasses.replace(config, dual_attention_layers=(0,))
+    found = sum(leaf.size for leaf in jax.tree.leaves(shape_tree(config)["lora"]))
+    assert found == 2 * rank * config.width * (8 * layers - 1)
+
+
+def test_lora_starts_as_the_base():
+    """Oracle: an invariance; with B = 0 the adapter changes no bit."""
+    variables = random_variables(MEDIUM)
+    fresh = jax.jit(MMDiT(ADAPTED).init)(jax.random.key(0), *inputs())["lora"]
+    factors = traverse_util.flatten_dict(fresh)
+    assert all((leaf != 0).all() for path, leaf in factors.items() if path[-1] == "a")
+    assert all((leaf == 0).all() for path, leaf in factors.items() if path[-1] == "b")
+    base = run(MEDIUM, variables, inputs())
+    adapted = run(ADAPTED, variables | {"lora": fresh}, inputs())
+    np.testing.assert_array_equal(base, adapted)
+    assert np.abs(base - run(ADAPTED, random_variables(ADAPTED), inputs())).max() > 0.1
+
+
+def test_lora_layers_start_differently():
+    """Oracle: Flow-GRPO's A ~ N(0, 1 / rank^2), drawn apart in every scanned layer."""
+    wide = dataclasses.replace(ADAPTED, num_attention_heads=16, lora_rank=4)
+    fresh = jax.jit(MMDiT(wide).init)(jax.random.key(0), *inputs())["lora"]
+    a = np.asarray(fresh["dual_blocks"]["block"]["attn"]["qkv"]["a"])
+    assert a.std() == pytest.approx(1 / 4, rel=0.06)
+    assert np.abs(a[0] - a[1]).max() > 0.1
+    assert np.abs(a[:, 0] - a[:, 1]).max() > 0.1
+
+
+def test_bfloat16_residual_stream():
+    """Oracle: the type rules; tokens are bf16, and close to what fp32 gives."""
+    config = dataclasses.replace(MEDIUM, dtype=jnp.bfloat16)
+    variables = random_variables(MEDIUM)
+
+    def watched(*arguments):
+        return MMDiT(config).apply(
+            variables,
+            *arguments,
+            capture_intermediates=True,
+            mutable=["intermediates"],
+        )
+
+    out, seen = jax.eval_shape(watched, *inputs())
+    seen = seen["intermediates"]
+    # A scan keeps the type of its carry: what goes in and comes out is enough.
+    streams = [seen["pos_embed"], seen["context_embedder"], seen["last_block"]]
+    types = {leaf.dtype for leaf in jax.tree.leaves((streams, out))}
+    assert types == {jnp.dtype(jnp.bfloat16)}
+    wide = run(MEDIUM, variables, inputs())
+    narrow = run(config, variables, inputs()).astype(np.float32)
+    assert np.abs(wide - narrow).max() < 0.1 * np.abs(wide).max()

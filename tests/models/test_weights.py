@@ -1,0 +1,90 @@
+"""Weights files: what goes in comes out, and damage is named."""
+
+import json
+import struct
+
+import numpy as np
+import pytest
+
+from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.models import weights
+
+
+def tree():
+    rng = np.random.default_rng(0)
+    matrix = rng.standard_normal((3, 5)).astype(np.float32)
+    return {
+        "transformer": {"block": {"kernel": matrix, "turned": matrix.T}},
+        "text": {"scale": np.float32(0.5).reshape(())},
+    }
+
+
+def compare(found, expected, **tolerance):
+    assert list(found) == ["text", "transformer"] or found.keys() == expected.keys()
+    for name in ("kernel", "turned"):
+        leaf = found["transformer"]["block"][name]
+        assert leaf.dtype == np.float32
+        np.testing.assert_allclose(
+            leaf, expected["transformer"]["block"][name], **tolerance
+        )
+    np.testing.assert_array_equal(found["text"]["scale"], expected["text"]["scale"])
+
+
+def test_round_trip(tmp_path):
+    """Oracle: an invariance; fp32 and metadata come back as they were."""
+    path, metadata = tmp_path / "w.safetensors", {"width": 96, "name": "é"}
+    weights.save(path, tree(), metadata, np.float32)
+    found, header = weights.load(path)
+    compare(found, tree(), rtol=0)
+    assert header == metadata
+
+
+def test_half_precision(tmp_path):
+    """Closed form: fp16 keeps 11 bits, and loads as fp32."""
+    whole, half = tmp_path / "whole.safetensors", tmp_path / "half.safetensors"
+    big = {"kernel": np.linspace(-1, 1, 4096, dtype=np.float32)}
+    weights.save(whole, big, {}, np.float32)
+    weights.save(half, big, {})
+    assert half.stat().st_size < 0.55 * whole.stat().st_size
+    weights.save(half, tree(), {})
+    compare(weights.load(half)[0], tree(), rtol=2**-11)
+
+
+def test_missing(tmp_path):
+    """Oracle: the contract; one line with the path."""
+    with pytest.raises(UserError, match=r"weights: .*nothing\.safetensors: no such"):
+        weights.load(tmp_path / "nothing.safetensors")
+
+
+@pytest.mark.parametrize("kept", [0, 4, 60, -7])
+def test_truncated(tmp_path, kept):
+    """Oracle: the contract; a file cut anywhere is refused."""
+    path = tmp_path / "w.safetensors"
+    weights.save(path, tree(), {})
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(UserError, match="not a readable safetensors file"):
+        weights.load(path)
+
+
+def test_foreign_metadata(tmp_path):
+    """Oracle: the contract; a header that is not ours is refused."""
+    path = tmp_path / "w.safetensors"
+    header = json.dumps({"__metadata__": {"json": "{"}}).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header)
+    with pytest.raises(UserError, match="metadata"):
+        weights.load(path)
+
+
+def test_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
+    """Oracle: the contract; the file appears whole or not at all."""
+    path = tmp_path / "w.safetensors"
+    weights.save(path, tree(), {"version": 1})
+
+    def dies(arrays, partial, metadata):
+        partial.write_bytes(b"half of")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(weights, "save_file", dies)
+    with pytest.raises(OSError, match="disk full"):
+        weights.save(path, tree(), {"version": 2})
+    assert weights.load(path)[1] == {"version": 1}
