@@ -33,22 +33,63 @@ def load_model(
     config: ml_collections.ConfigDict,
 ) -> tuple[FlowModel, Variables]:
     """The networks and pretrained weights (on the host) that `model` names."""
-    if config.model != "sprites" and not config.model.endswith(".safetensors"):
+    name = config.model
+    if name != "sprites" and not name.endswith(".safetensors"):
         raise UserError(
-            f"model: {config.model}: must be sprites (the embedded model) or a "
+            f"model: {name}: must be sprites (the embedded model) or a "
             ".safetensors file of its weights"
         )
-    if config.model == "sprites":
-        variables, size = sprites_model.load()
-    else:
-        variables, size = sprites_model.load(config.model)
-    return _with_lora(config, size), variables
+    path = sprites_model.WEIGHTS if name == "sprites" else Path(name)
+    if not path.is_file():
+        remedy = "install the package again" if name == "sprites" else "give a file"
+        raise UserError(f"model: {name}: no weights at {path}: {remedy}")
+    try:
+        variables, size = sprites_model.load(path)
+    except TypeError as error:  # the header tells of other fields
+        raise _no_weights_of_ours(config.model) from error
+    model = _with_lora(config, size)
+    wanted = jax.eval_shape(model.init, jax.random.key(0))
+    if jax.tree.map(jnp.shape, wanted) != jax.tree.map(jnp.shape, variables):
+        raise _no_weights_of_ours(config.model)
+    return model, variables
+
+
+def _no_weights_of_ours(name: str) -> UserError:
+    return UserError(
+        f"model: {name}: holds other weights than those of the embedded model: give "
+        "a weights.safetensors that this package has written"
+    )
 
 
 def new_model(config: ml_collections.ConfigDict) -> tuple[FlowModel, Variables]:
     """The embedded model with fresh random weights, for pretraining."""
     model = _with_lora(config, sprites_model.Size())
-    return model, jax.device_get(model.init(jax.random.key(config.seed)))
+    return model, jax.device_get(jax.jit(model.init)(jax.random.key(config.seed)))
+
+
+def starting_model(config: ml_collections.ConfigDict) -> tuple[FlowModel, Variables]:
+    """What a run begins with: pretraining with nothing, unless `model` is a file."""
+    pretraining = config.train.objective == "flow_matching"
+    fresh = pretraining and config.model == "sprites"
+    return new_model(config) if fresh else load_model(config)
+
+
+def trainable_part(
+    config: ml_collections.ConfigDict, model: FlowModel, loaded: Variables
+) -> Variables:
+    """The variables that a run trains: an adapter, the transformer or everything."""
+    if config.train.use_lora:
+        init = jax.jit(functools.partial(model.init, lora=True))
+        return init(jax.random.key(config.seed))
+    if config.train.trains_text:
+        return loaded
+    return {"transformer": loaded["transformer"]}
+
+
+def _init(config, model: FlowModel, lora: bool) -> Variables:
+    # Compiled: what is not asked for (the base, for an adapter) is never made.
+    init = jax.jit(model.init, static_argnames="lora")
+    return jax.device_get(init(jax.random.key(config.seed), lora=lora))
 
 
 def _with_lora(config, size: sprites_model.Size) -> FlowModel:

@@ -1,55 +1,98 @@
 """What the commands share: flags to values, one line for wrong input, exit codes."""
 
+import errno
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
-from absl import flags
-from ml_collections import config_dict, config_flags
+from absl import flags, logging
+from ml_collections import ConfigDict, config_flags
 
+from flowgrpo_jax import command_line
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.runtime import platform
 
+WRONG_INPUT = 2
 STOPPED = 143  # asked to stop by a signal, to be started again
+_INTERRUPTED = 130
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def run(main: Callable[[list[str]], int | None]) -> None:
-    """absl's app.run, with wrong input as one line on stderr and exit status 2."""
+def run(main: Callable[[], int | None], values: flags.FlagValues) -> NoReturn:
+    """Parse sys.argv into `values`, call `main`, exit; wrong input is one line.
+
+    Every command has flags of its own: absl's global ones would mix them where two
+    commands are imported.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    logging.set_verbosity(logging.ERROR)  # warnings of libraries about themselves
+    sys.unraisablehook = _unraisable
     try:
-        argv = flags.FLAGS(_readable(sys.argv))
-    except (UserError, flags.Error, AttributeError, TypeError, ValueError) as error:
-        _fail(error)
-    except (FileNotFoundError, IsADirectoryError) as error:
-        _fail(f"config: {error.filename}: no such file")
-    platform.configure()
-    try:
-        sys.exit(main(argv))
+        if {"-h", "--help"} & set(sys.argv):
+            print(sys.modules[main.__module__].__doc__, values.get_help(), sep="\n")
+            sys.exit(0)
+        parse(values)
+        platform.configure()
+        sys.exit(main())
     except UserError as error:
         _fail(error)
+    except OSError as error:
+        if error.errno not in _DISK_FULL:
+            raise
+        _fail(f"{error.filename or 'disk'}: {error.strerror}: free some space")
+    except KeyboardInterrupt:
+        sys.exit(_INTERRUPTED)
 
 
-def _readable(argv: list[str]) -> list[str]:
-    return argv
+def parse(values: flags.FlagValues) -> None:
+    """Fill `values` from sys.argv; UserError for anything that is wrong there."""
+    command_line.check(values.read_flags_from_files(sys.argv, force_gnu=False))
+    try:
+        rest = values(sys.argv)[1:]
+    except flags.UnrecognizedFlagError as error:
+        raise command_line.unknown_flag(error, list(values)) from error
+    except flags.Error as error:
+        raise UserError(str(error)) from error
+    if rest:
+        raise UserError(f"{rest[0]}: not a flag: values are given as --name=value")
 
 
-def _fail(error: object) -> None:
+def _unraisable(event: "sys.UnraisableHookArgs") -> None:
+    """After a failed save orbax leaves coroutines to a closed loop: no news."""
+    if str(event.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(event)
+
+
+def _fail(error: object) -> NoReturn:
     line = " ".join(str(error).split())
     print(f"error: {line}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(WRONG_INPUT)
 
 
-def required_config(flag: flags.FlagHolder) -> config_dict.ConfigDict:
+def required_config(flag: flags.FlagHolder) -> ConfigDict:
     """The config of --config; UserError if it was not given."""
     if flag.value is None:
         raise UserError("--config: missing: give a file, such as configs/geneval.py")
     return flag.value
 
 
-def workdir(given: str | None, flag: flags.FlagHolder) -> Path:
+def workdir(given: str | None, config_flag: flags.Flag) -> Path:
     """--workdir, or runs/<name of the config file>."""
     if given:
         return Path(given)
-    path = config_flags.get_config_filename(flags.FLAGS[flag.name])
+    path = config_flags.get_config_filename(config_flag)
     return Path("runs") / Path(path.split(":")[0]).stem
+
+
+def writable_folder(path: Path, flag: str) -> Path:
+    """Create a folder for results; UserError naming the flag if that cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        reason = "" if os.access(path, os.W_OK) else "cannot be written to"
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+    if reason:
+        raise UserError(f"{flag}: {path}: {reason}: give another one")
+    return path

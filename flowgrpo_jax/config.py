@@ -1,15 +1,19 @@
-"""The config: every key with its default, built from a recipe, checked before a run."""
+"""The config: every key with its default, built from a recipe and its arguments."""
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import ml_collections
 
 from flowgrpo_jax import recipes
 from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.rewards import registry
 
 # Keys that a resumed run may change: they do not shape what was already computed.
 MAY_DIFFER = frozenset({"num_iterations", "mesh", "checkpoint", "log"})
+# Groups whose keys are the user's: names of rewards, tasks or axes.
+OPEN = frozenset({"reward", "reward_options", "mesh", "train.caption_noise"})
 
 
 def base() -> ml_collections.ConfigDict:
@@ -124,77 +128,73 @@ def parse_argument(arg: str | None) -> dict[str, str]:
 
 
 def _assign(config: ml_collections.ConfigDict, key: str, value: Any) -> None:
-    *path, last = key.split(".")
-    node = config
-    for part in path:
-        node = node[part]
-    if last not in node:
-        raise UserError(f"{key}: unknown config key; allowed here: {', '.join(node)}")
+    current = get(config, key)
+    path, _, last = key.rpartition(".")
+    node = get(config, path) if path else config
     if isinstance(value, Mapping):
         node[last] = ml_collections.ConfigDict(dict(value))
         return
-    if isinstance(value, str) and not isinstance(node[last], str):
-        raise UserError(f"{key}: {value!r}: set it with --config.{key}=... instead")
+    if isinstance(value, str) and not isinstance(current, str):
+        inner = isinstance(current, ml_collections.ConfigDict) and next(iter(current))
+        flag = f"--config.{key}.{inner}" if inner else f"--config.{key}"
+        raise UserError(f"{key}: {value}: set it with {flag}=... instead")
     node[last] = value
 
 
-_CHOICES = {
-    "dtype": ("float32", "bfloat16"),
-    "sample.plan": ("all", "window", "random_window", "branch"),
-    "sample.sde_type": ("sde", "cps", "dance"),
-    "sample.init_noise": ("independent", "shared"),
-    "train.objective": ("clipped_policy", "flow_matching"),
-    "train.optimizer": ("adamw", "muon"),
-    "train.advantage_std": ("global", "group", "none"),
-    "train.kl_form": ("official", "paper", "velocity"),
-}
-_AT_LEAST = {
-    "num_iterations": 0,
-    "prompts_per_iteration": 1,
-    "group_size": 1,
-    "updates_per_iteration": 1,
-    "microbatch": 1,
-    "sample.num_steps": 1,
-    "sample.eval_num_steps": 1,
-    "sample.guidance_scale": 0,
-    "sample.noise_level": 0,
-    "train.learning_rate": 0,
-    "train.beta": 0,
-    "train.clip_range": 0,
-    "train.lora_rank": 1,
-    "eval.every": 0,
-    "eval.images_per_task": 1,
-    "eval.final_images_per_task": 1,
-    "checkpoint.every": 1,
-    "checkpoint.keep": 1,
-}
+def get(config: ml_collections.ConfigDict, key: str) -> Any:
+    """The value of a dotted key; UserError with the nearest key if there is none."""
+    node = config
+    path = key.split(".")
+    for depth, part in enumerate(path):
+        if not isinstance(node, ml_collections.ConfigDict) or part not in node:
+            raise _unknown_key(config, key, ".".join(path[:depth]), node)
+        node = node[part]
+    return node
 
 
-def check(config: ml_collections.ConfigDict) -> None:
-    """Raise UserError (key, value, what is allowed) for a config that cannot run."""
-    flat = dict(_flatten(config.to_dict()))
-    for key, allowed in _CHOICES.items():
-        if flat[key] not in allowed:
-            raise UserError(f"{key}: {flat[key]}: must be one of {', '.join(allowed)}")
-    for key, least in _AT_LEAST.items():
-        if flat[key] < least:
-            raise UserError(f"{key}: {flat[key]}: must be at least {least}")
-    policy = config.train.objective == "clipped_policy"
-    if policy and config.group_size < 2:
-        raise UserError(
-            f"group_size: {config.group_size}: must be at least 2: an advantage "
-            "compares the images of one prompt"
+def _unknown_key(config, key: str, group: str, node: Any) -> UserError:
+    name = key.rpartition(".")[2]
+    if group == "reward":
+        if name not in registry.REWARDS:
+            return not_one_of("reward", name, registry.REWARDS)
+        return UserError(
+            f"{key}: not a reward of this config: give all of its rewards, as in "
+            f"--config.reward=\"{{'{name}': 1.0}}\""
         )
-    if config.prompts_per_iteration % config.updates_per_iteration:
-        raise UserError(
-            f"updates_per_iteration: {config.updates_per_iteration}: must divide "
-            f"prompts_per_iteration ({config.prompts_per_iteration})"
-        )
+    near = difflib.get_close_matches(key, _all_keys(config), 1)
+    if near:
+        return UserError(f"{key}: unknown config key: did you mean {near[0]}?")
+    inside = list(node) if isinstance(node, ml_collections.ConfigDict) else []
+    where = f"in {group} " if group else ""
+    return UserError(
+        f"{key}: unknown config key: the keys {where}are {', '.join(inside) or 'none'}"
+    )
 
 
-def _flatten(config: Mapping, prefix: str = ""):
+def not_one_of(key: str, value: Any, allowed: Iterable[str]) -> UserError:
+    """The line for a value that is none of `allowed`."""
+    return UserError(f"{key}: {value}: must be one of {', '.join(allowed)}")
+
+
+def _all_keys(config: ml_collections.ConfigDict, prefix: str = "") -> Iterator[str]:
+    """Dotted names of all groups and leaves."""
     for key, value in config.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
+        yield f"{prefix}{key}"
+        if isinstance(value, ml_collections.ConfigDict):
+            yield from _all_keys(value, f"{prefix}{key}.")
+
+
+def from_json(held: Mapping[str, Any]) -> ml_collections.ConfigDict:
+    """The config that a workdir holds; keys that are newer than it get their default."""
+    config = base()
+    _take(config, held, "")
+    return config
+
+
+def _take(config: ml_collections.ConfigDict, held: Mapping, prefix: str) -> None:
+    for name, value in held.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, Mapping) and key not in OPEN:
+            _take(config, value, f"{key}.")
         else:
-            yield f"{prefix}{key}", value
+            _assign(config, key, tuple(value) if isinstance(value, list) else value)

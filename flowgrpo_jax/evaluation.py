@@ -11,14 +11,12 @@ import jax
 import ml_collections
 import numpy as np
 
-from flowgrpo_jax import assemble, programs
+from flowgrpo_jax import assemble
 from flowgrpo_jax.data.prompts import Prompt
-from flowgrpo_jax.flow import layout as layouts
-from flowgrpo_jax.flow.plan import Tables
 from flowgrpo_jax.models.flow_model import FlowModel
+from flowgrpo_jax.pipeline import Pipeline
 from flowgrpo_jax.rewards import geneval
 from flowgrpo_jax.rewards.registry import Reward
-from flowgrpo_jax.runtime import mesh as meshes
 
 
 def evaluation_set(
@@ -55,30 +53,21 @@ class Evaluator:
         text: assemble.TextTable,
         reward: Reward,
     ):
-        self._config, self._mesh, self._prompts = config, mesh, prompts
+        self._config, self._prompts = config, prompts
         self._reward = reward
         self._monitor = assemble.make_monitor(config)
-        self.set_text(text)
-        self._decode = programs.make_decode(mesh, model.autoencoder.decode)
         scales = {"eval_": config.eval.guidance_scale}
         if config.eval.guidance_scale != 1.0:
             scales["eval_unguided_"] = 1.0
-        self._columns = {
-            prefix: programs.make_rollout(
-                mesh,
-                variable_specs,
-                assemble.make_eval_sampler(config, model, scale),
-                model.latent_shape,
-            )
-            for prefix, scale in scales.items()
-        }
+        self._columns = tuple(scales)
+        texts = [prompt.text for prompt in prompts]
+        self._pipeline = Pipeline(
+            config, model, mesh, variable_specs, texts, text, scales
+        )
 
     def set_text(self, text: assemble.TextTable) -> None:
         """Take the prompts' embeddings (again, when the text encoder has moved)."""
-        rows = text.rows([prompt.text for prompt in self._prompts])
-        self._text, self._empty = meshes.place(
-            (rows, text.empty), programs.WHOLE, self._mesh
-        )
+        self._pipeline.set_text(text)
 
     def __call__(self, variables: Any, final: bool = False) -> dict[str, float]:
         """All scores of these weights; `final` for the full set of images."""
@@ -88,7 +77,7 @@ class Evaluator:
         prompts = [self._prompts[p] for p in prompt]
         scores: dict[str, float] = {}
         for prefix in self._columns:
-            images = self.images(variables, prompt, member, prefix)
+            images = self._pipeline.images(variables, prompt, member, prefix)
             measured = self._reward(images, prompts)
             scores |= summarize(measured, prompts, prefix)
             monitored = self._monitor(images, prompt)
@@ -96,28 +85,10 @@ class Evaluator:
         return scores
 
     def images(
-        self,
-        variables: Any,
-        prompt: np.ndarray,
-        member: np.ndarray,
-        column: str = "eval_",
+        self, variables: Any, prompt: np.ndarray, member: np.ndarray
     ) -> np.ndarray:
-        """Images [sample, height, width, 3] of these prompt numbers and members."""
-        mesh, config = self._mesh, self._config
-        layout = layouts.layout_of(prompt, member, 1, config.microbatch, mesh.size)
-        tables = Tables(
-            np.zeros((len(self._prompts), config.sample.eval_num_steps), np.float32),
-            np.zeros((len(self._prompts), 0), np.int32),
-        )
-        _, clean = self._columns[column](
-            variables,
-            meshes.random_key(mesh, config.eval.seed),
-            meshes.place(layout, programs.SPLIT, mesh),
-            meshes.place(tables, programs.WHOLE, mesh),
-            self._text,
-            self._empty,
-        )
-        return layouts.collect(jax.device_get(self._decode(clean)), layout)
+        """Guided images [sample, height, width, 3] of prompt numbers and members."""
+        return self._pipeline.images(variables, prompt, member, "eval_")
 
 
 def summarize(
@@ -136,25 +107,22 @@ def summarize(
 
 
 def table(before: Mapping[str, float], after: Mapping[str, float] | None = None) -> str:
-    """Accuracy by task as text: guided and unguided, before and after."""
+    """Accuracy by task as text: guided and unguided, before and after if given."""
     tasks = [
         name[len("eval_") : -len("_accuracy")]
         for name in before
         if name.endswith("_accuracy")
         and not name.startswith(("eval_unguided_", "eval_reward_"))
     ]
-    columns = [("before", before)] + ([("after", after)] if after else [])
-    head = f"{'accuracy':<15}" + "".join(
-        f"{f'{kind} {when}':>18}"
-        for kind in ("guided", "unguided")
-        for when, _ in columns
-    )
-    lines = [head]
-    for task in tasks:
-        cells = [
-            scores.get(f"{prefix}{task}_accuracy", float("nan"))
-            for prefix in ("eval_", "eval_unguided_")
-            for _, scores in columns
-        ]
-        lines.append(f"{task:<15}" + "".join(f"{100 * c:>17.1f}%" for c in cells))
+    runs = [("", before)] if after is None else [(" before", before), (" after", after)]
+    columns = [
+        (f"{kind}{when}", [scores[f"{prefix}{task}_accuracy"] for task in tasks])
+        for kind, prefix in (("guided", "eval_"), ("unguided", "eval_unguided_"))
+        for when, scores in runs
+        if f"{prefix}overall_accuracy" in scores
+    ]
+    lines = [f"{'accuracy':<15}" + "".join(f"{head:>18}" for head, _ in columns)]
+    for row, task in enumerate(tasks):
+        cells = "".join(f"{100 * cells[row]:>17.1f}%" for _, cells in columns)
+        lines.append(f"{task:<15}{cells}")
     return "\n".join(lines)

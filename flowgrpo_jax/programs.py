@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from flowgrpo_jax.flow import rollout
 from flowgrpo_jax.rl import losses
@@ -87,7 +87,7 @@ def make_decode(mesh: Mesh, decode: Callable[[jax.Array], jax.Array]) -> Callabl
 
 def make_update(
     mesh: Mesh,
-    trainable_specs: Any,
+    state_specs: rl_update.TrainState,
     frozen_specs: Any,
     loss: losses.Loss,
     optimizer: optax.GradientTransformation,
@@ -99,6 +99,8 @@ def make_update(
     slot]. The policy is `frozen` overlaid with the trainable variables, the reference
     is `frozen` alone. The state is donated.
     """
+
+    trainable_specs = state_specs.trainable
 
     def local(trainable, frozen, elements, weight, prompt, text, empty):
         frozen = meshes.gather(frozen, frozen_specs)
@@ -148,7 +150,9 @@ def make_update(
             optimizer, ema, gradients, state, (elements, prompts), weights
         )
 
-    return jax.jit(program, donate_argnums=0)
+    # Said, not left to the compiler: the state goes in as it came out.
+    out = (meshes.shardings(state_specs, mesh), NamedSharding(mesh, WHOLE))
+    return jax.jit(program, donate_argnums=0, out_shardings=out)
 
 
 def transition_elements(

@@ -13,6 +13,7 @@ import json
 import shlex
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,10 @@ import ml_collections
 import numpy as np
 import optax
 
-from flowgrpo_jax import assemble, evaluation, programs
+from flowgrpo_jax import assemble, checks, evaluation, programs
 from flowgrpo_jax import config as configs
 from flowgrpo_jax.data import prompts as prompt_data
+from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.flow import layout as layouts
 from flowgrpo_jax.models.flow_model import Variables, guided
 from flowgrpo_jax.rl import advantage, losses
@@ -47,9 +49,9 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> bool:
     Starts from the newest checkpoint of `workdir` if there is one. UserError for a
     config that cannot run or a workdir that cannot be used.
     """
-    configs.check(config)
+    checks.check(config)
+    run = Run(config)  # before the workdir: a run that cannot be leaves none behind
     with open_workdir(workdir, config.to_dict(), configs.MAY_DIFFER) as place:
-        run = Run(config)
         with Checkpointer(place.checkpoints, config.checkpoint.keep) as checkpoints:
             start = checkpoints.latest() or 0
             state = run.initial_state()
@@ -138,10 +140,7 @@ class Run:
         self.config = config
         self.pretraining = config.train.objective == "flow_matching"
         self.mesh = meshes.make_mesh(config.mesh.to_dict())
-        # Pretraining starts from nothing, unless `model` names a file to go on from.
-        fresh = self.pretraining and config.model == "sprites"
-        load = assemble.new_model if fresh else assemble.load_model
-        self.model, self._loaded = load(config)
+        self.model, self._loaded = assemble.starting_model(config)
         self.images_per_iteration = config.prompts_per_iteration * config.group_size
         self._layout = layouts.group_layout(
             config.prompts_per_iteration,
@@ -157,17 +156,13 @@ class Run:
     # -- set-up --------------------------------------------------------------------
 
     def _set_up_weights(self) -> None:
-        config, model, loaded = self.config, self.model, self._loaded
-        if config.train.use_lora:
-            key = jax.random.key(config.seed)
-            trainable = jax.device_get(model.init(key, lora=True))
-            frozen = loaded
-        elif config.train.trains_text:
-            trainable, frozen = loaded, {}
-        else:
-            trainable = {"transformer": loaded["transformer"]}
-            # The copy that does not move is the reference; without KL none is needed.
-            frozen = loaded if config.train.beta else {"text": loaded["text"]}
+        config, loaded = self.config, self._loaded
+        trainable = jax.device_get(assemble.trainable_part(config, self.model, loaded))
+        # The copy that does not move is the reference; without KL none is needed.
+        reference = config.train.use_lora or config.train.beta
+        frozen = loaded if reference else {"text": loaded["text"]}
+        if config.train.trains_text:
+            frozen = {}
         self._trainable_specs = meshes.specs(
             trainable, programs.SHARDING_RULES, self.mesh
         )
@@ -232,9 +227,17 @@ class Run:
             eps=options.adam_eps,
             name=options.optimizer,
         )
+        # Moments carry the names of their parameters, so the same rules place them.
+        self._state_specs = meshes.specs(
+            jax.eval_shape(
+                lambda part: rl_update.init_state(part, self._optimizer), self._initial
+            ),
+            programs.SHARDING_RULES,
+            mesh,
+        )
         self._update = programs.make_update(
             mesh,
-            self._trainable_specs,
+            self._state_specs,
             self._frozen_specs,
             loss,
             self._optimizer,
@@ -253,7 +256,11 @@ class Run:
     def initial_state(self) -> rl_update.TrainState:
         """The state before the first iteration, on the mesh."""
         trainable = meshes.place(self._initial, self._trainable_specs, self.mesh)
-        return jax.jit(lambda t: rl_update.init_state(t, self._optimizer))(trainable)
+        init = jax.jit(
+            lambda part: rl_update.init_state(part, self._optimizer),
+            out_shardings=meshes.shardings(self._state_specs, self.mesh),
+        )
+        return init(trainable)
 
     # -- one iteration -------------------------------------------------------------
 
@@ -285,6 +292,7 @@ class Run:
         sampled = time.monotonic()
 
         images = layouts.collect(decoded, self._layout)
+        _check_finite(config, iteration, {"images": images})
         owner = np.repeat(np.arange(len(prompts)), config.group_size)
         measured = self._reward(images, [prompts[k] for k in owner])
         advantages, stats = advantage.group_advantages(
@@ -318,7 +326,9 @@ class Run:
         }
         metrics |= stats | self._count_prompts(iteration)
         metrics["actual_batch_size"] = int(np.count_nonzero(advantages))
-        metrics |= _flatten(jax.device_get(info))
+        learned = _flatten(jax.device_get(info))
+        _check_finite(config, iteration, learned)
+        metrics |= learned
         seconds = time.monotonic() - begin
         return state, metrics | {
             "time/rollout": sampled - begin,
@@ -347,6 +357,7 @@ class Run:
             self._empty,
         )
         metrics = _flatten(jax.device_get(info))
+        _check_finite(config, iteration, metrics)
         metrics["loss"] = metrics["flow_matching_loss"]
         seconds = time.monotonic() - begin
         return state, metrics | {"time/images_per_second": size / seconds}
@@ -422,3 +433,14 @@ def _flatten(info: dict[str, np.ndarray]) -> dict[str, float]:
         first_only = name.endswith("_gap")
         metrics[name] = float(values[0] if first_only else np.mean(values))
     return metrics
+
+
+def _check_finite(config, iteration: int, values: Mapping[str, Any]) -> None:
+    """UserError for a run that has diverged, before a checkpoint holds it."""
+    for name, value in values.items():
+        if not np.all(np.isfinite(value)):
+            raise UserError(
+                f"train.learning_rate: {config.train.learning_rate}: {name} not "
+                f"finite at iteration {iteration}: take a lower one and another "
+                "--workdir; the checkpoints before are intact"
+            )

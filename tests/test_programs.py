@@ -47,9 +47,14 @@ class Setup:
         self.optimizer = rl_update.make_optimizer(
             1e-3, max_grad_norm=1.0, weight_decay=0.0, eps=1e-10
         )
+        shapes = jax.eval_shape(
+            lambda part: rl_update.init_state(part, self.optimizer), trainable
+        )
+        self.state_specs = meshes.specs(shapes, programs.SHARDING_RULES, mesh)
         self.update = programs.make_update(
             mesh,
-            *self.specs,
+            self.state_specs,
+            self.specs[1],
             losses.clipped_policy_loss(
                 sampler,
                 clip_range=1e-4,
@@ -91,9 +96,10 @@ class Setup:
             layouts.distribute((advantage != 0).astype(np.float32), self.layout),
             programs.SPLIT,
         )
-        state = jax.jit(lambda t: rl_update.init_state(t, self.optimizer))(
-            jax.tree.map(jnp.copy, self.trainable)
-        )
+        state = jax.jit(
+            lambda part: rl_update.init_state(part, self.optimizer),
+            out_shardings=meshes.shardings(self.state_specs, self.mesh),
+        )(jax.tree.map(jnp.copy, self.trainable))
         elements = jax.jit(programs.transition_elements)(transitions, spread)
         state, info = self.update(
             state, self.frozen, elements, weights, layout.prompt, text, empty
@@ -140,6 +146,19 @@ def test_any_mesh_gives_the_same_samples(data, fsdp):
     others, other_images, _ = on_mesh(data, fsdp)
     np.testing.assert_array_equal(images, other_images)
     jax.tree.map(np.testing.assert_array_equal, transitions, others)
+
+
+def test_the_state_keeps_its_sharding():
+    """Oracle: an invariance; a second update finds the shardings of the first."""
+    setup = Setup(mesh_of(2, 2), lora=False, guidance=1.0)
+    state = setup.run()[2]
+    wanted = meshes.shardings(setup.state_specs, setup.mesh)
+    kept = jax.tree.map(
+        lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), state, wanted
+    )
+    assert all(jax.tree.leaves(kept))
+    moment = jax.tree.leaves(state.optimizer)
+    assert any(not leaf.is_fully_replicated for leaf in moment)
 
 
 @pytest.mark.parametrize("data, fsdp", [(4, 1), (2, 2)])

@@ -10,17 +10,10 @@ from safetensors.numpy import load_file
 
 from flowgrpo_jax import config as configs
 from flowgrpo_jax import train as trainer
+from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.runtime.metrics import read_metrics
 from flowgrpo_jax.sprites import model as sprites_model
 from tests.tiny import SIZE, tiny_model
-
-
-@pytest.fixture(scope="session")
-def weights_file(tmp_path_factory):
-    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    model, variables = tiny_model()
-    sprites_model.save(path, variables, model)
-    return str(path)
 
 
 def reward_spread(images, prompts):
@@ -184,3 +177,43 @@ def test_pretraining_is_the_same_loop(tmp_path, monkeypatch):
     assert trainer.train(config, tmp_path)
     losses = [row["loss"] for row in read_metrics(tmp_path) if row["kind"] == "train"]
     assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
+
+
+def test_a_reward_that_is_no_number_stops_the_run(weights_file, tmp_path, monkeypatch):
+    """Oracle: one line that names it; the checkpoint before and its rows stay."""
+    calls = []
+
+    def broken(images, prompts):
+        measured = reward_spread(images, prompts)
+        if len(prompts) == 8:  # a rollout, not an evaluation
+            calls.append(0)
+        return measured | ({"avg": measured["avg"] * np.nan} if len(calls) > 3 else {})
+
+    monkeypatch.setattr(
+        trainer.assemble,
+        "make_reward",
+        lambda config: trainer.assemble._on_host(broken),
+    )
+    with pytest.raises(UserError, match="^reward: nan of sample 0: must be finite"):
+        trainer.train(tiny_config(weights_file), tmp_path)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["2"]
+    assert rows(tmp_path)[-1]["iteration"] == 2
+
+
+def test_a_diverged_run_is_one_line():
+    """Oracle: the line names key, value and remedy, by hand."""
+    config = configs.make(train__learning_rate=0.5)
+    trainer._check_finite(config, 7, {"grad_norm": 1.0})
+    with pytest.raises(UserError) as caught:
+        trainer._check_finite(config, 7, {"grad_norm": np.inf})
+    assert str(caught.value).startswith(
+        "train.learning_rate: 0.5: grad_norm not finite at iteration 7: take a lower"
+    )
+
+
+def test_a_run_that_cannot_be_leaves_no_workdir(tmp_path):
+    """Oracle: the file system: a corrected command is not refused afterwards."""
+    for wrong in ({"model": "no.safetensors"}, {"group_size": 1}, {"reward": {"a": 1}}):
+        with pytest.raises(UserError, match=f"^{next(iter(wrong))}: "):
+            trainer.train(configs.make(**wrong), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -1,5 +1,7 @@
 """A tiny embedded model with random weights that draw something, for tests."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,9 +18,10 @@ def tiny_model(
 ) -> tuple[FlowModel, Variables]:
     """(model, host variables); zero-initialised layers are moved off zero."""
     model = sprites_model.make_model(SIZE, lora_rank, 2.0 * lora_rank, dtype)
-    variables = model.init(jax.random.key(0))
+    variables = jax.jit(model.init)(jax.random.key(0))
     if lora_rank:
-        variables |= model.init(jax.random.key(1), lora=True)
+        init_lora = functools.partial(model.init, lora=True)
+        variables |= jax.jit(init_lora)(jax.random.key(1))
     rng = np.random.default_rng(0)
 
     def jitter(leaf):

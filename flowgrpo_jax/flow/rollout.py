@@ -81,37 +81,54 @@ def step_noise(keys: Key[Array, " slot"], step: Int[Array, ""], shape) -> Array:
     )(keys)
 
 
-def gaussians(
+def step_arguments(sampler: Sampler, step: Int[Array, ""], stochastic) -> tuple:
+    """(sigma, sigma_next, options) of one sample's step, as `transition` takes them."""
+    sigmas = jnp.asarray(sampler.sigmas, jnp.float32)
+    options = {
+        "sigma_max": sigmas[1],
+        "noise_level": sampler.noise_level * stochastic,
+    }
+    return sigmas[step], sigmas[step + 1], options
+
+
+def draw(
     sampler: Sampler,
     latent: Float[Array, "slot height width channel"],
     velocity: Float[Array, "slot height width channel"],
+    noise: Float[Array, "slot height width channel"],
     step: Int[Array, " slot"],
     stochastic: Float[Array, " slot"],
-) -> transition.Gaussian:
-    """The Gaussian of each sample's step; rollout and update both call this."""
-    sigmas = jnp.asarray(sampler.sigmas, jnp.float32)
+) -> Float[Array, "slot height width channel"]:
+    """The next latent of each sample; an Euler step where `stochastic` is 0."""
 
-    def one(x, v, k, switch):
-        return transition.gaussian(
-            sampler.kind,
-            x,
-            v,
-            sigmas[k],
-            sigmas[k + 1],
-            sigma_max=sigmas[1],
-            noise_level=sampler.noise_level * switch,
+    def one(x, v, fresh, k, switch):
+        sigma, sigma_next, options = step_arguments(sampler, k, switch)
+        gaussian = transition.gaussian(sampler.kind, x, v, sigma, sigma_next, **options)
+        return transition.sample(gaussian, fresh)
+
+    return jax.vmap(one)(latent, velocity, noise, step, stochastic)
+
+
+def replay(
+    sampler: Sampler,
+    latent: Float[Array, "slot height width channel"],
+    next_latent: Float[Array, "slot height width channel"],
+    velocity: Float[Array, "slot height width channel"],
+    step: Int[Array, " slot"],
+    stochastic: Float[Array, " slot"],
+) -> tuple[Float[Array, " slot"], transition.Gaussian]:
+    """Log-prob (mean over latent dimensions) and Gaussian of each stored step.
+
+    Rollout and update both call this, and nothing else, for log-probs.
+    """
+
+    def one(x, following, v, k, switch):
+        sigma, sigma_next, options = step_arguments(sampler, k, switch)
+        return transition.replay(
+            sampler.kind, x, following, v, sigma, sigma_next, **options
         )
 
-    return jax.vmap(one)(latent, velocity, step, stochastic)
-
-
-def log_probs(
-    sampler: Sampler, next_latent: Array, gaussian: transition.Gaussian
-) -> Float[Array, " slot"]:
-    """Log-prob of each sample's step (mean over latent dimensions)."""
-    return jax.vmap(lambda n, g: transition.log_prob(sampler.kind, n, g))(
-        next_latent, gaussian
-    )
+    return jax.vmap(one)(latent, next_latent, velocity, step, stochastic)
 
 
 def trajectory(
@@ -134,17 +151,16 @@ def trajectory(
         step, switch = step_and_switch
         steps = jnp.full(slots, step)
         velocity = sampler.velocity(variables, latent, sigmas[steps], *text)
-        gaussian = gaussians(sampler, latent, velocity, steps, switch)
         fresh = step_noise(keys, step, latent.shape[1:])
-        following = jax.vmap(transition.sample)(gaussian, fresh)
-        # The log-prob is made again from what will be stored, behind a barrier: fused
-        # with the draw it would be rounded otherwise than in the update, and the
-        # first ratio would not be exactly 1.
+        following = draw(sampler, latent, velocity, fresh, steps, switch)
+        # Judged from what is stored, behind a barrier: fused with the draw the
+        # log-prob would be rounded otherwise than in the update, and the first ratio
+        # would not be exactly 1.
         latent, velocity, following = jax.lax.optimization_barrier(
             (latent, velocity, following)
         )
-        gaussian = gaussians(sampler, latent, velocity, steps, switch)
-        return following, (latent, log_probs(sampler, following, gaussian))
+        log_prob, _ = replay(sampler, latent, following, velocity, steps, switch)
+        return following, (latent, log_prob)
 
     steps = jnp.arange(sampler.num_steps)
     clean, (states, log_prob) = jax.lax.scan(body, noise, (steps, stochastic.T))

@@ -102,6 +102,34 @@ def log_prob(
     return jnp.where(stochastic, density, 0.0)
 
 
+def replay(
+    kind: str,
+    latent: Float[Array, "*latent"],
+    next_latent: Float[Array, "*latent"],
+    velocity: Float[Array, "*latent"],
+    sigma: Scalar,
+    sigma_next: Scalar,
+    *,
+    sigma_max: Scalar,
+    noise_level: Scalar,
+) -> tuple[Float32[Array, ""], Gaussian]:
+    """Log-prob of latent -> next_latent under `velocity`, and its Gaussian.
+
+    One sample; the arguments are those of `gaussian`. The rollout must
+    get its old log-prob from the same functions: then the first ratio is exactly 1.
+    """
+    step = gaussian(
+        kind,
+        latent,
+        velocity,
+        sigma,
+        sigma_next,
+        sigma_max=sigma_max,
+        noise_level=noise_level,
+    )
+    return log_prob(kind, next_latent, step), step
+
+
 def _ode(sigma, sigma_next, sigma_max, noise_level) -> _Coefficients:
     """The Euler step of the flow."""
     zero = jnp.zeros_like(sigma)

@@ -39,7 +39,7 @@ class WordTokenizer:
         index = {word: i + 2 for i, word in enumerate(self.words)}
         ids = np.full((len(prompts), self.max_length), PAD, np.int32)
         for row, prompt in zip(ids, prompts, strict=True):
-            words = [w for w in re.findall(r"\w+", prompt.lower())]
+            words = re.findall(r"\w+", prompt.lower())
             words = [w for w in words if w not in STOP_WORDS][: self.max_length]
             row[: len(words)] = [index.get(word, UNKNOWN) for word in words]
         return ids

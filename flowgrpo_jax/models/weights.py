@@ -16,12 +16,20 @@ def save(path: str | Path, variables: dict, metadata: dict, dtype=np.float16) ->
     """Write a tree of arrays; names are the tree's keys joined by '/'.
 
     Half precision halves the file and costs nothing that a sampled picture shows.
-    The file appears whole or not at all.
+    The file appears whole or not at all; UserError if the disk refuses it.
     """
     flat = traverse_util.flatten_dict(variables, sep="/")
-    arrays = {name: np.asarray(value, dtype) for name, value in flat.items()}
+    # safetensors writes memory as it lies: a transposed view would come back scrambled.
+    arrays = {name: np.asarray(value, dtype, order="C") for name, value in flat.items()}
     partial = Path(path).with_suffix(".partial")
-    save_file(arrays, partial, metadata={"json": json.dumps(metadata)})
+    try:
+        save_file(arrays, partial, metadata={"json": json.dumps(metadata)})
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(
+            f"weights: {path}: cannot be written ({error}): free some space or make "
+            "its folder writable; what was there is intact"
+        ) from error
     os.replace(partial, path)
 
 
@@ -38,5 +46,9 @@ def load(path: str | Path) -> tuple[dict, dict]:
     except SafetensorError as error:
         raise UserError(
             f"weights: {path}: not a readable safetensors file ({error})"
+        ) from error
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"weights: {path}: the metadata in its header is not JSON ({error})"
         ) from error
     return traverse_util.unflatten_dict(flat, sep="/"), metadata

@@ -42,22 +42,26 @@ def clipped_policy_loss(
     beta: float,
     kl_form: str,
 ) -> Loss:
-    """Flow-GRPO (arXiv 2505.05470, eq. 3-5): clipped ratios plus beta * KL."""
+    """Flow-GRPO (arXiv 2505.05470): clipped ratios plus beta * KL."""
 
     def loss(variables, reference, text, elements: TransitionElements):
         stored = elements.transitions
         sigma = jnp.asarray(sampler.sigmas, jnp.float32)[stored.step]
         velocity = sampler.velocity(variables, stored.latent, sigma, *text)
         always = jnp.ones_like(stored.log_prob)  # only stochastic steps are stored
-        gaussian = rollout.gaussians(
-            sampler, stored.latent, velocity, stored.step, always
+        log_prob, gaussian = rollout.replay(
+            sampler, stored.latent, stored.next_latent, velocity, stored.step, always
         )
-        log_prob = rollout.log_probs(sampler, stored.next_latent, gaussian)
-        log_ratio = likelihood.log_ratio(log_prob, stored.log_prob)
-        policy, info = objective.clipped_surrogate(
-            log_ratio, elements.advantage, clip_range, clip_range, adv_clip_max
+        policy, info = objective.ppo_clip(
+            log_prob,
+            stored.log_prob,
+            elements.advantage,
+            clip_range,
+            clip_range,
+            adv_clip_max,
         )
-        info = info | {"policy_loss": policy, "ratio_gap": jnp.abs(log_ratio)}
+        gap = jnp.abs(likelihood.log_ratio(log_prob, stored.log_prob))
+        info = info | {"policy_loss": policy, "ratio_gap": gap}
         if beta == 0.0:
             return policy, info
         fixed = jax.lax.stop_gradient(
@@ -66,8 +70,8 @@ def clipped_policy_loss(
         if kl_form == "velocity":
             kl = jax.vmap(regularizer.kl_on_velocities)(velocity, fixed)
         else:
-            there = rollout.gaussians(
-                sampler, stored.latent, fixed, stored.step, always
+            _, there = rollout.replay(
+                sampler, stored.latent, stored.next_latent, fixed, stored.step, always
             )
             kl = jax.vmap(
                 lambda mean, other, g: regularizer.kl_on_means(kl_form, mean, other, g)

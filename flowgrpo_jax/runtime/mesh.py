@@ -26,8 +26,9 @@ def make_mesh(shape: Mapping[str, int]) -> Mesh:
         raise UserError(f"mesh: {min(unknown)}: the axes are {', '.join(AXES)}")
     sizes = [int(shape.get(axis, 1)) for axis in AXES]
     count = jax.device_count()
-    if sizes.count(-1) == 1:
-        sizes[sizes.index(-1)] = max(1, count // abs(int(np.prod(sizes))))
+    others = abs(int(np.prod(sizes)))
+    if sizes.count(-1) == 1 and others:
+        sizes[sizes.index(-1)] = max(1, count // others)
     if min(sizes) < 1 or np.prod(sizes) > count:
         raise UserError(
             f"mesh: {dict(shape)}: needs positive sizes whose product is at most the "
@@ -61,16 +62,18 @@ def specs(tree: Any, rules: Rules, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(spec, tree)
 
 
-def place(tree: Any, spec: Any, mesh: Mesh) -> Any:
-    """Put host arrays on the mesh; `spec` is one PartitionSpec or a tree of them."""
-    if isinstance(spec, PartitionSpec):
-        return jax.device_put(tree, NamedSharding(mesh, spec))
-    shardings = jax.tree.map(
+def shardings(spec: Any, mesh: Mesh) -> Any:
+    """NamedSharding of one PartitionSpec, or of every one in a tree."""
+    return jax.tree.map(
         lambda s: NamedSharding(mesh, s),
         spec,
         is_leaf=lambda s: isinstance(s, PartitionSpec),
     )
-    return jax.device_put(tree, shardings)
+
+
+def place(tree: Any, spec: Any, mesh: Mesh) -> Any:
+    """Put host arrays on the mesh; `spec` is one PartitionSpec or a tree of them."""
+    return jax.device_put(tree, shardings(spec, mesh))
 
 
 def random_key(mesh: Mesh, seed: int, *counters: int) -> jax.Array:

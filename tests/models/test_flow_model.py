@@ -1,6 +1,7 @@
 """The model as the package sees it: velocity, guidance, text, pictures."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -9,15 +10,19 @@ import pytest
 
 from flowgrpo_jax.models.flow_model import MIN_SIGMA, IdentityAutoencoder, guided
 from flowgrpo_jax.models.text import TextEmbedding
-from tests.tiny import tiny_model
+from flowgrpo_jax.sprites import model as sprites_model
+from tests import tiny
 
 SIGMA = np.array([1.0, 0.5, 0.04, 0.0], np.float32)
 PROMPTS = ["a red circle", "two rings", "", "a ring above a cross"]
 
 
-def latents_of(model, samples=len(SIGMA)):
+tiny_model = functools.cache(tiny.tiny_model)
+
+
+def latents_of(model):
     rng = np.random.default_rng(0)
-    return rng.standard_normal((samples, *model.latent_shape)).astype(np.float32)
+    return rng.standard_normal((len(SIGMA), *model.latent_shape)).astype(np.float32)
 
 
 def test_sample_prediction():
@@ -35,8 +40,9 @@ def test_sample_prediction():
 @pytest.mark.parametrize("predicts", ["sample", "velocity"])
 def test_velocity_is_fp32(dtype, predicts):
     """Oracle: the type rules; whatever the network computes in."""
-    model, variables = tiny_model(dtype=dtype)
-    model = dataclasses.replace(model, predicts=predicts)
+    model, variables = tiny_model()
+    config = dataclasses.replace(model.config, dtype=dtype)
+    model = dataclasses.replace(model, config=config, predicts=predicts)
     answer = jax.eval_shape(
         model.velocity,
         variables,
@@ -64,13 +70,14 @@ def test_ids_are_embedded_on_the_way():
 
 def test_init():
     """Oracle: the contract; variables by role, and a fresh model answers zero."""
-    model, _ = tiny_model(lora_rank=2)
-    variables = model.init(jax.random.key(0))
+    model = sprites_model.make_model(tiny.SIZE, lora_rank=2, lora_alpha=4.0)
+    init = functools.partial(model.init, jax.random.key(0))
+    assert set(jax.eval_shape(functools.partial(init, lora=True))) == {"lora"}
+    variables = jax.jit(init)()
     assert set(variables) == {"transformer", "text"}
-    assert set(model.init(jax.random.key(0), lora=True)) == {"lora"}
     plain = dataclasses.replace(model, predicts="velocity")
-    answer = plain.velocity(
-        variables, latents_of(model), SIGMA, jnp.asarray(model.tokenizer(PROMPTS))
+    answer = jax.jit(plain.velocity)(
+        variables, latents_of(model), SIGMA, model.tokenizer(PROMPTS)
     )
     assert (answer == 0).all()
 
@@ -127,10 +134,10 @@ def test_scale_one_is_not_doubled():
 
 def test_identity_autoencoder():
     """Closed form: 2x - 1 and back, clipped to [0, 1]."""
-    images = np.random.default_rng(0).random((2, 3, 3, 3), np.float32)
+    images = jnp.asarray(np.random.default_rng(0).random((2, 3, 3, 3), np.float32))
     coder = IdentityAutoencoder()
     latents = coder.encode(images)
     np.testing.assert_allclose(latents, 2 * images - 1)
-    np.testing.assert_allclose(coder.decode(jnp.asarray(latents)), images, atol=1e-6)
+    np.testing.assert_allclose(coder.decode(latents), images, atol=1e-6)
     far = coder.decode(jnp.full((1, 1, 1, 3), 7.0))
     np.testing.assert_array_equal(far, np.ones((1, 1, 1, 3)))

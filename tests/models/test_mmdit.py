@@ -120,8 +120,13 @@ def random_variables(config):
     )
 
 
+@functools.cache
+def compiled(config):
+    return jax.jit(MMDiT(config).apply)
+
+
 def run(config, variables, arguments):
-    return np.asarray(jax.jit(MMDiT(config).apply)(variables, *arguments))
+    return np.asarray(compiled(config)(variables, *arguments))
 
 
 @pytest.mark.parametrize("config", [SD3, MEDIUM], ids=["sd3", "sd3.5-medium"])
@@ -187,8 +192,8 @@ def test_unpatchify_inverts_the_order_of_patches():
     """Oracle: an invariance; with an identity projection tokens are the picture."""
     config = dataclasses.replace(SD3, pos_embed_max_size=8)
     picture = np.random.default_rng(0).random((2, 6, 10, 4), np.float32)
-    identity = {"proj": {"kernel": np.eye(16, dtype=np.float32), "bias": np.zeros(16)}}
-    tokens = mmdit._Patchify(config).apply({"params": identity}, picture)
+    identity = {"proj": {"kernel": jnp.eye(16), "bias": jnp.zeros(16)}}
+    tokens = mmdit._Patchify(config).apply({"params": identity}, jnp.asarray(picture))
     table = mmdit.position_table(16, 8, 4, 3, 5)
     back = mmdit.unpatchify(tokens - table, 3, 5, 2)
     np.testing.assert_allclose(back, picture, atol=1e-6)
@@ -196,7 +201,7 @@ def test_unpatchify_inverts_the_order_of_patches():
 
 def test_first_token_is_the_top_left_patch():
     """Oracle: a hand-made picture; features are ordered (row, column, channel)."""
-    tokens = np.arange(4 * 8, dtype=np.float32).reshape(1, 4, 8)
+    tokens = jnp.arange(4.0 * 8).reshape(1, 4, 8)
     picture = np.asarray(mmdit.unpatchify(tokens, 2, 2, 2))
     np.testing.assert_array_equal(picture[0, :2, :2].reshape(-1), tokens[0, 0])
     np.testing.assert_array_equal(picture[0, :2, 2:].reshape(-1), tokens[0, 1])
@@ -269,6 +274,16 @@ def test_every_input_matters():
 ADAPTED = dataclasses.replace(MEDIUM, lora_rank=RANK, lora_alpha=2.0 * RANK)
 
 
+def fresh_lora(config):
+    """The adapter as it starts; only it is computed."""
+
+    def init():
+        arguments = map(jnp.asarray, inputs())
+        return MMDiT(config).init(jax.random.key(0), *arguments)["lora"]
+
+    return jax.jit(init)()
+
+
 def test_lora_is_on_the_joint_attention_only():
     """Oracle: Flow-GRPO's target modules: to_q k v, add_q k v, to_out, to_add_out."""
     qkv = {"a": (3, 16, RANK), "b": (3, RANK, 16)}
@@ -287,7 +302,7 @@ def test_lora_is_on_the_joint_attention_only():
     del expected["last_block/attn/to_add_out/b"]
     shapes = shape_tree(ADAPTED)
     assert shapes_of(shapes["lora"]) == expected
-    assert {leaf.dtype for leaf in jax.tree.leaves(shapes["lora"])} == {jnp.float32}
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(shapes))
     assert shapes_of(shapes["params"]) == SPECS[MEDIUM]
 
 
@@ -303,7 +318,7 @@ def test_lora_parameter_count(rank, layers):
 def test_lora_starts_as_the_base():
     """Oracle: an invariance; with B = 0 the adapter changes no bit."""
     variables = random_variables(MEDIUM)
-    fresh = jax.jit(MMDiT(ADAPTED).init)(jax.random.key(0), *inputs())["lora"]
+    fresh = fresh_lora(ADAPTED)
     factors = traverse_util.flatten_dict(fresh)
     assert all((leaf != 0).all() for path, leaf in factors.items() if path[-1] == "a")
     assert all((leaf == 0).all() for path, leaf in factors.items() if path[-1] == "b")
@@ -316,7 +331,7 @@ def test_lora_starts_as_the_base():
 def test_lora_layers_start_differently():
     """Oracle: Flow-GRPO's A ~ N(0, 1 / rank^2), drawn apart in every scanned layer."""
     wide = dataclasses.replace(ADAPTED, num_attention_heads=16, lora_rank=4)
-    fresh = jax.jit(MMDiT(wide).init)(jax.random.key(0), *inputs())["lora"]
+    fresh = fresh_lora(wide)
     a = np.asarray(fresh["dual_blocks"]["block"]["attn"]["qkv"]["a"])
     assert a.std() == pytest.approx(1 / 4, rel=0.06)
     assert np.abs(a[0] - a[1]).max() > 0.1

@@ -1,6 +1,7 @@
 """Words to ids to embeddings."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from flowgrpo_jax.models.text import PAD, UNKNOWN, WordEncoder, WordTokenizer
@@ -37,7 +38,7 @@ def test_long_prompts_are_cut():
 
 def encoded(prompts):
     encoder = WordEncoder(TOKENIZER.size, width=8, max_length=4)
-    ids = TOKENIZER(prompts)
+    ids = jnp.asarray(TOKENIZER(prompts))
     variables = encoder.init(jax.random.key(0), ids)
     return jax.jit(encoder.apply)(variables, ids)
 

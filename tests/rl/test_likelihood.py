@@ -24,7 +24,7 @@ def policies(kind, level):
     old = transition.gaussian(kind, LATENT, OLD_VELOCITY, *scalars, **options)
     action = transition.sample(old, NOISE)
     return [
-        likelihood.replay(kind, LATENT, action, velocity, *scalars, **options)
+        transition.replay(kind, LATENT, action, velocity, *scalars, **options)
         for velocity in (OLD_VELOCITY, NEW_VELOCITY)
     ]
 
@@ -76,7 +76,7 @@ def test_deterministic_step_has_log_prob_zero():
 def test_first_step_uses_sigma_max():
     """Oracle: golden numbers, flow_grpo.md 1.8 C; sigma = 1, noise 0.5."""
     sigma_max = schedule.sd3(10)[1]
-    log_prob, step = likelihood.replay(
+    log_prob, step = transition.replay(
         "sde",
         latent=jnp.float32(1),
         next_latent=jnp.float32(1.0950323302),

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flowgrpo_jax.flow import schedule
-from flowgrpo_jax.rl import likelihood, objective
+from flowgrpo_jax.flow import schedule, transition
+from flowgrpo_jax.rl import objective
 
 # A float32 rounding or two of a loss of order 1.
 FP32 = 2e-7
@@ -77,7 +77,7 @@ def test_policy_gradient_of_every_step(kind, level, golden):
 
     def loss(velocity, sigma, sigma_next):
         def replay(action):
-            return likelihood.replay(
+            return transition.replay(
                 kind, jnp.float32(0.4), action, velocity, sigma, sigma_next, **options
             )
 

@@ -1,0 +1,93 @@
+"""What must hold for a config before a run begins."""
+
+import math
+from collections.abc import Iterable
+
+import ml_collections
+
+from flowgrpo_jax import config as configs
+from flowgrpo_jax import recipes
+from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.flow import schedule
+from flowgrpo_jax.rewards import registry
+
+_CHOICES: dict[str, Iterable[str]] = {
+    "recipe": recipes.RECIPES,
+    "dtype": ("float32", "bfloat16"),
+    "sample.plan": ("all", "window", "random_window", "branch"),
+    "sample.schedule": schedule.SCHEDULES,
+    "sample.sde_type": ("sde", "cps", "dance"),
+    "sample.init_noise": ("independent", "shared"),
+    "train.objective": ("clipped_policy", "flow_matching"),
+    "train.optimizer": ("adamw", "muon"),
+    "train.advantage_std": ("global", "group", "none"),
+    "train.kl_form": ("official", "paper", "velocity"),
+}
+# Key -> least value, and the largest one where there is one.
+_RANGES: dict[str, tuple[float, float]] = {
+    "seed": (0, 2**32 - 1),  # larger ones would repeat the noise of smaller ones
+    "num_iterations": (0, math.inf),
+    "prompts_per_iteration": (1, math.inf),
+    "group_size": (1, math.inf),
+    "updates_per_iteration": (1, math.inf),
+    "microbatch": (1, math.inf),
+    "sample.num_steps": (1, math.inf),
+    "sample.eval_num_steps": (1, math.inf),
+    "sample.guidance_scale": (0, math.inf),
+    "sample.noise_level": (0, math.inf),
+    "train.learning_rate": (0, math.inf),
+    "train.warmup_iterations": (0, math.inf),
+    "train.decay_iterations": (0, math.inf),
+    "train.weight_decay": (0, math.inf),
+    "train.adam_eps": (0, math.inf),
+    "train.max_grad_norm": (0, math.inf),
+    "train.beta": (0, math.inf),
+    "train.clip_range": (0, math.inf),
+    "train.adv_clip_max": (0, math.inf),
+    "train.timestep_fraction": (0, 1),
+    "train.lora_rank": (1, math.inf),
+    "train.ema_decay": (0, 1),
+    "train.ema_every": (1, math.inf),
+    "train.caption_dropout": (0, 1),
+    "eval.every": (0, math.inf),
+    "eval.images_per_task": (1, math.inf),
+    "eval.final_images_per_task": (1, math.inf),
+    "eval.guidance_scale": (0, math.inf),
+    "eval.seed": (0, 2**32 - 1),
+    "checkpoint.every": (1, math.inf),
+    "checkpoint.keep": (1, math.inf),
+    "log.every": (1, math.inf),
+}
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Raise UserError (key, value, what is allowed) for a config that cannot run."""
+    for key, choices in _CHOICES.items():
+        if configs.get(config, key) not in choices:
+            raise configs.not_one_of(key, configs.get(config, key), choices)
+    for key, (least, most) in _RANGES.items():
+        value = configs.get(config, key)
+        if not (least <= value <= most and math.isfinite(value)):
+            allowed = f"at least {least}" + (
+                f", at most {most}" if most < math.inf else ""
+            )
+            raise UserError(f"{key}: {value}: must be {allowed}")
+    for name in config.reward:
+        if name not in registry.REWARDS:
+            raise configs.not_one_of("reward", name, registry.REWARDS)
+    policy = config.train.objective == "clipped_policy"
+    if policy and config.group_size < 2:
+        raise UserError(
+            f"group_size: {config.group_size}: must be at least 2: an advantage "
+            "compares the images of one prompt"
+        )
+    if config.prompts_per_iteration % config.updates_per_iteration:
+        raise UserError(
+            f"updates_per_iteration: {config.updates_per_iteration}: must divide "
+            f"prompts_per_iteration ({config.prompts_per_iteration})"
+        )
+    window = config.sample.sde_window_range
+    if len(window) != 2 or not all(isinstance(step, int) for step in window):
+        raise UserError(
+            f"sample.sde_window_range: {window}: must be two step numbers, as in (0, 5)"
+        )

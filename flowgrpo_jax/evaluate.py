@@ -1,0 +1,112 @@
+"""Evaluate a checkpoint or a base model on the held-out prompts: a table and JSON.
+
+python -m flowgrpo_jax.evaluate --workdir=DIR                    the newest checkpoint
+python -m flowgrpo_jax.evaluate --workdir=DIR --base             what the run began with
+python -m flowgrpo_jax.evaluate --config=configs/geneval.py      a base model
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import math
+import platform
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from flowgrpo_jax import commands
+from flowgrpo_jax.errors import UserError
+
+FLAGS = flags.FlagValues()
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Evaluate the base model of this config.", FLAGS
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Evaluate this run.", FLAGS)
+_CHECKPOINT = flags.DEFINE_integer(
+    "checkpoint", None, "Iterations done; default the newest.", flag_values=FLAGS
+)
+_BASE = flags.DEFINE_bool("base", False, "The base model of --workdir.", FLAGS)
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "JSON file; default scores_<checkpoint or base>.json.", FLAGS
+)
+_PACKAGES = ("flowgrpo_jax", "jax", "jaxlib", "flax", "numpy")
+
+
+def main() -> None:
+    if _CHECKPOINT.value is not None and (_BASE.value or _WORKDIR.value is None):
+        raise UserError(
+            f"--checkpoint: {_CHECKPOINT.value}: the base model has none: give "
+            "--workdir, without --base"
+        )
+    from flowgrpo_jax import evaluation, restore
+
+    workdir = _WORKDIR.value
+    config = restore.choose_config(_CONFIG.value, workdir)
+    if _OUTPUT.value:  # fail before the work, not after it
+        commands.writable_folder(Path(_OUTPUT.value).parent, "--output")
+    if workdir is None or _BASE.value:
+        restored = restore.base(config)
+    else:
+        restored = restore.tuned(config, workdir, _CHECKPOINT.value)
+    scores = evaluate(config, restored)
+    print(evaluation.table(scores))
+    output = _OUTPUT.value or default_output(workdir, restored.checkpoint)
+    write(output, config, restored.checkpoint, scores)
+    print(f"scores in {output}")
+
+
+def evaluate(config: ConfigDict, restored: Any) -> dict[str, float]:
+    """The scores of the final evaluation of a run, for a `restore.Restored`."""
+    from flowgrpo_jax import assemble, evaluation, restore
+
+    prompts = assemble.load_prompt_set(config.eval.prompts, "test", "eval.prompts")
+    reward = assemble.make_reward(config)
+    placed = restore.place(restored, [prompt.text for prompt in prompts])
+    evaluator = evaluation.Evaluator(
+        config, restored.model, placed.mesh, placed.specs, prompts, placed.text, reward
+    )
+    return evaluator(placed.variables, final=True)
+
+
+def default_output(workdir: str | None, checkpoint: int | None) -> Path:
+    """scores_base.json or scores_000400.json, in the workdir if there is one."""
+    name = "base" if checkpoint is None else f"{checkpoint:06d}"
+    return Path(workdir or ".") / f"scores_{name}.json"
+
+
+def write(
+    path: str | Path,
+    config: ConfigDict,
+    checkpoint: int | None,
+    scores: Mapping[str, float],
+) -> None:
+    """The scores and all that is needed to get them again, as JSON (NaN is null)."""
+    from flowgrpo_jax.runtime.workdir import atomic_write
+
+    values = config.to_dict()
+    text = json.dumps(values, sort_keys=True)
+    record = {
+        "checkpoint": checkpoint,
+        "scores": {k: v if math.isfinite(v) else None for k, v in scores.items()},
+        "config_sha256": hashlib.sha256(text.encode()).hexdigest(),
+        "config": values,
+        "command": sys.argv,
+        "versions": {name: _version(name) for name in _PACKAGES}
+        | {"python": platform.python_version()},
+    }
+    atomic_write(path, json.dumps(record, indent=2) + "\n")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # run from a source tree
+        return None
+
+
+if __name__ == "__main__":
+    commands.run(main, FLAGS)

@@ -1,0 +1,91 @@
+"""From weights and prompts to images: the ODE, fixed noise, one compiled program."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from jaxtyping import Float, Int
+
+from flowgrpo_jax import assemble, programs
+from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.flow import layout as layouts
+from flowgrpo_jax.flow.plan import Tables
+from flowgrpo_jax.models.flow_model import FlowModel
+from flowgrpo_jax.runtime import mesh as meshes
+
+
+class Pipeline:
+    """Makes images of one list of prompts with any weights of a model.
+
+    Args:
+      config: its sampler (`sample.eval_num_steps`, the schedule), `microbatch` and
+        the seed of the noise (`eval.seed`).
+      variable_specs: the sharding of the weights, as `meshes.specs` gives it.
+      texts: the prompts; the table must hold them.
+      guidance_scales: name -> scale; each compiles once, when it is first used.
+    """
+
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        model: FlowModel,
+        mesh: jax.sharding.Mesh,
+        variable_specs: Any,
+        texts: Sequence[str],
+        table: assemble.TextTable,
+        guidance_scales: Mapping[str, float],
+    ):
+        self._config, self._mesh, self._texts = config, mesh, list(texts)
+        self.set_text(table)
+        self._decode = programs.make_decode(mesh, model.autoencoder.decode)
+        self._rollouts = {
+            name: programs.make_rollout(
+                mesh,
+                variable_specs,
+                assemble.make_eval_sampler(config, model, scale),
+                model.latent_shape,
+            )
+            for name, scale in guidance_scales.items()
+        }
+
+    def set_text(self, table: assemble.TextTable) -> None:
+        """Take the prompts' embeddings (again, when the text encoder has moved)."""
+        self._text, self._empty = meshes.place(
+            (table.rows(self._texts), table.empty), programs.WHOLE, self._mesh
+        )
+
+    def images(
+        self,
+        variables: Any,
+        prompt: Int[np.ndarray, " sample"],
+        member: Int[np.ndarray, " sample"],
+        guidance: str,
+    ) -> Float[np.ndarray, "sample height width channel"]:
+        """Images in [0, 1] of these prompt numbers and members.
+
+        The noise is a function of (seed, prompt number, member) alone: other weights
+        get the same. UserError if the weights give no finite images.
+        """
+        mesh, config = self._mesh, self._config
+        layout = layouts.layout_of(prompt, member, 1, config.microbatch, mesh.size)
+        tables = Tables(
+            np.zeros((len(self._texts), config.sample.eval_num_steps), np.float32),
+            np.zeros((len(self._texts), 0), np.int32),
+        )
+        _, clean = self._rollouts[guidance](
+            variables,
+            meshes.random_key(mesh, config.eval.seed),
+            meshes.place(layout, programs.SPLIT, mesh),
+            meshes.place(tables, programs.WHOLE, mesh),
+            self._text,
+            self._empty,
+        )
+        images = layouts.collect(jax.device_get(self._decode(clean)), layout)
+        if not np.isfinite(images).all():
+            raise UserError(
+                f"model: {config.model}: its images are not finite: the weights are "
+                "damaged or the run has diverged: take earlier ones"
+            )
+        return images

@@ -1,0 +1,187 @@
+"""Wrong command lines: one line that names key, value and remedy, exit status 2."""
+
+import importlib
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from flowgrpo_jax import command_line, commands, main
+from flowgrpo_jax.errors import UserError
+
+CONFIG = "--config=configs/geneval.py"
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def in_the_repository(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture
+def parse(monkeypatch):
+    """Command line to the flags of a fresh `main`."""
+
+    def parsed(*arguments):
+        monkeypatch.setattr(sys, "argv", ["main", *arguments])
+        module = importlib.reload(main)  # flags are parsed once
+        commands.parse(module.FLAGS)
+        return module.FLAGS
+
+    return parsed
+
+
+WRONG = [
+    ("--config.tran.beta=1", "tran.beta: unknown config key: did you mean train.beta?"),
+    ("--config.train.bta=1", "train.bta: unknown config key: did you mean train.beta?"),
+    ("--config.seed.x=1", "seed.x: unknown config key: did you mean seed?"),
+    ("--config.zzzz=1", "zzzz: unknown config key: the keys are checkpoint, dtype"),
+    ("--config.group_size=abc", "group_size: abc: must be a whole number, such as 16"),
+    ("--config.group_size=1.5", "group_size: 1.5: must be a whole number, such as 16"),
+    ("--config.train.beta=x", "train.beta: x: must be a number, such as 0.04"),
+    ("--config.train.ema=maybe", "train.ema: maybe: must be true or false"),
+    ("--config.train=3", "train: 3: is a group: set --config.train."),
+    ("--config.reward=foo", "reward: foo: is a group: set --config.reward.geneval=..."),
+    ("--config.reward.foo=1", "reward: foo: must be one of geneval"),
+    ("--config.recipe=g2rpo", "recipe: g2rpo: must be one of flow_grpo, "),
+    ("--nosuchflag", "--nosuchflag: unknown flag: must be one of --config, --workdir"),
+    ("--workdri=x", "--workdri: unknown flag: did you mean --workdir?"),
+    ("extra", "extra: not a flag: values are given as --name=value"),
+]
+
+
+@pytest.mark.parametrize("argument, line", WRONG)
+def test_a_wrong_flag_is_one_line(parse, argument, line):
+    """Oracle: how the line begins, by hand."""
+    with pytest.raises(UserError) as caught:
+        parse(CONFIG, argument)
+    assert str(caught.value).startswith(line)
+
+
+def test_a_recipe_is_chosen_in_the_config(parse):
+    """Oracle: the remedy, by hand: other keys hang on the recipe."""
+    with pytest.raises(UserError, match=r"--config=configs/geneval\.py:recipe=NAME"):
+        parse(CONFIG, "--config.recipe=flow_grpo_fast")
+    config = parse(f"{CONFIG}:recipe=flow_grpo_fast")["config"].value
+    assert config.recipe == "flow_grpo_fast" and config.train.beta == 0.0
+
+
+@pytest.mark.parametrize(
+    "source, line",
+    [
+        ("nofile.py", "--config: nofile.py: no such file or directory: give a"),
+        ("README.md", "--config: README.md: SyntaxError: "),
+        ("flowgrpo_jax/errors.py", "--config: flowgrpo_jax/errors.py: KeyError: 'get"),
+        ("configs/geneval.py:recipe=g2", "recipe: g2: must be one of flow_grpo, "),
+        ("configs/geneval.py:reward=ocr", "reward: ocr: set it with --config.reward."),
+    ],
+)
+def test_a_config_that_cannot_be_loaded_is_one_line(source, line):
+    """Oracle: how the line begins, by hand."""
+    with pytest.raises(UserError) as caught:
+        command_line.load_config(source)
+    assert str(caught.value).startswith(line)
+
+
+def test_a_config_of_another_type_is_refused(tmp_path):
+    """Oracle: the line, by hand."""
+    path = tmp_path / "mine.py"
+    path.write_text("def get_config(arg=None):\n    return {'seed': 1}\n")
+    with pytest.raises(UserError, match="gives dict: must be a ConfigDict"):
+        command_line.load_config(str(path))
+
+
+def test_right_values_arrive(parse):
+    """Oracle: the values given, in every spelling that absl knows."""
+    values = parse(
+        CONFIG,
+        "--config.reward.geneval=0.5",
+        "--config.seed",
+        "7",
+        "--noconfig.train.ema",
+        "--config.train.use_lora",
+        "--config.train.beta=1",
+        "--config.sample.sde_window_range=(1, 3)",
+    )
+    config = values["config"].value
+    assert config.reward.geneval == 0.5 and config.seed == 7
+    assert not config.train.ema and config.train.use_lora
+    assert config.train.beta == 1.0 and config.sample.sde_window_range == (1, 3)
+    other = parse(CONFIG, "--config.reward={'geneval': 2.0}")["config"].value
+    assert other.reward.to_dict() == {"geneval": 2.0}
+
+
+def test_overrides_need_a_config(parse):
+    """Oracle: the line, by hand."""
+    with pytest.raises(UserError, match=r"^--config\.seed: needs --config=FILE"):
+        parse("--config.seed=1")
+
+
+@pytest.mark.parametrize(
+    "error, status, line",
+    [
+        (UserError("seed: x:\n  y"), 2, "error: seed: x: y\n"),
+        (OSError(28, "No space left on device", "f"), 2, "error: f: No space left"),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+)
+def test_failures_end_with_a_line_and_a_status(
+    monkeypatch, capsys, error, status, line
+):
+    """Oracle: exit status and stderr, by hand."""
+    monkeypatch.setattr(commands, "parse", lambda values: None)
+    monkeypatch.setattr(commands.platform, "configure", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["main"])
+
+    def failing():
+        raise error
+
+    with pytest.raises(SystemExit) as caught:
+        commands.run(failing, main.FLAGS)
+    assert caught.value.code == status
+    assert capsys.readouterr().err.startswith(line)
+
+
+def test_a_process_exits_with_2_and_one_line(tmp_path):
+    """Oracle: the same from outside; nothing is written."""
+    workdir = tmp_path / "run"
+    done = subprocess.run(
+        [sys.executable, "-m", "flowgrpo_jax.main", CONFIG, f"--workdir={workdir}"]
+        + ["--config.train.bta=1"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert done.returncode == 2 and not done.stdout and not workdir.exists()
+    assert done.stderr == (
+        "error: train.bta: unknown config key: did you mean train.beta?\n"
+    )
+
+
+@pytest.mark.slow
+def test_sigterm_saves_and_exits_with_143(weights_file, tmp_path):
+    """Oracle: exit status 128 + 15, and the checkpoint of the iterations done."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flowgrpo_jax.main", CONFIG, f"--workdir={tmp_path}"]
+        + [f"--config.model={weights_file}", "--config.num_iterations=100000"]
+        + ["--config.prompts_per_iteration=2", "--config.group_size=4"]
+        + ["--config.microbatch=4", "--config.sample.num_steps=6"]
+        + ["--config.sample.eval_num_steps=1", "--config.checkpoint.every=100000"]
+        + ["--config.eval.images_per_task=1", "--config.eval.final_images_per_task=1"],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    metrics, deadline = tmp_path / "metrics.jsonl", time.monotonic() + 300
+    while '"train"' not in (metrics.read_text() if metrics.exists() else ""):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    errors = process.communicate(timeout=300)[1]
+    assert process.returncode == commands.STOPPED == 143
+    assert "Traceback" not in errors
+    rows = metrics.read_text().count('"train"')
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [str(rows)]
