@@ -106,7 +106,7 @@ def summarize(
     return scores
 
 
-def table(before: Mapping[str, float], after: Mapping[str, float] | None = None) -> str:
+def table(before: Mapping[str, Any], after: Mapping[str, Any] | None = None) -> str:
     """Accuracy by task as text: guided and unguided, before and after if given."""
     tasks = [
         name[len("eval_") : -len("_accuracy")]

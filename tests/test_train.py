@@ -1,5 +1,6 @@
 """Whole runs of a tiny model: resume, compilations, pretraining, the report."""
 
+import dataclasses
 import json
 import signal
 
@@ -159,7 +160,10 @@ def test_a_stopped_run_goes_on_as_if_nothing_was(
 
 def test_pretraining_is_the_same_loop(tmp_path, monkeypatch):
     """Oracle: the flow-matching loss falls below that of predicting nothing."""
-    monkeypatch.setattr(sprites_model, "Size", lambda: SIZE)
+    def tiny(**given):
+        return dataclasses.replace(SIZE, **given)
+
+    monkeypatch.setattr(sprites_model, "Size", tiny)
     config = configs.make(
         recipe="pretrain",
         num_iterations=30,

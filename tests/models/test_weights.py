@@ -1,6 +1,7 @@
 """Weights files: what goes in comes out, and damage is named."""
 
 import json
+import resource
 import struct
 
 import numpy as np
@@ -85,7 +86,7 @@ def test_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr(weights, "save_file", dies)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(UserError, match="disk full"):
         weights.save(path, tree(), {"version": 2})
     assert weights.load(path)[1] == {"version": 1}
 
