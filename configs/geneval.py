@@ -2,7 +2,7 @@
 
 Default: the embedded model, so that a laptop runs it with no download.
 Command: python -m flowgrpo_jax.main --config=configs/geneval.py
-Choose:  configs/geneval.py:recipe=flow_grpo_fast
+Choose:  configs/geneval.py:recipe=flow_grpo (every step stochastic, as in the paper)
 """
 
 from flowgrpo_jax import config as configs
@@ -11,18 +11,15 @@ from flowgrpo_jax import config as configs
 def get_config(arg=None):
     return configs.make(
         arg,
+        recipe="flow_grpo_window",
         num_iterations=400,
         prompts_per_iteration=24,
         group_size=16,
-        sample__plan="random_window",
-        sample__sde_window_size=2,
-        sample__sde_window_range=(0, 6),
-        sample__init_noise="shared",
+        reward_options={"geneval": {"extra_object_penalty": 0.35}},
         sample__guidance_scale=2.5,
         eval__guidance_scale=2.5,
         train__use_lora=False,
         train__learning_rate=1.5e-4,
         train__adam_eps=1e-10,
         train__weight_decay=0.0,
-        reward_options={"geneval": {"extra_object_penalty": 0.35}},
     )

@@ -55,6 +55,24 @@ RECIPES: dict[str, Recipe] = {
             "train.kl_form": "official",
         },
     ),
+    "flow_grpo_window": Recipe(
+        paper="Flow-GRPO, arXiv 2505.05470, with MixGRPO's window, arXiv 2507.21802",
+        when="little compute: two stochastic steps, a shared start, KL to the frozen "
+        "model; the default of the embedded model",
+        values={
+            "sample.plan": "random_window",
+            "sample.sde_type": "sde",
+            "sample.noise_level": 0.7,
+            "sample.init_noise": "shared",
+            "sample.sde_window_size": 2,
+            "sample.sde_window_range": (0, 6),
+            "train.objective": "clipped_policy",
+            "train.advantage_std": "global",
+            "train.clip_range": 1e-4,
+            "train.beta": 0.04,
+            "train.kl_form": "official",
+        },
+    ),
     "pretrain": Recipe(
         paper="rectified flow, arXiv 2403.03206",
         when="to make a base model from captioned scenes; no reward",

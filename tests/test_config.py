@@ -1,6 +1,8 @@
 """The config: recipes, arguments, unknown keys, what a workdir holds, the checks."""
 
 import json
+import runpy
+from pathlib import Path
 
 import pytest
 
@@ -75,3 +77,13 @@ def test_a_config_survives_the_workdir():
     held["train"]["gone"] = 1
     with pytest.raises(UserError, match=r"^train\.gone: unknown config key"):
         configs.from_json(held)
+
+
+@pytest.mark.parametrize("name", sorted(set(recipes.RECIPES) - {"pretrain"}))
+def test_the_geneval_config_leaves_the_recipe_alone(name):
+    """Oracle: the row itself; a task's file must not change what a recipe is."""
+    path = Path(__file__).parents[1] / "configs" / "geneval.py"
+    config = runpy.run_path(str(path))["get_config"](f"recipe={name}")
+    for key, value in recipes.RECIPES[name].values.items():
+        assert configs.get(config, key) == value, key
+    checks.check(config)

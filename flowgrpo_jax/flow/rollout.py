@@ -119,8 +119,14 @@ def replay(
 ) -> tuple[Float[Array, " slot"], transition.Gaussian]:
     """Log-prob (mean over latent dimensions) and Gaussian of each stored step.
 
-    Rollout and update both call this, and nothing else, for log-probs.
+    Rollout and update both call this, and nothing else, for log-probs. The barrier
+    keeps them the same numbers in both: without it a compiler would fuse the log-prob
+    with the draw here, fold constants there, and round the two differently; the first
+    ratio would not be exactly 1.
     """
+    latent, next_latent, velocity, step, stochastic = jax.lax.optimization_barrier(
+        (latent, next_latent, velocity, step, stochastic)
+    )
 
     def one(x, following, v, k, switch):
         sigma, sigma_next, options = step_arguments(sampler, k, switch)
@@ -153,12 +159,6 @@ def trajectory(
         velocity = sampler.velocity(variables, latent, sigmas[steps], *text)
         fresh = step_noise(keys, step, latent.shape[1:])
         following = draw(sampler, latent, velocity, fresh, steps, switch)
-        # Judged from what is stored, behind a barrier: fused with the draw the
-        # log-prob would be rounded otherwise than in the update, and the first ratio
-        # would not be exactly 1.
-        latent, velocity, following = jax.lax.optimization_barrier(
-            (latent, velocity, following)
-        )
         log_prob, _ = replay(sampler, latent, following, velocity, steps, switch)
         return following, (latent, log_prob)
 
