@@ -68,10 +68,13 @@ def gaussian(
         jnp.asarray(x, jnp.float32)
         for x in (latent, velocity, sigma, sigma_next, sigma_max, noise_level)
     )
-    pull, std, diffusion = TRANSITIONS[kind](sigma, sigma_next, sigma_max, noise_level)
+    pull, std, diffusion = jax.lax.optimization_barrier(
+        TRANSITIONS[kind](sigma, sigma_next, sigma_max, noise_level)
+    )
     euler = latent + velocity * (sigma_next - sigma)
     noise_hat = latent + (1 - sigma) * velocity
-    return Gaussian(mean=euler + pull * noise_hat, std=std, diffusion=diffusion)
+    mean = jax.lax.optimization_barrier(euler + pull * noise_hat)
+    return Gaussian(mean=mean, std=std, diffusion=diffusion)
 
 
 def sample(
@@ -94,12 +97,28 @@ def log_prob(
     stochastic = gaussian.std > 0
     # The inner where keeps the unused branch finite, so that its gradient is 0.
     std = jnp.where(stochastic, gaussian.std, 1.0)
+    scale = 1.0 if kind == "cps" else std
+    square = _mean_square((next_latent - gaussian.mean) / scale)
     if kind == "cps":
-        density = -jnp.mean((next_latent - gaussian.mean) ** 2)
+        density = -square
     else:
-        square = jnp.mean(((next_latent - gaussian.mean) / std) ** 2)
         density = -square / 2 - jnp.log(std) - jnp.log(2 * jnp.pi) / 2
     return jnp.where(stochastic, density, 0.0)
+
+
+def _mean_square(error: Float[Array, "*latent"]) -> Float32[Array, ""]:
+    """Mean of squares, added up in halves in an order of our own.
+
+    A compiler's reduction takes the order that suits its layout, which differs between
+    programs; a stored log-prob and its replay would then not be the same bits.
+    """
+    terms = jax.lax.optimization_barrier(error.reshape(-1) ** 2)
+    count = terms.size
+    terms = jnp.pad(terms, (0, (1 << (count - 1).bit_length()) - count))
+    while terms.size > 1:
+        first, second = jnp.split(terms, 2)
+        terms = first + second
+    return terms[0] / count
 
 
 def replay(
