@@ -9,7 +9,8 @@ from flowgrpo_jax.runtime.charts import number
 
 Row = dict[str, Any]
 
-_ACCURACY = re.compile(r"eval_(unguided_)?(.+)_accuracy")
+# Means over images (eval_reward_accuracy) are monitors; tasks have a score each.
+_ACCURACY = re.compile(r"eval_(?!(?:unguided_)?reward_)(unguided_)?(.+)_accuracy")
 
 
 def cards(
