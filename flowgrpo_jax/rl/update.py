@@ -154,7 +154,8 @@ def update(
     """All optimizer steps of an iteration.
 
     chunks is (elements [update, batch, trained, slot, ...], prompts [update, batch,
-    slot]), weights [update, batch, slot]. `gradients(trainable, chunk, weight)` returns sums over the mesh. Measurements
+    slot]), weights [update, batch, slot]. `gradients(trainable, chunk, weight)` gives
+    sums over the mesh. Measurements
     come back per update, averaged by weight; a chunk without any weight leaves the
     state as it is.
     """
