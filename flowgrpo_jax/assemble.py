@@ -1,6 +1,7 @@
 """From names in the config to the things they stand for: model, prompts, rewards."""
 
 import functools
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+from flax import traverse_util
 
 from flowgrpo_jax.data import tfds_prompts
 from flowgrpo_jax.data.prompts import Prompt, load_prompts
@@ -77,19 +79,24 @@ def starting_model(config: ml_collections.ConfigDict) -> tuple[FlowModel, Variab
 def trainable_part(
     config: ml_collections.ConfigDict, model: FlowModel, loaded: Variables
 ) -> Variables:
-    """The variables that a run trains: an adapter, the transformer or everything."""
+    """The variables that a run trains: an adapter, the transformer or everything.
+
+    Of the transformer only what `train.parameters` matches; UserError if nothing does.
+    """
     if config.train.use_lora:
         init = jax.jit(functools.partial(model.init, lora=True))
         return init(jax.random.key(config.seed))
     if config.train.trains_text:
         return loaded
-    return {"transformer": loaded["transformer"]}
-
-
-def _init(config, model: FlowModel, lora: bool) -> Variables:
-    # Compiled: what is not asked for (the base, for an adapter) is never made.
-    init = jax.jit(model.init, static_argnames="lora")
-    return jax.device_get(init(jax.random.key(config.seed), lora=lora))
+    wanted = re.compile(config.train.parameters)
+    leaves = traverse_util.flatten_dict(loaded["transformer"], sep="/")
+    chosen = {path: leaf for path, leaf in leaves.items() if wanted.search(path)}
+    if not chosen:
+        raise UserError(
+            f"train.parameters: {config.train.parameters}: matches no parameter of the "
+            f"transformer: their names are like {', '.join(list(leaves)[:3])}"
+        )
+    return {"transformer": traverse_util.unflatten_dict(chosen, sep="/")}
 
 
 def _with_lora(config, size: sprites_model.Size) -> FlowModel:
@@ -190,6 +197,11 @@ def make_plans(config: ml_collections.ConfigDict, iteration: int) -> plan.Tables
         return window
 
     return plan.stack([one(p) for p in range(config.prompts_per_iteration)])
+
+
+def siblings(config: ml_collections.ConfigDict) -> int:
+    """Samples of a group that share one state: all of them in the plan "branch"."""
+    return config.group_size if config.sample.plan == "branch" else 1
 
 
 @functools.cache

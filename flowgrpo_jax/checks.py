@@ -1,6 +1,7 @@
 """What must hold for a config before a run begins."""
 
 import math
+import re
 from collections.abc import Iterable
 
 import ml_collections
@@ -86,6 +87,18 @@ def check(config: ml_collections.ConfigDict) -> None:
             f"updates_per_iteration: {config.updates_per_iteration}: must divide "
             f"prompts_per_iteration ({config.prompts_per_iteration})"
         )
+    if config.sample.plan == "branch" and config.sample.init_noise != "shared":
+        raise UserError(
+            f"sample.init_noise: {config.sample.init_noise}: must be shared, since the "
+            "plan branch goes to its stochastic step once for a whole group"
+        )
+    try:
+        re.compile(config.train.parameters)
+    except re.error as error:
+        raise UserError(
+            f"train.parameters: {config.train.parameters}: must be a regular "
+            f"expression: {error}"
+        ) from error
     window = config.sample.sde_window_range
     if len(window) != 2 or not all(isinstance(step, int) for step in window):
         raise UserError(

@@ -65,6 +65,7 @@ def base() -> ml_collections.ConfigDict:
                     "beta": 0.04,  # weight of the KL to the frozen reference
                     "kl_form": "official",  # official | paper | velocity
                     "timestep_fraction": 0.99,  # plan "all": first part is trained
+                    "parameters": "",  # regex: which of the transformer's; "" = all
                     "use_lora": True,
                     "lora_rank": 32,
                     "lora_alpha": 64.0,
@@ -89,9 +90,7 @@ def base() -> ml_collections.ConfigDict:
                 }
             ),
             "checkpoint": c({"every": 50, "keep": 2}),
-            "log": c(
-                {"every": 1, "images_every": 50, "wandb": "", "tensorboard": True}
-            ),
+            "log": c({"every": 1, "wandb": "", "tensorboard": True}),
         }
     )
 

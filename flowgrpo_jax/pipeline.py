@@ -69,7 +69,9 @@ class Pipeline:
         get the same. UserError if the weights give no finite images.
         """
         mesh, config = self._mesh, self._config
-        layout = layouts.layout_of(prompt, member, 1, config.microbatch, mesh.size)
+        layout = layouts.layout_of(
+            prompt, member[:, None], 1, config.microbatch, mesh.size
+        )
         tables = Tables(
             np.zeros((len(self._texts), config.sample.eval_num_steps), np.float32),
             np.zeros((len(self._texts), 0), np.int32),

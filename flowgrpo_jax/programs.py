@@ -13,6 +13,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from flowgrpo_jax.flow import rollout
+from flowgrpo_jax.models.flow_model import overlay
 from flowgrpo_jax.rl import losses
 from flowgrpo_jax.rl import update as rl_update
 from flowgrpo_jax.runtime import mesh as meshes
@@ -71,12 +72,13 @@ def make_rollout(
 
 
 def make_decode(mesh: Mesh, decode: Callable[[jax.Array], jax.Array]) -> Callable:
-    """Clean latents [update, batch, slot, ...] to images in [0, 1], same lead."""
+    """Clean latents [update, batch, slot, sibling, ...] to images in [0, 1]."""
 
     def local(clean):
-        flat = clean.reshape(-1, *clean.shape[2:])
-        images = jax.lax.map(decode, flat)
-        return images.reshape(*clean.shape[:2], *images.shape[1:])
+        lead, slots = clean.shape[:4], clean.shape[2]
+        # Microbatches of as many images as the network takes at once.
+        images = jax.lax.map(decode, clean.reshape(-1, slots, *clean.shape[4:]))
+        return images.reshape(*lead, *images.shape[2:])
 
     return jax.jit(
         jax.shard_map(
@@ -95,8 +97,8 @@ def make_update(
 ) -> Callable:
     """(state, frozen, elements, weights, prompts, text table, empty) -> (state, info).
 
-    elements [update, batch, trained, slot, ...]; weights and prompts [update, batch,
-    slot]. The policy is `frozen` overlaid with the trainable variables, the reference
+    elements [update, batch, trained, slot, ...]; prompts [update, batch, slot],
+    weights [update, batch, slot, sibling]. The policy is `frozen` overlaid with the trainable variables, the reference
     is `frozen` alone. The state is donated.
     """
 
@@ -106,7 +108,7 @@ def make_update(
         frozen = meshes.gather(frozen, frozen_specs)
         grads, sums = rl_update.local_gradients(
             loss,
-            lambda part: {**frozen, **part},
+            lambda part: overlay(frozen, part),
             meshes.gather(trainable, trainable_specs),
             frozen,
             elements,
@@ -158,7 +160,7 @@ def make_update(
 def transition_elements(
     transitions: rollout.Transitions, advantage: jax.Array
 ) -> losses.TransitionElements:
-    """Give every trained step of a sample its advantage [update, batch, slot]."""
+    """Give every trained step its samples' advantage [update, batch, slot, sibling]."""
     shape = transitions.log_prob.shape
     return losses.TransitionElements(
         transitions=transitions,
@@ -181,7 +183,8 @@ def make_scene_encoder(
             return encode(painted), rollout.sample_keys(key, prompt, member)
 
         updates, batches = layout.prompt.shape[:2]
-        flat = tuple(x.reshape(updates * batches, -1) for x in layout[:2])
+        only = layout.member[..., 0]  # nothing is shared here: one sibling per slot
+        flat = tuple(x.reshape(updates * batches, -1) for x in (layout.prompt, only))
         clean, keys = jax.lax.map(one_batch, flat)
         # One "trained step" per sample, as the update counts them.
         lead = (updates, batches, 1)

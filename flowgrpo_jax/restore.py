@@ -11,7 +11,7 @@ import ml_collections
 from flowgrpo_jax import assemble, checks, programs
 from flowgrpo_jax import config as configs
 from flowgrpo_jax.errors import UserError
-from flowgrpo_jax.models.flow_model import FlowModel, Variables
+from flowgrpo_jax.models.flow_model import FlowModel, Variables, overlay
 from flowgrpo_jax.runtime import mesh as meshes
 from flowgrpo_jax.runtime.checkpoint import Checkpointer
 from flowgrpo_jax.runtime.workdir import read_config
@@ -63,7 +63,7 @@ def tuned(
     with Checkpointer(Path(workdir) / "checkpoints", read_only=True) as checkpoints:
         step = checkpoints.latest() if step is None else step
         restored = checkpoints.restore(like, step, partial=True)
-    return Restored(model, {**loaded, **jax.device_get(restored[part])}, step)
+    return Restored(model, overlay(loaded, jax.device_get(restored[part])), step)
 
 
 @dataclasses.dataclass(frozen=True)

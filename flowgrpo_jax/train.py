@@ -27,7 +27,7 @@ from flowgrpo_jax import config as configs
 from flowgrpo_jax.data import prompts as prompt_data
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.flow import layout as layouts
-from flowgrpo_jax.models.flow_model import Variables, guided
+from flowgrpo_jax.models.flow_model import Variables, guided, overlay, without
 from flowgrpo_jax.rl import advantage, losses
 from flowgrpo_jax.rl import update as rl_update
 from flowgrpo_jax.runtime import images as grids
@@ -148,6 +148,7 @@ class Run:
             config.updates_per_iteration,
             config.microbatch,
             self.mesh.size,
+            assemble.siblings(config),
         )
         self._set_up_weights()
         self._set_up_data()
@@ -158,11 +159,9 @@ class Run:
     def _set_up_weights(self) -> None:
         config, loaded = self.config, self._loaded
         trainable = jax.device_get(assemble.trainable_part(config, self.model, loaded))
-        # The copy that does not move is the reference; without KL none is needed.
-        reference = config.train.use_lora or config.train.beta
-        frozen = loaded if reference else {"text": loaded["text"]}
-        if config.train.trains_text:
-            frozen = {}
+        # What learns has a copy that does not move: the reference, where there is KL.
+        reference = config.train.beta and not self.pretraining
+        frozen = loaded if reference else without(loaded, trainable)
         self._trainable_specs = meshes.specs(
             trainable, programs.SHARDING_RULES, self.mesh
         )
@@ -214,7 +213,7 @@ class Run:
             )
             self._rollout = programs.make_rollout(
                 mesh,
-                self._frozen_specs | self._trainable_specs,
+                self._variables_specs(),
                 sampler,
                 model.latent_shape,
             )
@@ -281,7 +280,7 @@ class Run:
         text = self._place(self._text.rows([prompt.text for prompt in prompts]))
         layout = self._place(self._layout, programs.SPLIT)
         transitions, clean = self._rollout(
-            {**self._frozen, **state.trainable},
+            overlay(self._frozen, state.trainable),
             meshes.random_key(self.mesh, config.seed, iteration),
             layout,
             self._place(assemble.make_plans(config, iteration)),
@@ -351,7 +350,7 @@ class Run:
             state,
             self._frozen,
             elements,
-            layout.mask,
+            layout.mask[..., None],
             layout.prompt,
             self._place(self.model.tokenizer(captions)),
             self._empty,
@@ -395,7 +394,7 @@ class Run:
 
     def _variables(self, state: rl_update.TrainState) -> Variables:
         chosen = state.ema if self.config.train.ema else state.trainable
-        variables = {**self._frozen, **chosen}
+        variables = overlay(self._frozen, chosen)
         if self.pretraining:  # the encoder moves, so its table does too
             self._evaluator.set_text(
                 assemble.TextTable(self.model, jax.device_get(variables), self._texts)
@@ -403,7 +402,7 @@ class Run:
         return variables
 
     def _variables_specs(self) -> Any:
-        return self._frozen_specs | self._trainable_specs
+        return overlay(self._frozen_specs, self._trainable_specs)
 
     # -- small things --------------------------------------------------------------
 

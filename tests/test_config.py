@@ -55,6 +55,7 @@ def test_a_wrong_argument_is_named(argument, line):
         ("log.every", 0, "must be at least 1"),
         ("updates_per_iteration", 5, "must divide prompts_per_iteration"),
         ("sample.sde_window_range", ("a",), "must be two step numbers"),
+        ("train.parameters", "attn(", "must be a regular expression"),
         ("reward", {"foo": 1.0}, "must be one of geneval"),
     ],
 )
@@ -72,11 +73,17 @@ def test_a_config_survives_the_workdir():
     config = configs.make(reward={"geneval": 0.5}, mesh={"data": 2})
     held = json.loads(json.dumps(config.to_dict()))
     assert configs.from_json(held).to_dict() == config.to_dict()
-    del held["log"]["images_every"]  # written before the key existed
-    assert configs.from_json(held).log.images_every == 50
+    del held["log"]["tensorboard"]  # written before the key existed
+    assert configs.from_json(held).log.tensorboard is True
     held["train"]["gone"] = 1
     with pytest.raises(UserError, match=r"^train\.gone: unknown config key"):
         configs.from_json(held)
+
+
+def test_a_branch_needs_a_shared_start():
+    """Oracle: the line, by hand."""
+    with pytest.raises(UserError, match="^sample.init_noise: independent: must be sh"):
+        checks.check(configs.make(sample__plan="branch"))
 
 
 @pytest.mark.parametrize("name", sorted(set(recipes.RECIPES) - {"pretrain"}))

@@ -24,7 +24,15 @@ class Setup:
     """A rollout and an update of the tiny model on a mesh."""
 
     def __init__(
-        self, mesh, lora, guidance, dtype=jnp.float32, group_size=3, microbatch=2
+        self,
+        mesh,
+        lora,
+        guidance,
+        dtype=jnp.float32,
+        group_size=3,
+        microbatch=2,
+        branch=False,
+        share=True,
     ):
         self.mesh, self.group_size = mesh, group_size
         self.model, variables = tiny_model(4 if lora else 0, dtype)
@@ -42,6 +50,7 @@ class Setup:
             sigmas=tuple(float(s) for s in schedule.sd3(STEPS)),
             kind="sde",
             noise_level=0.7,
+            shared_noise=branch,
         )
         self.rollout = programs.make_rollout(
             mesh, self.specs[1] | self.specs[0], sampler, self.model.latent_shape
@@ -68,9 +77,17 @@ class Setup:
             rl_update.Ema(0.9, 8),
         )
         self.layout = layouts.group_layout(
-            PROMPTS, group_size, UPDATES, microbatch, mesh.size
+            PROMPTS,
+            group_size,
+            UPDATES,
+            microbatch,
+            mesh.size,
+            siblings=group_size if branch and share else 1,
         )
-        self.tables = plan.stack([plan.all_steps(STEPS)] * PROMPTS)
+        plans = [plan.all_steps(STEPS)] * PROMPTS
+        if branch:
+            plans = [plan.branch(STEPS, k % 3) for k in range(PROMPTS)]
+        self.tables = plan.stack(plans)
 
     def place(self, tree, spec=programs.WHOLE):
         return meshes.place(tree, spec, self.mesh)
@@ -116,9 +133,9 @@ def mesh_of(data: int, fsdp: int = 1) -> jax.sharding.Mesh:
 
 
 @functools.cache
-def on_mesh(data: int, fsdp: int = 1):
+def on_mesh(data: int, fsdp: int = 1, branch: bool = False):
     """Host copies of one iteration's results, in the order of samples."""
-    setup = Setup(mesh_of(data, fsdp), lora=False, guidance=2.5)
+    setup = Setup(mesh_of(data, fsdp), lora=False, guidance=2.5, branch=branch)
     transitions, clean, state, _ = setup.run()
 
     def by_sample(values):  # [update, batch, trained, slot, ...] to samples
@@ -133,12 +150,13 @@ def on_mesh(data: int, fsdp: int = 1):
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("lora", [False, True])
 @pytest.mark.parametrize("guidance", [1.0, 2.5])
-def test_first_update_is_on_policy(dtype, lora, guidance):
+@pytest.mark.parametrize("branch", [False, True])
+def test_first_update_is_on_policy(dtype, lora, guidance, branch):
     """Oracle: an invariance; the same weights give the same log-prob, bit for bit.
 
     Microbatches of 8: below, XLA's own reductions happened to agree.
     """
-    setup = Setup(mesh_of(1), lora, guidance, dtype, group_size=8, microbatch=8)
+    setup = Setup(mesh_of(1), lora, guidance, dtype, 8, 8, branch)
     info = setup.run()[3]
     gap = float(info["ratio_gap"][0])
     if 0.0 < gap < 2e-7 and jax.__version_info__ >= (0, 11):
@@ -150,13 +168,47 @@ def test_first_update_is_on_policy(dtype, lora, guidance):
     assert float(info["ratio_gap"][1]) > 0.0
 
 
+@pytest.mark.parametrize("branch", [False, True])
 @pytest.mark.parametrize("data, fsdp", [(2, 1), (4, 1), (8, 1), (2, 2)])
-def test_any_mesh_gives_the_same_samples(data, fsdp):
+def test_any_mesh_gives_the_same_samples(data, fsdp, branch):
     """Oracle: an invariance; images and log-probs are bitwise equal to one device's."""
-    transitions, images, _ = on_mesh(1)
-    others, other_images, _ = on_mesh(data, fsdp)
+    transitions, images, _ = on_mesh(1, branch=branch)
+    others, other_images, _ = on_mesh(data, fsdp, branch)
     np.testing.assert_array_equal(images, other_images)
     jax.tree.map(np.testing.assert_array_equal, transitions, others)
+
+
+def test_siblings_that_share_a_state_are_what_they_are_alone():
+    """Oracle: the rollout of one sample at a time, which computes all of its steps.
+
+    The same keys, plans and noise; batches of another shape round differently.
+    """
+    alone, shared = (
+        Setup(mesh_of(1), False, 2.5, branch=True, share=share)
+        for share in (False, True)
+    )
+    (one, clean, state, _), (many, together, learned, _) = alone.run(), shared.run()
+    np.testing.assert_allclose(
+        layouts.collect(jax.device_get(together), shared.layout),
+        layouts.collect(jax.device_get(clean), alone.layout),
+        atol=1e-5,
+    )
+
+    def by_sample(transitions, setup, name):
+        values = np.moveaxis(jax.device_get(getattr(transitions, name)), 2, 4)
+        return layouts.collect(values, setup.layout)
+
+    for name in ("log_prob", "next_latent"):
+        np.testing.assert_allclose(
+            by_sample(many, shared, name), by_sample(one, alone, name), atol=1e-5
+        )
+    # One backward pass for all siblings is the sum of theirs; Adam's first steps have
+    # the size of the rate (1e-3) whatever the gradient, hence the tolerance.
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4),
+        jax.device_get(learned.trainable),
+        jax.device_get(state.trainable),
+    )
 
 
 def test_the_state_keeps_its_sharding():

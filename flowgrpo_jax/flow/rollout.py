@@ -5,6 +5,9 @@ One rollout of an iteration is one compiled program:
   2. in a microbatch one `lax.scan` runs down the sigmas: velocity, Gaussian of the
      step, draw, log-prob;
   3. of all visited states only the transitions that will be trained are kept.
+Where siblings share a state (plan "branch"), `branches` takes the place of 2 and 3:
+the way to the shared state and the velocity there are computed once, then every
+sibling draws its own next latent and goes on from it.
 Noise is a pure function of (seed, iteration, prompt, member, step), so neither the
 number of devices nor the size of the microbatch changes a sample's noise.
 """
@@ -26,11 +29,11 @@ SHARED_MEMBER = 2**31 - 1
 
 @struct.dataclass
 class Transitions:
-    """Trained transitions, as [update, batch, trained, slot] and then the latent."""
+    """Trained transitions [update, batch, trained, slot]: one state, many actions."""
 
     latent: Float[Array, "*lead height width channel"]
-    next_latent: Float[Array, "*lead height width channel"]
-    log_prob: Float[Array, "*lead"]  # mean over latent dimensions
+    next_latent: Float[Array, "*lead sibling height width channel"]
+    log_prob: Float[Array, "*lead sibling"]  # mean over latent dimensions
     step: Int[Array, "*lead"]  # index into the sigmas
 
 
@@ -50,8 +53,8 @@ class Sampler:
 
 
 def sample_keys(
-    key: Key[Array, ""], prompt: Int[Array, " slot"], member: Int[Array, " slot"]
-) -> Key[Array, " slot"]:
+    key: Key[Array, ""], prompt: Int[Array, " sample"], member: Int[Array, " sample"]
+) -> Key[Array, " sample"]:
     """One key per sample, from the iteration's key, its prompt and its member."""
 
     def one(p, m):
@@ -74,11 +77,13 @@ def initial_noise(
     return jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, 0), shape))(keys)
 
 
-def step_noise(keys: Key[Array, " slot"], step: Int[Array, ""], shape) -> Array:
-    """Fresh noise of one step; counter 0 belongs to the initial noise."""
-    return jax.vmap(
-        lambda k: jax.random.normal(jax.random.fold_in(k, step + 1), shape)
-    )(keys)
+def step_noise(keys: Key[Array, " slot"], step: Int[Array, " slot"], shape) -> Array:
+    """Fresh noise of one step of each sample; counter 0 is that of the initial noise."""
+
+    def one(key, k):
+        return jax.random.normal(jax.random.fold_in(key, k + 1), shape)
+
+    return jax.vmap(one)(keys, step)
 
 
 def step_arguments(sampler: Sampler, step: Int[Array, ""], stochastic) -> tuple:
@@ -112,12 +117,12 @@ def draw(
 def replay(
     sampler: Sampler,
     latent: Float[Array, "slot height width channel"],
-    next_latent: Float[Array, "slot height width channel"],
+    next_latent: Float[Array, "slot sibling height width channel"],
     velocity: Float[Array, "slot height width channel"],
     step: Int[Array, " slot"],
     stochastic: Float[Array, " slot"],
-) -> tuple[Float[Array, " slot"], transition.Gaussian]:
-    """Log-prob (mean over latent dimensions) and Gaussian of each stored step.
+) -> tuple[Float[Array, "slot sibling"], transition.Gaussian]:
+    """Log-probs (mean over latent dimensions) and Gaussian of each stored step.
 
     Rollout and update both call this, and nothing else, for log-probs. The barrier
     keeps them the same numbers in both: without it a compiler would fuse the log-prob
@@ -147,8 +152,8 @@ def trajectory(
 ) -> tuple[Array, Array, Array]:
     """One microbatch from noise to clean: (clean, states, log-probs).
 
-    states [step, slot, ...] are those before each step. `text` is what the velocity
-    takes after latents and sigma.
+    states [step, slot, ...] are those before each step, log-probs [step, slot]. `text`
+    is what the velocity takes after latents and sigma.
     """
     sigmas = jnp.asarray(sampler.sigmas, jnp.float32)
     slots = noise.shape[0]
@@ -157,14 +162,77 @@ def trajectory(
         step, switch = step_and_switch
         steps = jnp.full(slots, step)
         velocity = sampler.velocity(variables, latent, sigmas[steps], *text)
-        fresh = step_noise(keys, step, latent.shape[1:])
+        fresh = step_noise(keys, steps, latent.shape[1:])
         following = draw(sampler, latent, velocity, fresh, steps, switch)
-        log_prob, _ = replay(sampler, latent, following, velocity, steps, switch)
-        return following, (latent, log_prob)
+        log_prob, _ = replay(
+            sampler, latent, following[:, None], velocity, steps, switch
+        )
+        return following, (latent, log_prob[:, 0])
 
     steps = jnp.arange(sampler.num_steps)
     clean, (states, log_prob) = jax.lax.scan(body, noise, (steps, stochastic.T))
     return clean, states, log_prob
+
+
+def branch(
+    sampler: Sampler,
+    variables: dict,
+    key: Key[Array, ""],
+    prompt: Int[Array, " slot"],
+    member: Int[Array, "slot sibling"],
+    step: Int[Array, " slot"],
+    text: tuple,
+    latent_shape: tuple[int, int, int],
+) -> Transitions:
+    """One microbatch of slots: the shared way to x_step, and each sibling's draw there.
+
+    Fields [slot, ...], as `Transitions` without its first three axes.
+    """
+    sigmas = jnp.asarray(sampler.sigmas, jnp.float32)
+    slots, siblings = member.shape
+    only_euler, stochastic = jnp.zeros(slots), jnp.ones(slots)
+
+    def shared(k, latent):
+        steps = jnp.full(slots, k)
+        velocity = sampler.velocity(variables, latent, sigmas[steps], *text)
+        following = draw(sampler, latent, velocity, latent, steps, only_euler)
+        return jnp.where((k < step)[:, None, None, None], following, latent)
+
+    noise = initial_noise(sampler, key, prompt, member[:, 0], latent_shape)
+    latent = jax.lax.fori_loop(0, jnp.max(step), shared, noise)
+    velocity = sampler.velocity(variables, latent, sigmas[step], *text)
+
+    def one_sibling(number):
+        fresh = step_noise(sample_keys(key, prompt, number), step, latent_shape)
+        return draw(sampler, latent, velocity, fresh, step, stochastic)
+
+    following = jax.vmap(one_sibling, in_axes=1, out_axes=1)(member)
+    log_prob, _ = replay(sampler, latent, following, velocity, step, stochastic)
+    return Transitions(latent, following, log_prob, step)
+
+
+def finish(
+    sampler: Sampler,
+    variables: dict,
+    latent: Float[Array, "slot height width channel"],
+    step: Int[Array, " slot"],
+    text: tuple,
+) -> Float[Array, "slot height width channel"]:
+    """Euler steps from the state before `step` to clean, for one microbatch.
+
+    Only as many steps as its slots need: slots that stand together should be near in
+    `step`. A slot with `step` past the last one costs nothing.
+    """
+    sigmas = jnp.asarray(sampler.sigmas, jnp.float32)
+    only_euler = jnp.zeros(latent.shape[0])
+
+    def body(k, latent):
+        steps = jnp.full(latent.shape[0], k)
+        velocity = sampler.velocity(variables, latent, sigmas[steps], *text)
+        following = draw(sampler, latent, velocity, latent, steps, only_euler)
+        return jnp.where((k >= step)[:, None, None, None], following, latent)
+
+    return jax.lax.fori_loop(jnp.min(step), sampler.num_steps, body, latent)
 
 
 def rollout(
@@ -178,9 +246,20 @@ def rollout(
 ) -> tuple[Transitions, Array]:
     """All samples of one device: (trained transitions, clean latents).
 
-    `text_of` gives the velocity's text for prompt numbers [slot]. Local view: call it
-    inside shard_map (or on one device) with this device's part of the layout.
+    Clean latents are [update, batch, slot, sibling, ...]. `text_of` gives the
+    velocity's text for prompt numbers [slot]. Local view: call it inside shard_map
+    (or on one device) with this device's part of the layout.
     """
+    lead = layout.prompt.shape[:2]
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), layout)
+    one_by_one = layout.member.shape[-1] == 1
+    make = _independent if one_by_one else _branches
+    made = make(sampler, variables, key, flat, tables, text_of, latent_shape)
+    return jax.tree.map(lambda x: x.reshape(*lead, *x.shape[1:]), made)
+
+
+def _independent(sampler, variables, key, layout, tables, text_of, latent_shape):
+    """Every sample goes its own way from its first noise."""
 
     def one_batch(batch):
         prompt, member = batch
@@ -195,15 +274,40 @@ def rollout(
         states = jnp.concatenate([states, clean[None]])
         kept = Transitions(
             latent=states[trained, slot],
-            next_latent=states[trained + 1, slot],
-            log_prob=log_prob[trained, slot],
+            next_latent=states[trained + 1, slot][:, :, None],
+            log_prob=log_prob[trained, slot][:, :, None],
             step=trained,
         )
-        return kept, clean
+        return kept, clean[:, None]
 
-    updates, batches = layout.prompt.shape[:2]
-    flat = [jnp.reshape(x, (updates * batches, -1)) for x in layout[:2]]
-    kept, clean = jax.lax.map(one_batch, tuple(flat))
-    return jax.tree.map(
-        lambda x: x.reshape(updates, batches, *x.shape[1:]), (kept, clean)
-    )
+    return jax.lax.map(one_batch, (layout.prompt, layout.member[..., 0]))
+
+
+def _branches(sampler, variables, key, layout, tables, text_of, latent_shape):
+    """Siblings share the way to their one stochastic step, and the velocity there."""
+
+    def one_batch(batch):
+        prompt, member = batch
+        step = jnp.asarray(tables.trained)[prompt, 0]
+        text = text_of(prompt)
+        return branch(sampler, variables, key, prompt, member, step, text, latent_shape)
+
+    made = jax.lax.map(one_batch, (layout.prompt, layout.member))
+
+    def one_rest(batch):
+        latent, step, prompt = batch
+        return finish(sampler, variables, latent, step, text_of(prompt))
+
+    # Microbatches of the same number of images; padding is already at its end.
+    slots = layout.prompt.shape[-1]
+    after = jnp.where(layout.mask > 0, made.step + 1, sampler.num_steps)
+    siblings = layout.member.shape[-1]
+    spread = [
+        jnp.repeat(x, siblings).reshape(-1, slots) for x in (after, layout.prompt)
+    ]
+    drawn = made.next_latent
+    clean = jax.lax.map(
+        one_rest, (drawn.reshape(-1, slots, *latent_shape), *spread)
+    ).reshape(drawn.shape)
+    # One trained step per slot.
+    return jax.tree.map(lambda x: x[:, None], made), clean

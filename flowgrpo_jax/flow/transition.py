@@ -124,17 +124,17 @@ def _mean_square(error: Float[Array, "*latent"]) -> Float32[Array, ""]:
 def replay(
     kind: str,
     latent: Float[Array, "*latent"],
-    next_latent: Float[Array, "*latent"],
+    next_latents: Float[Array, " sibling *latent"],
     velocity: Float[Array, "*latent"],
     sigma: Scalar,
     sigma_next: Scalar,
     *,
     sigma_max: Scalar,
     noise_level: Scalar,
-) -> tuple[Float32[Array, ""], Gaussian]:
-    """Log-prob of latent -> next_latent under `velocity`, and its Gaussian.
+) -> tuple[Float32[Array, " sibling"], Gaussian]:
+    """Log-probs of latent -> next_latents under `velocity`, and their Gaussian.
 
-    One sample; the arguments are those of `gaussian`. The rollout must
+    One state, many actions; the arguments are those of `gaussian`. The rollout must
     get its old log-prob from the same functions: then the first ratio is exactly 1.
     """
     step = gaussian(
@@ -146,7 +146,9 @@ def replay(
         sigma_max=sigma_max,
         noise_level=noise_level,
     )
-    return log_prob(kind, next_latent, step), step
+    return jax.vmap(lambda following: log_prob(kind, following, step))(
+        next_latents
+    ), step
 
 
 def _ode(sigma, sigma_next, sigma_max, noise_level) -> _Coefficients:

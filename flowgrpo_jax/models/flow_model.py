@@ -24,6 +24,26 @@ Text = TextEmbedding | Int[Array, "prompt token"]
 MIN_SIGMA = 0.05
 
 
+def overlay(base: Variables, part: Variables) -> Variables:
+    """`base` with the leaves of `part`, a subtree or an addition, over its own."""
+    merged = dict(base)
+    for name, value in part.items():
+        inner = isinstance(value, dict) and name in base
+        merged[name] = overlay(base[name], value) if inner else value
+    return merged
+
+
+def without(base: Variables, part: Variables) -> Variables:
+    """The leaves of `base` that are not leaves of `part`; `overlay` brings them back."""
+    rest = {}
+    for name, value in base.items():
+        if name not in part:
+            rest[name] = value
+        elif isinstance(value, dict) and (inner := without(value, part[name])):
+            rest[name] = inner
+    return rest
+
+
 @dataclasses.dataclass(frozen=True)
 class IdentityAutoencoder:
     """Latents are pixels in [-1, 1]; the interface that a VAE has."""

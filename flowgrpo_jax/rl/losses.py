@@ -1,7 +1,8 @@
 """What one microbatch costs: a likelihood, an objective and a regularizer composed.
 
 A loss takes (variables, reference variables, text, elements) of one microbatch and
-returns per-slot losses and measurements; masking and averaging belong to the update.
+returns losses and measurements [slot, sibling]; masking and averaging belong to the
+update. The network runs once per slot: siblings that share a state share its price.
 """
 
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from flowgrpo_jax.flow import rollout
 from flowgrpo_jax.flow.schedule import shift_sigma
 from flowgrpo_jax.rl import likelihood, objective, regularizer
 
-Loss = Callable[..., tuple[Float[Array, " slot"], dict[str, Array]]]
+Loss = Callable[..., tuple[Float[Array, "slot sibling"], dict[str, Array]]]
 
 
 @struct.dataclass
@@ -23,7 +24,7 @@ class TransitionElements:
     """Stored SDE steps with their advantage; leaves [slot, ...] inside a loss."""
 
     transitions: rollout.Transitions
-    advantage: Float[Array, "*lead"]
+    advantage: Float[Array, "*lead sibling"]
 
 
 @struct.dataclass
@@ -48,7 +49,8 @@ def clipped_policy_loss(
         stored = elements.transitions
         sigma = jnp.asarray(sampler.sigmas, jnp.float32)[stored.step]
         velocity = sampler.velocity(variables, stored.latent, sigma, *text)
-        always = jnp.ones_like(stored.log_prob)  # only stochastic steps are stored
+        # Only stochastic steps are stored.
+        always = jnp.ones(stored.step.shape, jnp.float32)
         log_prob, gaussian = rollout.replay(
             sampler, stored.latent, stored.next_latent, velocity, stored.step, always
         )
@@ -76,6 +78,7 @@ def clipped_policy_loss(
             kl = jax.vmap(
                 lambda mean, other, g: regularizer.kl_on_means(kl_form, mean, other, g)
             )(gaussian.mean, there.mean, gaussian)
+        kl = jnp.broadcast_to(kl[:, None], policy.shape)
         return policy + beta * kl, info | {"kl_loss": kl}
 
     return loss
@@ -107,7 +110,7 @@ def flow_matching_loss(
         noisy = (1 - level) * clean + level * noise
         error = objective.flow_matching(
             velocity(variables, noisy, sigma, *text), clean, noise
-        )
+        )[:, None]
         return error, {"flow_matching_loss": error}
 
     return loss

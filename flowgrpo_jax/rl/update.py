@@ -95,7 +95,8 @@ def local_gradients(
 ) -> tuple[Any, dict[str, Array]]:
     """Sum over this device's elements of weight * gradient, and of measurements.
 
-    elements [batch, trained, slot, ...]; weight and prompt [batch, slot]. `merge`
+    elements [batch, trained, slot, ...]; weight [batch, slot, sibling], as the losses;
+    prompt [batch, slot]. `merge`
     turns trainable parameters into the policy's variables. Measurements are weighted
     sums; those named `*_gap` are maxima.
     """
@@ -154,10 +155,9 @@ def update(
     """All optimizer steps of an iteration.
 
     chunks is (elements [update, batch, trained, slot, ...], prompts [update, batch,
-    slot]), weights [update, batch, slot]. `gradients(trainable, chunk, weight)` gives
-    sums over the mesh. Measurements
-    come back per update, averaged by weight; a chunk without any weight leaves the
-    state as it is.
+    slot]), weights [update, batch, slot, sibling]. `gradients(trainable, chunk,
+    weight)` gives sums over the mesh. Measurements come back per update, averaged by
+    weight; a chunk without any weight leaves the state as it is.
     """
 
     def one(state: TrainState, inputs):

@@ -9,20 +9,23 @@ from flowgrpo_jax.flow import layout as layouts
 
 @pytest.mark.parametrize("devices", [1, 2, 8])
 @pytest.mark.parametrize("microbatch", [1, 4, 5])
-def test_every_sample_stands_once(devices, microbatch):
+@pytest.mark.parametrize("siblings", [1, 3])
+def test_every_sample_stands_once(devices, microbatch, siblings):
     """Oracle: counting; chunk u holds the groups of its own prompts, in order."""
-    layout = layouts.group_layout(6, 3, 2, microbatch, devices)
+    layout = layouts.group_layout(6, 3, 2, microbatch, devices, siblings)
     assert layout.prompt.shape[1] % devices == 0
     assert layout.prompt.shape[2] == microbatch
     real = layout.mask > 0
-    pairs = list(zip(layout.prompt[real], layout.member[real], strict=True))
+    prompts = np.repeat(layout.prompt[real], siblings)
+    pairs = list(zip(prompts, layout.member[real].flat, strict=True))
     assert pairs == [(p, m) for p in range(6) for m in range(3)]
     assert set(layout.prompt[0][real[0]]) == {0, 1, 2}
 
 
-def test_collect_undoes_distribute():
+@pytest.mark.parametrize("siblings", [1, 3])
+def test_collect_undoes_distribute(siblings):
     """Oracle: an invariance."""
-    layout = layouts.group_layout(4, 3, 2, 4, 2)
+    layout = layouts.group_layout(4, 3, 2, 4, 2, siblings)
     values = np.random.default_rng(0).normal(size=(12, 2))
     spread = layouts.distribute(values, layout)
     np.testing.assert_array_equal(layouts.collect(spread, layout), values)

@@ -8,7 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flowgrpo_jax.models.flow_model import MIN_SIGMA, IdentityAutoencoder, guided
+from flowgrpo_jax.models.flow_model import (
+    MIN_SIGMA,
+    IdentityAutoencoder,
+    guided,
+    overlay,
+    without,
+)
 from flowgrpo_jax.models.text import TextEmbedding
 from flowgrpo_jax.sprites import model as sprites_model
 from tests import tiny
@@ -80,6 +86,19 @@ def test_init():
         variables, latents_of(model), SIGMA, model.tokenizer(PROMPTS)
     )
     assert (answer == 0).all()
+
+
+def test_overlay_and_without():
+    """Oracle: the definition, by hand; what one takes away the other brings back."""
+    base = {"a": {"x": 1, "y": {"z": 2}}, "b": 3}
+    part = {"a": {"y": {"z": 5}}}
+    assert overlay(base, part) == {"a": {"x": 1, "y": {"z": 5}}, "b": 3}
+    assert without(base, part) == {"a": {"x": 1}, "b": 3}
+    assert overlay(without(base, part), part) == overlay(base, part)
+    assert overlay(base, {"lora": {"x": 9}}) == base | {"lora": {"x": 9}}
+    assert without(base, {"lora": {"x": 9}}) == base
+    assert without(base, base) == {}
+    assert base == {"a": {"x": 1, "y": {"z": 2}}, "b": 3}  # not changed in place
 
 
 # -- guidance ----------------------------------------------------------------------

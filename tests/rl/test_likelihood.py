@@ -23,9 +23,13 @@ def policies(kind, level):
     options = {"sigma_max": 0.96, "noise_level": level}
     old = transition.gaussian(kind, LATENT, OLD_VELOCITY, *scalars, **options)
     action = transition.sample(old, NOISE)
+    actions = action[None]
     return [
-        transition.replay(kind, LATENT, action, velocity, *scalars, **options)
-        for velocity in (OLD_VELOCITY, NEW_VELOCITY)
+        (log_probs[0], step)
+        for log_probs, step in (
+            transition.replay(kind, LATENT, actions, velocity, *scalars, **options)
+            for velocity in (OLD_VELOCITY, NEW_VELOCITY)
+        )
     ]
 
 
@@ -79,13 +83,13 @@ def test_first_step_uses_sigma_max():
     log_prob, step = transition.replay(
         "sde",
         latent=jnp.float32(1),
-        next_latent=jnp.float32(1.0950323302),
+        next_latents=jnp.array([1.0950323302]),
         velocity=jnp.float32(0.25),
         sigma=1.0,
         sigma_next=sigma_max,
         sigma_max=sigma_max,
         noise_level=0.7,
     )
-    actual = [log_prob, step.mean, step.std, step.diffusion]
+    actual = [log_prob[0], step.mean, step.std, step.diffusion]
     golden = [-0.6872635893, 0.7450323302, 0.7, 3.5056715330]
     np.testing.assert_allclose(actual, golden, rtol=FP32)

@@ -78,13 +78,20 @@ def test_policy_gradient_of_every_step(kind, level, golden):
     def loss(velocity, sigma, sigma_next):
         def replay(action):
             return transition.replay(
-                kind, jnp.float32(0.4), action, velocity, sigma, sigma_next, **options
+                kind,
+                jnp.float32(0.4),
+                action[None],
+                velocity,
+                sigma,
+                sigma_next,
+                **options,
             )
 
         _, step = replay(jnp.float32(0))
         log_prob, _ = replay(step.mean + step.std)
         old = jax.lax.stop_gradient(log_prob)
-        return objective.ppo_clip(log_prob, old, jnp.float32(1), 1e-4, 1e-4, 5.0)[0]
+        loss, _ = objective.ppo_clip(log_prob, old, jnp.ones(1), 1e-4, 1e-4, 5.0)
+        return loss[0]
 
     gains = jax.vmap(jax.grad(loss), (None, 0, 0))(0.3, sigmas[:-1], sigmas[1:])
     golden = np.array(golden.split(), np.float64)
