@@ -41,7 +41,7 @@ WRONG = [
     ("--config.zzzz=1", "zzzz: unknown config key: the keys are checkpoint, dtype"),
     ("--config.group_size=abc", "group_size: abc: must be a whole number, such as 16"),
     ("--config.group_size=1.5", "group_size: 1.5: must be a whole number, such as 16"),
-    ("--config.train.beta=x", "train.beta: x: must be a number, such as 0.1"),
+    ("--config.train.beta=x", "train.beta: x: must be a number, such as 0.4"),
     ("--config.train.ema=maybe", "train.ema: maybe: must be true or false"),
     ("--config.train=3", "train: 3: is a group: set --config.train."),
     ("--config.reward=foo", "reward: foo: is a group: set --config.reward.geneval=..."),
