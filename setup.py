@@ -19,7 +19,7 @@ setup(
         "array_record",
         "clu",
         "flax>=0.12.8",
-        "jax>=0.10.2",
+        "jax>=0.10.2,<0.12",  # the versions that the tests have passed on
         "jaxtyping",
         "ml_collections",
         "numpy",
@@ -33,8 +33,8 @@ setup(
         "tqdm",
     ],
     extras_require={
-        "cuda": ["jax[cuda13]>=0.10.2"],
-        "tpu": ["jax[tpu]>=0.10.2"],
+        "cuda": ["jax[cuda13]>=0.10.2,<0.12"],
+        "tpu": ["jax[tpu]>=0.10.2,<0.12"],
         "wandb": ["wandb"],
         "test": ["beartype", "import-linter", "mypy", "pytest", "pytest-xdist", "ruff"],
     },

@@ -19,20 +19,29 @@ ROWS = {
     "background texture": "eval_background_texture",
     "colour entropy (bits)": "eval_color_entropy",
     "diversity in a prompt": "eval_diversity",
+    "minutes of training": (MINUTES := "minutes"),
 }
+PHASES = ("time/rollout", "time/reward", "time/update")
+
+
+def minutes(rows: list[dict]) -> float:
+    """Wall clock of all iterations, without set-up and evaluation."""
+    train = [row for row in rows if row["kind"] == "train"]
+    return sum(row[phase] for row in train for phase in PHASES) / 60
 
 
 def main(folders: list[str]) -> None:
     """Print a markdown table; mean and standard deviation when there are several."""
     runs = {}
     for folder in folders:
-        evals = [row for row in read_metrics(folder) if row["kind"] == "eval"]
-        runs[Path(folder).name] = (evals[0], evals[-1])
+        rows = read_metrics(folder)
+        evals = [row for row in rows if row["kind"] == "eval"]
+        runs[Path(folder).name] = (evals[0], evals[-1] | {MINUTES: minutes(rows)})
     names = [*runs, *(["mean", "std"] if len(runs) > 1 else [])]
     print("| | before | " + " | ".join(names) + " |")
     print("|---" * (len(names) + 2) + "|")
     for label, key in ROWS.items():
-        before = statistics.mean(first[key] for first, _ in runs.values())
+        before = statistics.mean(first.get(key, 0.0) for first, _ in runs.values())
         after = [last[key] for _, last in runs.values()]
         cells = [before, *after]
         if len(after) > 1:
