@@ -13,7 +13,7 @@ def get_config(arg=None):
     return configs.make(
         arg,
         recipe="flow_grpo_fast_v1",
-        num_iterations=800,
+        num_iterations=400,
         prompts_per_iteration=32,
         group_size=16,
         reward_options={"geneval": {"extra_object_penalty": 0.35}},
@@ -28,7 +28,7 @@ def get_config(arg=None):
         train__use_lora=False,
         train__parameters="add_|context|time_text",
         train__learning_rate=1e-4,
-        train__decay_iterations=200,
+        train__decay_iterations=100,
         train__adam_eps=1e-10,
         train__weight_decay=0.0,
     )

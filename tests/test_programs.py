@@ -158,12 +158,7 @@ def test_first_update_is_on_policy(dtype, lora, guidance, branch):
     """
     setup = Setup(mesh_of(1), lora, guidance, dtype, 8, 8, branch)
     info = setup.run()[3]
-    gap = float(info["ratio_gap"][0])
-    if 0.0 < gap < 2e-7 and jax.__version_info__ >= (0, 11):
-        # Seen with jax 0.11.2 in one of the eight cases (guidance, full, fp32); goes
-        # when that last rounding is found. jax 0.10.2 must be exact.
-        pytest.xfail(f"jax {jax.__version__} rounds one log-prob differently: {gap}")
-    assert gap == 0.0
+    assert float(info["ratio_gap"][0]) == 0.0
     # The second update is not: the first one moved the policy.
     assert float(info["ratio_gap"][1]) > 0.0
 

@@ -270,27 +270,17 @@ def _independent(sampler, variables, key, layout, tables, text_of, latent_shape)
             sampler, variables, noise, keys, stochastic, text_of(prompt)
         )
         trained = jnp.asarray(tables.trained)[prompt].T  # [trained, slot]
+        slot = jnp.arange(prompt.shape[0])
         states = jnp.concatenate([states, clean[None]])
         kept = Transitions(
-            latent=_pick(states, trained),
-            next_latent=_pick(states, trained + 1)[:, :, None],
-            log_prob=_pick(log_prob, trained)[:, :, None],
+            latent=states[trained, slot],
+            next_latent=states[trained + 1, slot][:, :, None],
+            log_prob=log_prob[trained, slot][:, :, None],
             step=trained,
         )
         return kept, clean[:, None]
 
     return jax.lax.map(one_batch, (layout.prompt, layout.member[..., 0]))
-
-
-def _pick(values, steps):
-    """values [step, slot, ...] at steps [trained, slot].
-
-    Slice by slice: as one gather XLA would fetch latents number by number on CPUs.
-    """
-    trained, slots = steps.shape
-    pairs = (steps.reshape(-1), jnp.tile(jnp.arange(slots), trained))
-    picked = jax.lax.map(lambda pair: values[pair], pairs)
-    return picked.reshape(trained, slots, *values.shape[2:])
 
 
 def _branches(sampler, variables, key, layout, tables, text_of, latent_shape):
