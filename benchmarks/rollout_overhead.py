@@ -19,7 +19,7 @@ from flowgrpo_jax.flow import layout as layouts
 from flowgrpo_jax.runtime import mesh as meshes
 from flowgrpo_jax.runtime import platform
 
-PROMPTS, GROUP, REPEATS = 8, 16, 9
+PROMPTS, GROUP, REPEATS = 8, 16, 15
 
 
 def main(_):

@@ -3,8 +3,9 @@
 One rollout of an iteration is one compiled program:
   1. every device walks over its microbatches (`lax.map`);
   2. in a microbatch one `lax.scan` runs down the sigmas: velocity, Gaussian of the
-     step, draw, log-prob;
-  3. of all visited states only the transitions that will be trained are kept.
+     step, draw;
+  3. of all visited states only the transitions that will be trained are kept, and get
+     their log-probs.
 Where siblings share a state (plan "branch"), `branches` takes the place of 2 and 3:
 the way to the shared state and the velocity there are computed once, then every
 sibling draws its own next latent and goes on from it.
@@ -12,6 +13,7 @@ Noise is a pure function of (seed, iteration, prompt, member, step), so neither 
 number of devices nor the size of the microbatch changes a sample's noise.
 """
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -156,28 +158,29 @@ def trajectory(
     stochastic: Float[Array, "slot step"],
     text: tuple,
 ) -> tuple[Array, Array, Array]:
-    """One microbatch from noise to clean: (clean, states, log-probs).
+    """One microbatch from noise to clean: (clean, states, velocities).
 
-    states [step, slot, ...] are those before each step, log-probs [step, slot]. `text`
-    is what the velocity takes after latents and sigma.
+    States and velocities [step, slot, ...] are those at the start of each step. `text`
+    is what the velocity takes after latents and sigma. The noise of all steps is made
+    at once: in the loop its many small operations cost three times as much.
     """
     sigmas = jnp.asarray(sampler.sigmas, jnp.float32)
     slots = noise.shape[0]
-
-    def body(latent, step_and_switch):
-        step, switch = step_and_switch
-        steps = jnp.full(slots, step)
-        velocity = sampler.velocity(variables, latent, sigmas[steps], *text)
-        fresh = step_noise(keys, steps, latent.shape[1:])
-        following = draw(sampler, latent, velocity, fresh, steps, switch)
-        log_prob, _ = replay(
-            sampler, latent, following[:, None], velocity, steps, switch
-        )
-        return following, (latent, log_prob[:, 0])
-
     steps = jnp.arange(sampler.num_steps)
-    clean, (states, log_prob) = jax.lax.scan(body, noise, (steps, stochastic.T))
-    return clean, states, log_prob
+    fresh = jax.vmap(lambda k: step_noise(keys, jnp.full(slots, k), noise.shape[1:]))(
+        steps
+    )
+
+    def body(latent, one_step):
+        step, switch, drawn = one_step
+        now = jnp.full(slots, step)
+        velocity = sampler.velocity(variables, latent, sigmas[now], *text)
+        return draw(sampler, latent, velocity, drawn, now, switch), (latent, velocity)
+
+    clean, (states, velocities) = jax.lax.scan(
+        body, noise, (steps, stochastic.T, fresh)
+    )
+    return clean, states, velocities
 
 
 def euler(
@@ -266,18 +269,22 @@ def _independent(sampler, variables, key, layout, tables, text_of, latent_shape)
         noise = initial_noise(sampler, key, prompt, member, latent_shape)
         keys = sample_keys(key, prompt, member)
         stochastic = jnp.asarray(tables.stochastic)[prompt]
-        clean, states, log_prob = trajectory(
+        clean, states, velocities = trajectory(
             sampler, variables, noise, keys, stochastic, text_of(prompt)
         )
         trained = jnp.asarray(tables.trained)[prompt].T  # [trained, slot]
         slot = jnp.arange(prompt.shape[0])
         states = jnp.concatenate([states, clean[None]])
-        kept = Transitions(
-            latent=states[trained, slot],
-            next_latent=states[trained + 1, slot][:, :, None],
-            log_prob=log_prob[trained, slot][:, :, None],
-            step=trained,
+        latent = states[trained, slot]
+        following = states[trained + 1, slot][:, :, None]
+        log_prob, _ = jax.vmap(functools.partial(replay, sampler))(
+            latent,
+            following,
+            velocities[trained, slot],
+            trained,
+            jnp.ones(trained.shape, jnp.float32),
         )
+        kept = Transitions(latent, following, log_prob, trained)
         return kept, clean[:, None]
 
     return jax.lax.map(one_batch, (layout.prompt, layout.member[..., 0]))
