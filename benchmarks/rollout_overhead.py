@@ -11,11 +11,12 @@ import time
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl import app
 
 from flowgrpo_jax import assemble, programs
 from flowgrpo_jax import config as configs
-from flowgrpo_jax.flow import layout as layouts
+from flowgrpo_jax.planner import Planner
 from flowgrpo_jax.runtime import mesh as meshes
 from flowgrpo_jax.runtime import platform
 
@@ -24,7 +25,10 @@ PROMPTS, GROUP, REPEATS = 8, 16, 15
 
 def main(_):
     config = configs.make(
-        prompts_per_iteration=PROMPTS, group_size=GROUP, train__use_lora=False
+        prompts_per_iteration=PROMPTS,
+        group_size=GROUP,
+        train__use_lora=False,
+        updates_per_iteration=1,
     )
     mesh = meshes.make_mesh(config.mesh.to_dict())
     model, variables = assemble.load_model(config)
@@ -36,14 +40,16 @@ def main(_):
     )
     empty = meshes.place(table.empty, programs.WHOLE, mesh)
     variables = meshes.place(variables, specs, mesh)
-    layout = layouts.group_layout(PROMPTS, GROUP, 1, config.microbatch, mesh.size)
-    layout = meshes.place(layout, programs.SPLIT, mesh)
-    tables = meshes.place(assemble.make_plans(config, 0), programs.WHOLE, mesh)
+    planner = Planner(config, mesh.size)
+    packed = planner.pack(planner.jobs(0))
+    tables = meshes.place(packed.tables, programs.PACKS, mesh)
+    numbers = np.arange(PROMPTS * GROUP, dtype=np.int32) // GROUP
+    prompts = meshes.place(numbers.reshape(-1, config.microbatch), programs.PACKS, mesh)
     key = meshes.random_key(mesh, 0)
     rollout = programs.make_rollout(mesh, specs, sampler, model.latent_shape)
     sigmas = jnp.asarray(sampler.sigmas)
 
-    def forward_passes(variables, layout, text, empty, start):
+    def forward_passes(variables, prompts, text, empty, start):
         text_of = programs.text_lookup(text, empty)
 
         def one_batch(prompt):
@@ -56,24 +62,22 @@ def main(_):
             latent = jnp.broadcast_to(start, (*prompt.shape, *model.latent_shape))
             return jax.lax.scan(step, latent, sigmas[:-1])[0]
 
-        return jax.lax.map(
-            one_batch, layout.prompt.reshape(-1, layout.prompt.shape[-1])
-        )
+        return jax.lax.map(one_batch, prompts)
 
-    whole, split = programs.WHOLE, programs.SPLIT
+    whole, split = programs.WHOLE, programs.PACKS
     forward = jax.jit(
         jax.shard_map(
             forward_passes,
             mesh=mesh,
             in_specs=(specs, split, whole, whole, whole),
-            out_specs=jax.sharding.PartitionSpec(meshes.AXES),
+            out_specs=split,
             check_vma=False,
         )
     )
     start = meshes.place(jnp.ones(()), whole, mesh)
     runs = {
-        "rollout": lambda: rollout(variables, key, layout, tables, text, empty),
-        "forward": lambda: forward(variables, layout, text, empty, start),
+        "rollout": lambda: rollout(variables, key, tables, text, empty),
+        "forward": lambda: forward(variables, prompts, text, empty, start),
     }
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for repeat in range(REPEATS + 2):

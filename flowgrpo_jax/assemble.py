@@ -15,10 +15,12 @@ from flax import traverse_util
 from flowgrpo_jax.data import tfds_prompts
 from flowgrpo_jax.data.prompts import Prompt, load_prompts
 from flowgrpo_jax.errors import UserError
-from flowgrpo_jax.flow import plan, rollout, schedule
+from flowgrpo_jax.flow import rollout, schedule
 from flowgrpo_jax.models.flow_model import FlowModel, Variables, guided
 from flowgrpo_jax.models.text import TextEmbedding
 from flowgrpo_jax.rewards import geneval, registry
+from flowgrpo_jax.rl import losses
+from flowgrpo_jax.rl import update as rl_update
 from flowgrpo_jax.sprites import detector, monitors
 from flowgrpo_jax.sprites import model as sprites_model
 from flowgrpo_jax.sprites import prompts as sprites_prompts
@@ -154,15 +156,19 @@ def make_sigmas(config: ml_collections.ConfigDict, num_steps: int) -> tuple[floa
 
 
 def make_sampler(
-    config: ml_collections.ConfigDict, model: FlowModel
+    config: ml_collections.ConfigDict, model: FlowModel, keep_velocity: bool = False
 ) -> rollout.Sampler:
     """The stochastic sampler of training."""
+    sample = config.sample
     return rollout.Sampler(
-        velocity=guided(model.velocity, config.sample.guidance_scale),
-        sigmas=make_sigmas(config, config.sample.num_steps),
-        kind=config.sample.sde_type,
-        noise_level=config.sample.noise_level,
-        shared_noise=config.sample.init_noise == "shared",
+        velocity=guided(model.velocity, sample.guidance_scale),
+        sigmas=make_sigmas(config, sample.num_steps),
+        kind=sample.sde_type,
+        noise_level=tuple(sample.noise_levels) or sample.noise_level,
+        correlation=(
+            sample.noise_correlation if sample.init_noise == "correlated" else None
+        ),
+        keep_velocity=keep_velocity,
     )
 
 
@@ -178,30 +184,61 @@ def make_eval_sampler(
     )
 
 
-def make_plans(config: ml_collections.ConfigDict, iteration: int) -> plan.Tables:
-    """Which transitions each prompt of an iteration makes stochastic and trains."""
-    sample, seed = config.sample, config.seed
-    low, high = sample.sde_window_range
+def make_loss(
+    config: ml_collections.ConfigDict, model: FlowModel, sampler: rollout.Sampler
+) -> losses.Loss:
+    """The objective and its regularizers, as the config composes them."""
+    train = config.train
+    if train.kl_reference == "guided":
+        scale = train.kl_guidance_scale
+        guide = sampler.replace(velocity=guided(model.velocity, scale))
+    else:
+        guide = None
+    options = train.objective_options.to_dict()
+    if train.objective == "flow_matching":
+        options = {"shift": config.sample.shift} | options
+    return losses.make(
+        sampler,
+        train.objective,
+        options,
+        clip_range=train.clip_range,
+        clip_range_high=train.clip_range_high or None,
+        adv_clip_max=train.adv_clip_max,
+        beta=train.beta,
+        kl_form=train.kl_form,
+        kl_reference=train.kl_reference,
+        reference_sampler=guide,
+        kl_floor=train.kl_floor,
+        step_weight=train.step_weight,
+        trained_steps=tuple(config.sample.branch_steps) or None,
+        ema_beta=train.ema_beta,
+        norm_hinge=train.norm_hinge,
+    )
 
-    def one(prompt: int) -> plan.Plan:
-        if sample.plan == "all":
-            return plan.all_steps(sample.num_steps, config.train.timestep_fraction)
-        if sample.plan == "window":
-            return plan.window(sample.num_steps, low, sample.sde_window_size)
-        size = 1 if sample.plan == "branch" else sample.sde_window_size
-        window = plan.random_window(
-            sample.num_steps, size, (low, high), seed, iteration, prompt
-        )
-        if sample.plan == "branch":
-            return plan.branch(sample.num_steps, window.trained[0])
-        return window
 
-    return plan.stack([one(p) for p in range(config.prompts_per_iteration)])
+def fixed_policies(config: ml_collections.ConfigDict) -> frozenset[str]:
+    """Which of "old_velocity", "old", "frozen", "ema" the loss reads."""
+    train = config.train
+    return losses.needs(
+        train.objective,
+        beta=train.beta,
+        kl_reference=train.kl_reference,
+        ema_beta=train.ema_beta,
+        norm_hinge=train.norm_hinge,
+    )
 
 
-def siblings(config: ml_collections.ConfigDict) -> int:
-    """Samples of a group that share one state: all of them in the plan "branch"."""
-    return config.group_size if config.sample.plan == "branch" else 1
+def make_behaviour(config: ml_collections.ConfigDict) -> rl_update.Behaviour | None:
+    """How the policy that samples follows the learner; None where it is the learner."""
+    train = config.train
+    if train.behaviour == "learner":
+        return None
+    if train.behaviour == "frozen":
+        return rl_update.Behaviour(1.0, 0.0, 0, 1.0, 1)
+    if train.behaviour == "copy":
+        return rl_update.Behaviour(0.0, 0.0, 0, 0.0, train.behaviour_every)
+    first, rate, start, most = train.behaviour_ramp
+    return rl_update.Behaviour(first, rate, int(start), most, train.behaviour_every)
 
 
 @functools.cache

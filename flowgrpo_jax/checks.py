@@ -9,20 +9,32 @@ import ml_collections
 from flowgrpo_jax import config as configs
 from flowgrpo_jax import recipes
 from flowgrpo_jax.errors import UserError
-from flowgrpo_jax.flow import schedule
+from flowgrpo_jax.flow import schedule, transition
 from flowgrpo_jax.rewards import registry
+from flowgrpo_jax.rl import advantage, losses
 
+PLANS = ("all", "subset", "window", "random_window", "progressive_window", "branch")
+PLANS += ("tree", "ode")
 _CHOICES: dict[str, Iterable[str]] = {
     "recipe": recipes.RECIPES,
     "dtype": ("float32", "bfloat16"),
-    "sample.plan": ("all", "window", "random_window", "branch"),
+    "sample.plan": PLANS,
     "sample.schedule": schedule.SCHEDULES,
-    "sample.sde_type": ("sde", "cps", "dance"),
-    "sample.init_noise": ("independent", "shared"),
-    "train.objective": ("clipped_policy", "flow_matching"),
+    "sample.sde_type": [kind for kind in transition.TRANSITIONS if kind != "ode"],
+    "sample.init_noise": ("independent", "shared", "correlated"),
+    "train.objective": losses.OBJECTIVES,
+    "train.update_order": ("chunks", "steps"),
     "train.optimizer": ("adamw", "muon"),
-    "train.advantage_std": ("global", "group", "none"),
+    "train.advantage_std": advantage.STDS,
+    "train.advantage_key": ("prompt", "step", "anchor"),
+    "train.advantage_centre": advantage.CENTRES,
+    "train.backup": advantage.BACKUPS,
+    "train.reward_combination": advantage.COMBINES,
+    "train.step_weight": ("none", "std"),
+    "train.select": ("all", "best"),
+    "train.behaviour": ("learner", "ema", "copy", "frozen"),
     "train.kl_form": ("official", "paper", "velocity"),
+    "train.kl_reference": ("frozen", "ema", "guided"),
 }
 # Key -> least value, and the largest one where there is one.
 _RANGES: dict[str, tuple[float, float]] = {
@@ -76,7 +88,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     for name in config.reward:
         if name not in registry.REWARDS:
             raise configs.not_one_of("reward", name, registry.REWARDS)
-    policy = config.train.objective == "clipped_policy"
+    policy = config.train.objective != "flow_matching"
     if policy and config.group_size < 2:
         raise UserError(
             f"group_size: {config.group_size}: must be at least 2: an advantage "

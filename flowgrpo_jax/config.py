@@ -13,7 +13,15 @@ from flowgrpo_jax.rewards import registry
 # Keys that a resumed run may change: they do not shape what was already computed.
 MAY_DIFFER = frozenset({"num_iterations", "mesh", "checkpoint", "log"})
 # Groups whose keys are the user's: names of rewards, tasks or axes.
-OPEN = frozenset({"reward", "reward_options", "mesh", "train.caption_noise"})
+OPEN = frozenset(
+    {
+        "reward",
+        "reward_options",
+        "mesh",
+        "train.objective_options",
+        "train.caption_noise",
+    }
+)
 
 
 def base() -> ml_collections.ConfigDict:
@@ -36,22 +44,39 @@ def base() -> ml_collections.ConfigDict:
             "mesh": c({"data": -1, "fsdp": 1}),
             "sample": c(
                 {
-                    "plan": "all",  # all | window | random_window | branch
+                    # Which steps are stochastic: all | subset | window |
+                    # random_window | progressive_window | branch | tree | ode
+                    "plan": "all",
                     "num_steps": 10,
                     "eval_num_steps": 40,
                     "schedule": "sd3",  # linear | shifted | sd3 | flux
                     "shift": 3.0,
                     "guidance_scale": 4.5,  # 1 = no guidance
                     "noise_level": 0.7,
-                    "sde_type": "sde",  # sde | cps | dance
-                    "init_noise": "independent",  # or shared within a group
+                    "noise_levels": (),  # one per step, in place of noise_level
+                    "sde_type": "sde",  # sde | cps | cps_gaussian | dance
+                    "init_noise": "independent",  # shared | correlated within a group
+                    "noise_correlation": 0.3,  # share of a member's own first noise
                     "sde_window_size": 2,
                     "sde_window_range": (0, 5),  # steps that a window may hold
+                    "window_every": 25,  # progressive: iterations at one place
+                    "window_decay": 0.0,  # progressive: shorter at later places
+                    "finish_ratio": 0.0,  # after a window: share of steps, 2nd order
+                    "branch_steps": (),  # where members part; () = a random window
+                    "branch_anchors": 1,  # first noises of a prompt that branch
+                    "merge_steps": (),  # sigmas that each branch step jumps over
+                    "granularities": (1,),  # after a branch: every g-th step
+                    "whole_anchor": False,  # the anchor's own image too, unrewarded
+                    "fanout": 2,  # tree: children where it parts
+                    "probe_steps": 0,  # ODE steps that rate every state; 0 = none
                 }
             ),
             "train": c(
                 {
-                    "objective": "clipped_policy",  # or flow_matching
+                    # ppo_clip | guard | dppo | policy_gradient; on samples: nft | awm |
+                    # dgpo | crd | dpo | weighted_matching | flow_matching
+                    "objective": "ppo_clip",
+                    "objective_options": c(),  # keyword arguments of the objective
                     "optimizer": "adamw",  # or muon
                     "learning_rate": 3e-4,
                     "warmup_iterations": 0,
@@ -59,12 +84,31 @@ def base() -> ml_collections.ConfigDict:
                     "weight_decay": 1e-4,
                     "adam_eps": 1e-8,
                     "max_grad_norm": 1.0,
+                    "update_order": "chunks",  # or steps: one update per trained step
                     "clip_range": 1e-4,
+                    "clip_range_high": 0.0,  # 0 = clip_range
                     "adv_clip_max": 5.0,
                     "advantage_std": "global",  # global | group | none
-                    "beta": 0.04,  # weight of the KL to the frozen reference
+                    "advantage_key": "prompt",  # what is compared: prompt|step|anchor
+                    "advantage_centre": "mean",  # mean | leave_one_out | none
+                    "advantage_ddof": 0,
+                    "advantage_eps": 1e-4,
+                    "backup": "sum",  # of leaves to actions: sum | mean | difference
+                    "reward_combination": "sum",  # sum | advantage | gdpo
+                    "step_weight": "none",  # or std (TempFlow)
+                    "draws": 1,  # on samples: sigmas per image
+                    "select": "all",  # on samples: all | best
+                    "behaviour": "learner",  # who samples: learner | ema | copy | frozen
+                    "behaviour_ramp": (0.0, 0.001, 0, 0.5),  # first, rate, start, most
+                    "behaviour_every": 1,  # updates
+                    "beta": 0.04,  # weight of the KL to the reference
                     "kl_form": "official",  # official | paper | velocity
-                    "timestep_fraction": 0.99,  # plan "all": first part is trained
+                    "kl_reference": "frozen",  # frozen | ema | guided
+                    "kl_guidance_scale": 4.5,  # of the guided reference
+                    "kl_floor": 1.0,  # share of beta that a sample of no reward keeps
+                    "ema_beta": 0.0,  # weight of a velocity KL to the EMA
+                    "norm_hinge": 0.0,  # weight of |v| above the reference's
+                    "timestep_fraction": 0.99,  # plans all, subset, tree: trained part
                     "parameters": "",  # regex: which of the transformer's; "" = all
                     "use_lora": True,
                     "lora_rank": 32,

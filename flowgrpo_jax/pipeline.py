@@ -10,8 +10,7 @@ from jaxtyping import Float, Int
 
 from flowgrpo_jax import assemble, programs
 from flowgrpo_jax.errors import UserError
-from flowgrpo_jax.flow import layout as layouts
-from flowgrpo_jax.flow.plan import Tables
+from flowgrpo_jax.flow import packing, plan
 from flowgrpo_jax.models.flow_model import FlowModel
 from flowgrpo_jax.runtime import mesh as meshes
 
@@ -39,7 +38,9 @@ class Pipeline:
     ):
         self._config, self._mesh, self._texts = config, mesh, list(texts)
         self.set_text(table)
-        self._decode = programs.make_decode(mesh, model.autoencoder.decode)
+        self._decode = programs.make_decode(
+            mesh, model.autoencoder.decode, config.microbatch
+        )
         self._rollouts = {
             name: programs.make_rollout(
                 mesh,
@@ -49,6 +50,9 @@ class Pipeline:
             )
             for name, scale in guidance_scales.items()
         }
+        self._plan = plan.chains(config.sample.eval_num_steps, (), ((),))
+        shape = packing.shape_of([self._plan], config.microbatch, config.microbatch)
+        self._packer = packing.Packer(shape, config.microbatch)
 
     def set_text(self, table: assemble.TextTable) -> None:
         """Take the prompts' embeddings (again, when the text encoder has moved)."""
@@ -69,22 +73,20 @@ class Pipeline:
         get the same. UserError if the weights give no finite images.
         """
         mesh, config = self._mesh, self._config
-        layout = layouts.layout_of(
-            prompt, member[:, None], 1, config.microbatch, mesh.size
-        )
-        tables = Tables(
-            np.zeros((len(self._texts), config.sample.eval_num_steps), np.float32),
-            np.zeros((len(self._texts), 0), np.int32),
-        )
-        _, clean = self._rollouts[guidance](
+        jobs = [
+            packing.Job(int(p), self._plan, int(m))
+            for p, m in zip(prompt, member, strict=True)
+        ]
+        packed = packing.pack_all(self._packer, jobs, config.microbatch, mesh.size)
+        made = self._rollouts[guidance](
             variables,
             meshes.random_key(mesh, config.eval.seed),
-            meshes.place(layout, programs.SPLIT, mesh),
-            meshes.place(tables, programs.WHOLE, mesh),
+            meshes.place(packed.tables, programs.PACKS, mesh),
             self._text,
             self._empty,
         )
-        images = layouts.collect(jax.device_get(self._decode(clean)), layout)
+        decoded = jax.device_get(self._decode(made.clean))
+        images = packing.collect(decoded, packed)[:, 0]
         if not np.isfinite(images).all():
             raise UserError(
                 f"model: {config.model}: its images are not finite: the weights are "

@@ -16,11 +16,14 @@ from flowgrpo_jax.flow import rollout
 from flowgrpo_jax.models.flow_model import overlay
 from flowgrpo_jax.rl import losses
 from flowgrpo_jax.rl import update as rl_update
+from flowgrpo_jax.rl.update import Entries
 from flowgrpo_jax.runtime import mesh as meshes
 from flowgrpo_jax.sprites import world
 
 WHOLE = PartitionSpec()
-# [update, batch, ...]: the microbatches of a chunk are split over all devices.
+# [pack, ...]: packs are split over all devices.
+PACKS = PartitionSpec(meshes.AXES)
+# [update, batch, ...]: so are the microbatches of an update.
 SPLIT = PartitionSpec(None, meshes.AXES)
 
 # Kernels are sharded along their input or output features (`fsdp`), the rest is small.
@@ -44,17 +47,16 @@ def make_rollout(
     sampler: rollout.Sampler,
     latent_shape: tuple[int, int, int],
 ) -> Callable:
-    """(variables, key, layout, tables, text table, empty text) -> (transitions, clean).
+    """(variables, key, tables, text table, empty text) -> Rollout.
 
-    Results lead with [update, batch]; `text table` has one row per prompt.
+    Tables and results lead with [pack]; `text table` has one row per prompt.
     """
 
-    def local(variables, key, layout, tables, text, empty):
+    def local(variables, key, tables, text, empty):
         return rollout.rollout(
             sampler,
             meshes.gather(variables, variable_specs),
             key,
-            layout,
             tables,
             text_lookup(text, empty),
             latent_shape,
@@ -64,27 +66,74 @@ def make_rollout(
         jax.shard_map(
             local,
             mesh=mesh,
-            in_specs=(variable_specs, WHOLE, SPLIT, WHOLE, WHOLE, WHOLE),
-            out_specs=SPLIT,
+            in_specs=(variable_specs, WHOLE, PACKS, WHOLE, WHOLE),
+            out_specs=PACKS,
             check_vma=False,
         )
     )
 
 
-def make_decode(mesh: Mesh, decode: Callable[[jax.Array], jax.Array]) -> Callable:
-    """Clean latents [update, batch, slot, sibling, ...] to images in [0, 1]."""
+def make_decode(
+    mesh: Mesh, decode: Callable[[jax.Array], jax.Array], microbatch: int
+) -> Callable:
+    """Clean latents [pack, leaf, ...] to images in [0, 1], so many at once."""
 
     def local(clean):
-        lead, slots = clean.shape[:4], clean.shape[2]
-        # Microbatches of as many images as the network takes at once.
-        images = jax.lax.map(decode, clean.reshape(-1, slots, *clean.shape[4:]))
-        return images.reshape(*lead, *images.shape[2:])
+        lead, shape = clean.shape[:2], clean.shape[2:]
+        count = lead[0] * lead[1]
+        flat = jnp.pad(
+            clean.reshape(count, *shape), ((0, -count % microbatch), *((0, 0),) * 3)
+        )
+        images = jax.lax.map(decode, flat.reshape(-1, microbatch, *shape))
+        return images.reshape(-1, *images.shape[2:])[:count].reshape(
+            *lead, *images.shape[2:]
+        )
 
     return jax.jit(
         jax.shard_map(
-            local, mesh=mesh, in_specs=SPLIT, out_specs=SPLIT, check_vma=False
+            local, mesh=mesh, in_specs=PACKS, out_specs=PACKS, check_vma=False
         )
     )
+
+
+def fetch_transitions(
+    transitions: rollout.Transitions, key: jax.Array
+) -> Callable[[Entries], losses.TransitionElements]:
+    """The elements of a microbatch of entries, from this device's [pack, state, ...]."""
+    del key
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), transitions)
+
+    def fetch(batch: Entries) -> losses.TransitionElements:
+        stored = jax.tree.map(lambda rows: rows[batch.index], flat)
+        return losses.TransitionElements(stored, batch.advantage)
+
+    return fetch
+
+
+def fetch_samples(
+    clean: jax.Array, key: jax.Array
+) -> Callable[[Entries], losses.SampleElements]:
+    """The same from clean latents [pack, leaf, ...]; every draw has its own key."""
+    flat = clean.reshape(-1, *clean.shape[2:])
+
+    def fetch(batch: Entries) -> losses.SampleElements:
+        slots, siblings = batch.index.shape
+
+        def per_sample(values):
+            return jnp.repeat(values, siblings)
+
+        keys = rollout.sample_keys(
+            key, per_sample(batch.prompt), batch.number.reshape(-1)
+        )
+        keys = jax.vmap(jax.random.fold_in)(keys, per_sample(batch.draw))
+        return losses.SampleElements(
+            clean=flat[batch.index],
+            advantage=batch.advantage,
+            reward=batch.reward,
+            noise_key=keys.reshape(slots, siblings),
+        )
+
+    return fetch
 
 
 def make_update(
@@ -92,29 +141,40 @@ def make_update(
     state_specs: rl_update.TrainState,
     frozen_specs: Any,
     loss: losses.Loss,
+    needs: frozenset[str],
+    fetch_from: Callable[[Any, jax.Array], Callable[[Entries], Any]],
     optimizer: optax.GradientTransformation,
     ema: rl_update.Ema,
+    behaviour: rl_update.Behaviour | None = None,
 ) -> Callable:
-    """(state, frozen, elements, weights, prompts, text table, empty) -> (state, info).
+    """(state, frozen, pool, entries, key, text table, empty) -> (state, info).
 
-    elements [update, batch, trained, slot, ...]; prompts [update, batch, slot],
-    weights [update, batch, slot, sibling]. The policy is `frozen` overlaid with the trainable variables, the reference
-    is `frozen` alone. The state is donated.
+    `pool` [pack, ...] is what entries point into and `fetch_from` reads. The policy is
+    `frozen` overlaid with the trainable variables; of the fixed policies those that
+    the loss `needs` are made: "frozen" itself, "old" (the behaviour policy, or the
+    learner as it was when the iteration began) and "ema". The state is donated.
     """
-
     trainable_specs = state_specs.trainable
 
-    def local(trainable, frozen, elements, weight, prompt, text, empty):
+    def local(trainable, old, average, frozen, pool, entries, key, text, empty):
         frozen = meshes.gather(frozen, frozen_specs)
+
+        def variables(part):
+            return overlay(frozen, meshes.gather(part, trainable_specs))
+
+        policies = losses.Policies(
+            frozen=frozen if "frozen" in needs else None,
+            old=variables(old) if "old" in needs else None,
+            ema=variables(average) if "ema" in needs else None,
+        )
         grads, sums = rl_update.local_gradients(
-            loss,
-            lambda part: overlay(frozen, part),
+            lambda part, texts, elements: loss(
+                overlay(frozen, part), policies, texts, elements
+            ),
+            fetch_from(pool, key),
+            entries,
             meshes.gather(trainable, trainable_specs),
-            frozen,
-            elements,
-            weight,
             text_lookup(text, empty),
-            prompt,
         )
         whole = {
             name: (jax.lax.pmax if name.endswith("_gap") else jax.lax.psum)(
@@ -124,81 +184,58 @@ def make_update(
         }
         return meshes.reduce_gradients(grads, trainable_specs), whole
 
-    batches = PartitionSpec(meshes.AXES)
+    fixed = (trainable_specs, trainable_specs, trainable_specs, frozen_specs)
     sharded = jax.shard_map(
         local,
         mesh=mesh,
-        in_specs=(
-            trainable_specs,
-            frozen_specs,
-            batches,
-            batches,
-            batches,
-            WHOLE,
-            WHOLE,
-        ),
+        in_specs=(*fixed, PACKS, PartitionSpec(meshes.AXES), WHOLE, WHOLE, WHOLE),
         out_specs=(trainable_specs, WHOLE),
         check_vma=False,
     )
 
-    def program(state, frozen, elements, weights, prompts, text, empty):
-        def gradients(trainable, chunk, weight):
-            chunk_elements, chunk_prompts = chunk
+    def program(state, frozen, pool, entries, key, text, empty):
+        began_with = state.behaviour if behaviour else state.trainable
+
+        def gradients(state, chunk):
             return sharded(
-                trainable, frozen, chunk_elements, weight, chunk_prompts, text, empty
+                state.trainable,
+                began_with,
+                state.ema,
+                frozen,
+                pool,
+                chunk,
+                key,
+                text,
+                empty,
             )
 
-        return rl_update.update(
-            optimizer, ema, gradients, state, (elements, prompts), weights
-        )
+        return rl_update.update(optimizer, ema, behaviour, gradients, state, entries)
 
     # Said, not left to the compiler: the state goes in as it came out.
     out = (meshes.shardings(state_specs, mesh), NamedSharding(mesh, WHOLE))
     return jax.jit(program, donate_argnums=0, out_shardings=out)
 
 
-def transition_elements(
-    transitions: rollout.Transitions, advantage: jax.Array
-) -> losses.TransitionElements:
-    """Give every trained step its samples' advantage [update, batch, slot, sibling]."""
-    shape = transitions.log_prob.shape
-    return losses.TransitionElements(
-        transitions=transitions,
-        advantage=jnp.broadcast_to(advantage[:, :, None], shape),
-    )
-
-
 def make_scene_encoder(
     mesh: Mesh, encode: Callable[[jax.Array], jax.Array]
 ) -> Callable:
-    """(scenes, key, layout) -> elements of the flow-matching objective.
+    """(scenes, numbers [pack, leaf]) -> clean latents [pack, leaf, ...].
 
-    Scenes are painted where they are used; each has its own key for sigma and noise.
+    Scenes are painted where they are used.
     """
 
-    def local(scenes, key, layout):
-        def one_batch(batch):
-            prompt, member = batch
-            painted = world.render(jax.tree.map(lambda rows: rows[prompt], scenes))
-            return encode(painted), rollout.sample_keys(key, prompt, member)
+    def local(scenes, numbers):
+        def one_batch(numbers):
+            return encode(world.render(jax.tree.map(lambda x: x[numbers], scenes)))
 
-        updates, batches = layout.prompt.shape[:2]
-        only = layout.member[..., 0]  # nothing is shared here: one sibling per slot
-        flat = tuple(x.reshape(updates * batches, -1) for x in (layout.prompt, only))
-        clean, keys = jax.lax.map(one_batch, flat)
-        # One "trained step" per sample, as the update counts them.
-        lead = (updates, batches, 1)
-        return losses.SampleElements(
-            clean=clean.reshape(*lead, *clean.shape[1:]),
-            noise_key=keys.reshape(*lead, *keys.shape[1:]),
-        )
+        return jax.lax.map(one_batch, numbers)
 
     return jax.jit(
         jax.shard_map(
             local,
             mesh=mesh,
-            in_specs=(WHOLE, WHOLE, SPLIT),
-            out_specs=SPLIT,
+            in_specs=(WHOLE, PACKS),
+            out_specs=PACKS,
             check_vma=False,
         )
     )

@@ -2,76 +2,410 @@
 
 A row is a set of config values; a config file starts from a row and changes what its
 task needs, the command line has the last word. Adding an algorithm is adding a row
-(and, where it needs one, a new value of an axis in flow/ or rl/).
+(and, where it needs one, a new value of an axis in flow/ or rl/). docs/algorithms.md
+shows the axes and how to add a row.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from flowgrpo_jax.errors import UserError
 
+Values = Mapping[str, Any]
+
 
 @dataclass(frozen=True)
 class Recipe:
-    """An algorithm: its paper, when to take it, and its values of the config keys."""
+    """An algorithm: its paper, when to take it, and its values of the config keys.
+
+    `authors` has, by model, what the authors trained it with beside that.
+    """
 
     paper: str
     when: str
-    values: Mapping[str, Any]
+    values: Values
+    authors: Mapping[str, Values] = field(default_factory=dict)
 
+
+# What the authors of Flow-GRPO trained SD3.5-M and FLUX.1-dev with; many followed.
+_SD35 = {
+    "sample.num_steps": 10,
+    "sample.eval_num_steps": 40,
+    "sample.guidance_scale": 4.5,
+    "group_size": 24,
+    "prompts_per_iteration": 48,
+    "train.learning_rate": 3e-4,
+    "train.lora_rank": 32,
+}
+_FLUX = {
+    "sample.num_steps": 6,
+    "sample.eval_num_steps": 28,
+    "sample.guidance_scale": 3.5,
+    "sample.noise_level": 0.9,
+    "group_size": 24,
+    "prompts_per_iteration": 48,
+    "train.learning_rate": 3e-4,
+    "train.beta": 0.0,
+}
+# What DanceGRPO's code and its descendants (MixGRPO, G2RPO, ...) share.
+_DANCE_FAMILY: Values = {
+    "sample.schedule": "shifted",
+    "sample.init_noise": "shared",
+    "train.advantage_std": "group",
+    "train.advantage_eps": 1e-8,
+    "train.clip_range": 1e-4,
+    "train.beta": 0.0,
+    "train.ema": False,
+}
+_DANCE_FLUX = {
+    "group_size": 12,
+    "sample.guidance_scale": 3.5,
+    "train.learning_rate": 1e-5,
+    "train.use_lora": False,
+}
+_FLOW_SDE: Values = {
+    "sample.plan": "all",
+    "sample.sde_type": "sde",
+    "sample.noise_level": 0.7,
+    "train.objective": "ppo_clip",
+    "train.timestep_fraction": 0.99,
+    "train.advantage_std": "global",
+    "train.clip_range": 1e-4,
+    "train.beta": 0.04,
+    "train.kl_form": "official",
+}
+_G2RPO: Values = {
+    **_DANCE_FAMILY,
+    "sample.plan": "branch",
+    "sample.sde_type": "sde",
+    "sample.noise_level": 0.7,
+    "sample.num_steps": 16,
+    "sample.branch_steps": tuple(range(8)),
+    "sample.granularities": (1, 2, 3),
+    "sample.whole_anchor": True,
+    "group_size": 12,
+    "updates_per_iteration": 1,
+    "train.update_order": "steps",
+    "train.advantage_key": "step",
+    "train.advantage_ddof": 1,
+    "train.reward_combination": "advantage",
+}
+_MIX: Values = {
+    **_DANCE_FAMILY,
+    "sample.plan": "progressive_window",
+    "sample.sde_type": "sde",
+    "sample.noise_level": 0.7,
+    "sample.num_steps": 25,
+    "sample.sde_window_size": 4,
+    "sample.sde_window_range": (0, 24),
+    "sample.window_every": 25,
+    "updates_per_iteration": 4,
+    "train.reward_combination": "advantage",
+}
+# Forward-process methods: the ODE without guidance, then matching at random sigmas.
+_FORWARD: Values = {
+    "sample.plan": "ode",
+    "sample.guidance_scale": 1.0,
+    "train.kl_form": "velocity",
+    "train.beta": 0.0,
+}
+_MATCHING: Values = {
+    **_FORWARD,
+    "train.objective": "weighted_matching",
+    "train.behaviour": "copy",
+    "train.behaviour_every": 40,
+}
 
 RECIPES: dict[str, Recipe] = {
     "flow_grpo": Recipe(
         paper="Flow-GRPO, arXiv 2505.05470",
         when="the reference: every step stochastic, KL to the frozen model",
-        values={
-            "sample.plan": "all",
-            "sample.sde_type": "sde",
-            "sample.noise_level": 0.7,
-            "sample.init_noise": "independent",
-            "train.objective": "clipped_policy",
-            "train.timestep_fraction": 0.99,
-            "train.advantage_std": "global",
-            "train.clip_range": 1e-4,
-            "train.beta": 0.04,
-            "train.kl_form": "official",
-        },
+        values=_FLOW_SDE,
+        authors={"sd3.5-medium": _SD35, "flux.1-dev": _FLUX},
     ),
     "flow_grpo_fast": Recipe(
         paper="Flow-GRPO-Fast (authors' release of 2025-10), arXiv 2505.05470",
         when="a few stochastic steps among the first ones: most of the gain, less cost",
         values={
+            **_FLOW_SDE,
             "sample.plan": "random_window",
-            "sample.sde_type": "sde",
-            "sample.noise_level": 0.7,
-            "sample.init_noise": "independent",
-            "sample.sde_window_size": 2,
+            "sample.sde_type": "cps",
+            "sample.noise_level": 0.8,
+            "sample.sde_window_size": 3,
             "sample.sde_window_range": (0, 5),
-            "train.objective": "clipped_policy",
-            "train.advantage_std": "global",
+            "sample.guidance_scale": 1.0,
             "train.clip_range": 1e-5,
             "train.beta": 0.0,
-            "train.kl_form": "official",
         },
+        authors={"sd3.5-medium": _SD35, "flux.1-dev": _FLUX},
     ),
     "flow_grpo_fast_v1": Recipe(
         paper="Flow-GRPO-Fast (authors' release of 2025-07), arXiv 2505.05470",
-        when="little compute: a group shares the way to one stochastic step, and the "
-        "network's price there; the default of the embedded model",
+        when="little compute: a group shares the way to its stochastic step, and the "
+        "network's price there; here one step and more KL, for the embedded model",
         values={
+            **_FLOW_SDE,
             "sample.plan": "branch",
-            "sample.sde_type": "sde",
-            "sample.noise_level": 0.7,
             "sample.init_noise": "shared",
+            "sample.sde_window_size": 1,
             "sample.sde_window_range": (1, 6),
-            "train.objective": "clipped_policy",
-            "train.advantage_std": "global",
-            "train.clip_range": 1e-4,
             # Ten times Flow-GRPO's: less lets free colours narrow (docs/results.md).
             "train.beta": 0.4,
-            "train.kl_form": "official",
         },
+        authors={
+            "sd3.5-medium": {
+                **_SD35,
+                "sample.sde_window_size": 2,
+                "sample.noise_level": 0.8,
+                "train.clip_range": 1e-5,
+                "train.beta": 0.0,
+            }
+        },
+    ),
+    "g2rpo": Recipe(
+        paper="G2RPO (Granular-GRPO), arXiv 2510.01982",
+        when="preference rewards on large models: each branch step gets its own credit, "
+        "rated at three granularities; dear sampling, cheap updates",
+        values=_G2RPO,
+        authors={
+            "flux.1-dev": {
+                **_DANCE_FLUX,
+                "prompts_per_iteration": 16,
+                "num_iterations": 301,
+                "train.learning_rate": 2e-6,
+            }
+        },
+    ),
+    "g2rpo_released": Recipe(
+        paper="G2RPO as in the authors' scripts, arXiv 2510.01982",
+        when="as g2rpo with granularities 1 and 2: a fifth less sampling",
+        values={**_G2RPO, "sample.granularities": (1, 2)},
+        authors={
+            "flux.1-dev": {
+                **_DANCE_FLUX,
+                "prompts_per_iteration": 16,
+                "num_iterations": 301,
+                "train.learning_rate": 2e-6,
+            }
+        },
+    ),
+    "e_grpo": Recipe(
+        paper="E-GRPO, arXiv 2601.00423",
+        when="as g2rpo where late steps explore too little: they jump over two sigmas",
+        values={
+            **_G2RPO,
+            "sample.granularities": (1, 2),
+            "sample.merge_steps": (1, 1, 1, 1, 2, 2, 2, 2),
+        },
+        authors={"flux.1-dev": _DANCE_FLUX},
+    ),
+    "dance_grpo": Recipe(
+        paper="DanceGRPO, arXiv 2505.07818",
+        when="the baseline of the G2RPO papers: constant noise, 60% of the steps",
+        values={
+            **_DANCE_FAMILY,
+            "sample.plan": "subset",
+            "sample.sde_type": "dance",
+            "sample.noise_level": 0.3,
+            "sample.num_steps": 16,
+            "train.timestep_fraction": 0.6,
+        },
+        authors={"flux.1-dev": _DANCE_FLUX},
+    ),
+    "mix_grpo": Recipe(
+        paper="MixGRPO, arXiv 2507.21802",
+        when="half of DanceGRPO's cost: a window slides from noisy to clean steps",
+        values=_MIX,
+        authors={"flux.1-dev": _DANCE_FLUX},
+    ),
+    "mix_grpo_flash": Recipe(
+        paper="MixGRPO-Flash, arXiv 2507.21802",
+        when="as mix_grpo; after the window DPM-Solver++ takes 40% of the steps",
+        values={**_MIX, "sample.finish_ratio": 0.4, "sample.window_every": 20},
+        authors={"flux.1-dev": _DANCE_FLUX},
+    ),
+    "tempflow_grpo": Recipe(
+        paper="TempFlow-GRPO, arXiv 2508.04324",
+        when="rule rewards, few updates: branches at every step, weighted by its noise",
+        values={
+            **_FLOW_SDE,
+            "sample.plan": "branch",
+            "sample.init_noise": "shared",
+            "sample.branch_steps": tuple(range(9)),
+            "sample.branch_anchors": 4,
+            "group_size": 6,
+            "train.advantage_key": "step",
+            "train.advantage_std": "group",
+            "train.step_weight": "std",
+            "train.beta": 0.004,
+            "train.kl_form": "paper",
+        },
+        authors={"sd3.5-medium": {**_SD35, "group_size": 6}},
+    ),
+    "branch_grpo": Recipe(
+        paper="BranchGRPO, arXiv 2509.06040",
+        when="a tree of shared prefixes: a third less sampling, credit by depth",
+        values={
+            **_DANCE_FAMILY,
+            "sample.plan": "tree",
+            "sample.sde_type": "dance",
+            "sample.noise_level": 0.3,
+            "sample.num_steps": 20,
+            "sample.branch_steps": (0, 3, 6, 9),
+            "sample.fanout": 2,
+            "group_size": 16,
+            "train.timestep_fraction": 0.95,
+            "train.backup": "mean",
+            "train.clip_range": 1e-3,
+        },
+        authors={"flux.1-dev": {**_DANCE_FLUX, "group_size": 16}},
+    ),
+    "dense_grpo": Recipe(
+        paper="DenseGRPO, arXiv 2601.20218",
+        when="credit for every step by what it adds; five times the sampling",
+        values={
+            **_FLOW_SDE,
+            "sample.probe_steps": 10,
+            "train.backup": "difference",
+            "train.advantage_std": "group",
+        },
+        authors={"sd3.5-medium": _SD35},
+    ),
+    "flow_cps": Recipe(
+        paper="Coefficients-preserving sampling, arXiv 2509.05952",
+        when="as flow_grpo with clean rollouts: rewards see no leftover noise",
+        values={
+            **_FLOW_SDE,
+            "sample.sde_type": "cps",
+            "sample.noise_level": 0.8,
+            "train.clip_range": 1e-5,
+        },
+        authors={"flux.1-dev": {**_FLUX, "sample.noise_level": 0.8}},
+    ),
+    "grpo_guard": Recipe(
+        paper="GRPO-Guard, arXiv 2510.22319",
+        when="long runs without KL: ratios without bias, all steps clipped alike",
+        values={
+            **_FLOW_SDE,
+            "train.objective": "guard",
+            "train.clip_range": 2e-6,
+            "train.beta": 0.0,
+        },
+        authors={"sd3.5-medium": {**_SD35, "train.learning_rate": 1e-4}},
+    ),
+    "flow_dppo": Recipe(
+        paper="Flow-DPPO, arXiv 2606.11025",
+        when="several updates on one rollout: a trust region on the exact KL",
+        values={
+            **_FLOW_SDE,
+            "sample.plan": "random_window",
+            "sample.sde_window_size": 3,
+            "sample.sde_window_range": (0, 5),
+            "sample.guidance_scale": 1.0,
+            "train.objective": "dppo",
+            "train.objective_options": {"threshold": 1e-5},
+            "train.advantage_std": "group",
+            "train.beta": 0.0,
+        },
+        authors={"sd3.5-medium": {**_SD35, "group_size": 16}},
+    ),
+    "diffusion_nft": Recipe(
+        paper="DiffusionNFT, arXiv 2509.16117",
+        when="rule rewards at the least compute: no SDE, no guidance, any sampler",
+        values={
+            **_FORWARD,
+            "train.objective": "nft",
+            "train.objective_options": {"beta": 1.0},
+            "train.draws": 10,
+            "train.advantage_std": "global",
+            "train.beta": 1e-4,
+            "train.behaviour": "ema",
+            "train.behaviour_ramp": (0.0, 0.001, 0, 0.5),
+        },
+        authors={"sd3.5-medium": {**_SD35, "sample.guidance_scale": 1.0}},
+    ),
+    "awm": Recipe(
+        paper="Advantage Weighted Matching, arXiv 2509.25050",
+        when="the simplest forward-process method: pretraining's loss, weighted",
+        values={
+            **_FORWARD,
+            "sample.num_steps": 14,
+            "train.objective": "awm",
+            "train.draws": 6,
+            "train.advantage_std": "group",
+            "train.beta": 0.003,
+            "train.ema_beta": 1.0,
+            "train.ema_decay": 0.3,
+            "train.ema_every": 1,
+        },
+        authors={"sd3.5-medium": {**_SD35, "sample.guidance_scale": 1.0}},
+    ),
+    "dgpo": Recipe(
+        paper="DGPO, arXiv 2510.08425",
+        when="whole groups compared at once, as direct preference does with pairs",
+        values={
+            **_FORWARD,
+            "train.objective": "dgpo",
+            "train.objective_options": {"beta": 100.0},
+            "train.draws": 4,
+            "train.advantage_std": "group",
+            "train.beta": 0.001,
+        },
+        authors={"sd3.5-medium": {**_SD35, "sample.guidance_scale": 1.0}},
+    ),
+    "crd": Recipe(
+        paper="Centered Reward Distillation, arXiv 2603.14128",
+        when="against reward hacking: rewards distilled, a guided model as reference",
+        values={
+            **_FORWARD,
+            "train.objective": "crd",
+            "train.draws": 20,
+            "train.advantage_std": "global",
+            "train.beta": 0.1,
+            "train.kl_reference": "guided",
+            "train.kl_floor": 1e-3,
+            "train.behaviour": "ema",
+            "train.behaviour_ramp": (0.25, 0.005, 0, 0.999),
+        },
+        authors={"sd3.5-medium": {**_SD35, "sample.guidance_scale": 1.0}},
+    ),
+    "orw_cfm_w2": Recipe(
+        paper="ORW-CFM-W2, arXiv 2502.06061",
+        when="small models: reward-weighted matching with a Wasserstein bound",
+        values={
+            **_MATCHING,
+            "train.objective_options": {"weight": "exp_reward", "tau": 5.0},
+            "train.behaviour_every": 1,
+            "train.beta": 0.1,
+        },
+    ),
+    "online_dpo": Recipe(
+        paper="Diffusion-DPO, online, as Flow-GRPO's baseline, arXiv 2505.05470",
+        when="only comparisons are trusted: the best image against the worst",
+        values={
+            **_MATCHING,
+            "sample.num_steps": 40,
+            "train.objective": "dpo",
+            "train.objective_options": {"beta": 100.0},
+        },
+        authors={"sd3.5-medium": {**_SD35, "sample.num_steps": 40}},
+    ),
+    "rwr": Recipe(
+        paper="reward-weighted regression, Flow-GRPO's baseline, arXiv 2505.05470",
+        when="a baseline: matching on own samples, weighted by the raw reward",
+        values={**_MATCHING, "train.objective_options": {"weight": "reward"}},
+        authors={"sd3.5-medium": {**_SD35, "sample.num_steps": 40}},
+    ),
+    "sft": Recipe(
+        paper="rejection fine-tuning, Flow-GRPO's baseline, arXiv 2505.05470",
+        when="a baseline: matching on the best own sample of every group",
+        values={
+            **_MATCHING,
+            "train.objective_options": {"weight": "one"},
+            "train.select": "best",
+        },
+        authors={"sd3.5-medium": {**_SD35, "sample.num_steps": 40}},
     ),
     "pretrain": Recipe(
         paper="rectified flow, arXiv 2403.03206",
@@ -81,6 +415,7 @@ RECIPES: dict[str, Recipe] = {
             "train.optimizer": "muon",
             "train.trains_text": True,
             "train.use_lora": False,
+            "train.beta": 0.0,
             "updates_per_iteration": 1,
         },
     ),
@@ -95,8 +430,13 @@ def recipe(name: str) -> Recipe:
 
 
 def describe() -> str:
-    """All rows, one line each, for --list_recipes."""
-    width = max(map(len, RECIPES))
-    return "\n".join(
-        f"{name:<{width}}  {row.when}  [{row.paper}]" for name, row in RECIPES.items()
-    )
+    """All rows for --list_recipes: when, paper, and what its authors trained with."""
+    lines = []
+    for name, row in RECIPES.items():
+        lines += [name, f"    {row.when}", f"    {row.paper}"]
+        for model, values in row.authors.items():
+            told = ", ".join(
+                f"{key.rpartition('.')[2]} {values[key]}" for key in values
+            )
+            lines.append(f"    {model}: {told}")
+    return "\n".join(lines)

@@ -2,13 +2,21 @@
 
 python -m flowgrpo_jax.sample --prompt="a photo of a red circle"
 python -m flowgrpo_jax.sample --prompt="a photo of a red circle" --workdir=DIR
+python -m flowgrpo_jax.sample --prompt="a photo of a red circle" --search=rbf --budget=500
 
 The same --seed gives base and tuned weights the same noise: compare file by file.
+A search spends a budget of network evaluations per prompt on better images:
+  best_of_n           keeps the best of many by the reward
+  cfg_rejection       finishes only what guidance moves most at the start; no reward
+  rbf, rbf_vp         rollover budget forcing: the best of several at every step
+  noise_optimization  ascends a differentiable reward by the gradient of the noise
 """
 
+import dataclasses
+import functools
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +24,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from flowgrpo_jax import commands
+from flowgrpo_jax.data.prompts import Prompt, load_prompts
 from flowgrpo_jax.errors import UserError
 
 FLAGS = flags.FlagValues()
@@ -42,6 +51,40 @@ _NUM_STEPS = flags.DEFINE_integer(
     "num_steps", None, "Default the config's.", flag_values=FLAGS
 )
 _OUTPUT = flags.DEFINE_string("output", "samples", "Folder of the images.", FLAGS)
+_SEARCH = flags.DEFINE_enum(
+    "search",
+    None,
+    ["best_of_n", "cfg_rejection", "rbf", "rbf_vp", "noise_optimization"],
+    "Search for better images instead.",
+    flag_values=FLAGS,
+)
+_BUDGET = flags.DEFINE_integer(
+    "budget",
+    500,
+    "Of a search: network evaluations per prompt; a guided one counts once.",
+    lower_bound=1,
+    flag_values=FLAGS,
+)
+_REWARD = flags.DEFINE_enum(
+    "reward",
+    None,
+    ["brightness", "darkness"],
+    "Of a search: what to raise; default the config's reward.",
+    flag_values=FLAGS,
+)
+_JUDGED_STEPS = flags.DEFINE_integer(
+    "judged_steps",
+    10,
+    "Of cfg_rejection: steps before the choice.",
+    lower_bound=1,
+    flag_values=FLAGS,
+)
+_KEEP = flags.DEFINE_float(
+    "keep", 0.25, "Of cfg_rejection: share of candidates to finish.", flag_values=FLAGS
+)
+_OF_A_SEARCH = ("budget", "reward", "judged_steps", "keep")
+# Images [image, height, width, 3] and their prompt's number to a score each.
+Judge = Callable[..., np.ndarray]
 _SMALL = 128  # pixels: smaller images are enlarged on the grid
 
 
@@ -52,22 +95,28 @@ def main() -> None:
     workdir = _WORKDIR.value
     if _CHECKPOINT.value is not None and workdir is None:
         raise UserError(f"--checkpoint: {_CHECKPOINT.value}: give its --workdir too")
-    texts = _prompts()
+    prompts = _prompts()
     config = _CONFIG.value
     if config is None and workdir is None:
         config = configs.make()
     config = restore.choose_config(config, workdir)
     config = with_options(config, _SEED.value, _GUIDANCE.value, _NUM_STEPS.value)
+    _check_search(config)
+    judge = _judge(config, prompts) if _SEARCH.value else None
     output = commands.writable_folder(Path(_OUTPUT.value), "--output")
     if workdir is None:
         restored = restore.base(config)
     else:
         restored = restore.tuned(config, workdir, _CHECKPOINT.value)
+    texts = [prompt.text for prompt in prompts]
     for text in texts:
         if unknown := unknown_words(restored.model.tokenizer, text):
             names = ", ".join(unknown)
             print(f"warning: {text}: unknown words: {names}", file=sys.stderr)
-    images = sample(config, restored, texts, _NUM_IMAGES.value)
+    if _SEARCH.value is None:
+        images = sample(config, restored, texts, _NUM_IMAGES.value)
+    else:
+        images = _search(config, restored, texts, judge)
     save(output, images, texts)
     print(f"{images.shape[0] * images.shape[1]} images in {output}, all in grid.png")
 
@@ -108,6 +157,55 @@ def sample(config, restored, texts: Sequence[str], num_images: int) -> np.ndarra
     return images.reshape(len(texts), num_images, *images.shape[1:])
 
 
+def _search(config, restored, texts: Sequence[str], judge: Judge | None) -> np.ndarray:
+    """Images [prompt, kept, height, width, 3] that --search finds, the best first.
+
+    Tells the judge's mean scores of as many plain images and of these, and what they
+    cost. Runs on the first device.
+    """
+    import jax
+
+    from flowgrpo_jax import assemble
+    from flowgrpo_jax.search import methods, noise_optimization, setting
+
+    model, scale = restored.model, config.eval.guidance_scale
+    table = assemble.TextTable(model, restored.variables, list(texts))
+    first = setting.Setting(
+        sampler=assemble.make_eval_sampler(config, model, scale),
+        variables=jax.device_put(restored.variables),
+        text=(),
+        decode=model.autoencoder.decode,
+        latent_shape=model.latent_shape,
+        key=jax.random.key(config.eval.seed),
+        microbatch=config.microbatch,
+    )
+    guidance = methods.Guidance(model.velocity, scale, _JUDGED_STEPS.value, _KEEP.value)
+    smooth = noise_optimization.REWARDS.get(str(_REWARD.value))
+    method = str(_SEARCH.value)
+    found = []
+    for number, text in enumerate(texts):
+        rows = (table.rows([text]), table.empty)
+        one = dataclasses.replace(first, text=rows, prompt=number)
+        reward = judge and functools.partial(judge, prompt=number)
+        result = methods.search(method, one, _BUDGET.value, reward, guidance, smooth)
+        if not np.isfinite(result.images).all():
+            raise UserError(
+                f"model: {config.model}: its images are not finite: the weights are "
+                "damaged or the run has diverged: take earlier ones"
+            )
+        told = f"{result.evaluations} network evaluations"
+        if reward is not None:
+            latents, _ = setting.plain(one, range(len(result.images)))
+            before = reward(setting.decode(one, latents)).mean()
+            after = reward(result.images).mean()
+            told = (
+                f"{_score_name(config)} {before:.3f} plain, {after:.3f} found, {told}"
+            )
+        print(f"{text}: {told}")
+        found.append(result.images)
+    return np.stack(found)
+
+
 def save(output: Path, images: np.ndarray, texts: Sequence[str]) -> None:
     """One PNG per image, named by prompt and member, and all of them on grid.png."""
     from flowgrpo_jax.runtime import images as grids
@@ -139,17 +237,105 @@ def unknown_words(tokenizer, text: str) -> list[str]:
     return [word for word in words if UNKNOWN in tokenizer([word])]
 
 
-def _prompts() -> list[str]:
-    from flowgrpo_jax.data.prompts import load_prompts
+def _check_search(config: ConfigDict) -> None:
+    """UserError for flags that do not go together."""
+    method = _SEARCH.value
+    if method is None:
+        for name in _OF_A_SEARCH:
+            if FLAGS[name].present:
+                raise UserError(f"--{name}: {FLAGS[name].value}: needs --search")
+        return
+    if _NUM_IMAGES.present:
+        raise UserError(
+            f"--num_images: {_NUM_IMAGES.value}: --search={method} decides by itself "
+            "how many: drop it"
+        )
+    steps = config.sample.eval_num_steps
+    if _BUDGET.value < steps:
+        raise UserError(
+            f"--budget: {_BUDGET.value}: must be at least {steps}, the evaluations of "
+            "one image"
+        )
+    if method == "cfg_rejection":
+        _check_rejection(config)
+    if method.startswith("rbf") and steps < 2:
+        raise UserError(f"--num_steps: {steps}: --search={method} needs at least 2")
+    if method == "noise_optimization" and _REWARD.value is None:
+        raise UserError(
+            f"--reward: {_score_name(config)}: has no gradient, which --search={method} "
+            "needs: must be one of brightness, darkness"
+        )
 
-    texts = [text.strip() for text in _PROMPT.value]
+
+def _check_rejection(config: ConfigDict) -> None:
+    steps, judged = config.sample.eval_num_steps, _JUDGED_STEPS.value
+    if config.eval.guidance_scale == 1.0:
+        raise UserError(
+            "--guidance_scale: 1.0: --search=cfg_rejection compares the model with and "
+            "without the prompt: must be another one, such as 1.5"
+        )
+    if judged >= steps:
+        raise UserError(
+            f"--judged_steps: {judged}: must be below the {steps} steps of an image"
+        )
+    if not 0 < _KEEP.value <= 1:
+        raise UserError(f"--keep: {_KEEP.value}: must be above 0, at most 1")
+
+
+def _score_name(config: ConfigDict) -> str:
+    return _REWARD.value or "+".join(config.reward)
+
+
+def _judge(config: ConfigDict, prompts: Sequence[Prompt]) -> Judge | None:
+    """Scores of images of a prompt (its number): --reward, or the config's reward.
+
+    UserError if the config's reward cannot judge these prompts; None if that does not
+    matter.
+    """
+    import jax.numpy as jnp
+
+    from flowgrpo_jax import assemble
+    from flowgrpo_jax.search import noise_optimization
+
+    if _REWARD.value is not None:
+        smooth = noise_optimization.REWARDS[_REWARD.value]
+        return lambda images, prompt: np.asarray(smooth(jnp.asarray(images)))
+    reward = assemble.make_reward(config)
+    known = with_metadata(config, prompts)
+    blank = np.zeros((len(known), 32, 32, 3), np.float32)
+    try:
+        reward(blank, known)  # if it cannot judge them it says so before the search
+    except UserError:
+        if _SEARCH.value == "cfg_rejection":
+            return None
+        raise
+    return lambda images, prompt: reward(images, [known[prompt]] * len(images))["avg"]
+
+
+def with_metadata(config: ConfigDict, prompts: Sequence[Prompt]) -> list[Prompt]:
+    """The prompts; those without metadata as the config's prompt sets have them."""
+    from flowgrpo_jax import assemble
+
+    if all(prompt.metadata for prompt in prompts):
+        return list(prompts)
+    sets = assemble.load_prompt_set(config.prompts, "train")
+    sets += assemble.load_prompt_set(config.eval.prompts, "test", "eval.prompts")
+    named = {prompt.text: prompt for prompt in sets}
+    return [
+        prompt if prompt.metadata else named.get(prompt.text, prompt)
+        for prompt in prompts
+    ]
+
+
+def _prompts() -> list[Prompt]:
+    prompts = [Prompt(text.strip()) for text in _PROMPT.value]
     if _PROMPTS_FILE.value is not None:
-        texts += [prompt.text for prompt in load_prompts(_PROMPTS_FILE.value)]
-    if not texts:
+        prompts += load_prompts(_PROMPTS_FILE.value)
+    if not prompts:
         raise UserError("--prompt: missing: give one, or a file with --prompts_file")
-    if not all(texts):
+    if not all(prompt.text for prompt in prompts):
         raise UserError("--prompt: '': an empty prompt: say what to draw")
-    return texts
+    return prompts
 
 
 if __name__ == "__main__":

@@ -22,13 +22,14 @@ import ml_collections
 import numpy as np
 import optax
 
-from flowgrpo_jax import assemble, checks, evaluation, programs
+from flowgrpo_jax import assemble, checks, credit, evaluation, programs
 from flowgrpo_jax import config as configs
 from flowgrpo_jax.data import prompts as prompt_data
 from flowgrpo_jax.errors import UserError
-from flowgrpo_jax.flow import layout as layouts
-from flowgrpo_jax.models.flow_model import Variables, guided, overlay, without
-from flowgrpo_jax.rl import advantage, losses
+from flowgrpo_jax.flow import packing
+from flowgrpo_jax.models.flow_model import Variables, overlay, without
+from flowgrpo_jax.planner import Planner
+from flowgrpo_jax.rl import losses
 from flowgrpo_jax.rl import update as rl_update
 from flowgrpo_jax.runtime import images as grids
 from flowgrpo_jax.runtime import mesh as meshes
@@ -141,15 +142,10 @@ class Run:
         self.pretraining = config.train.objective == "flow_matching"
         self.mesh = meshes.make_mesh(config.mesh.to_dict())
         self.model, self._loaded = assemble.starting_model(config)
-        self.images_per_iteration = config.prompts_per_iteration * config.group_size
-        self._layout = layouts.group_layout(
-            config.prompts_per_iteration,
-            config.group_size,
-            config.updates_per_iteration,
-            config.microbatch,
-            self.mesh.size,
-            assemble.siblings(config),
-        )
+        self.images_per_iteration = config.prompts_per_iteration
+        if not self.pretraining:
+            self._planner = Planner(config, self.mesh.size)
+            self.images_per_iteration *= len(self._planner.kinds[0].leaves)
         self._set_up_weights()
         self._set_up_data()
         self._set_up_programs()
@@ -159,9 +155,9 @@ class Run:
     def _set_up_weights(self) -> None:
         config, loaded = self.config, self._loaded
         trainable = jax.device_get(assemble.trainable_part(config, self.model, loaded))
-        # What learns has a copy that does not move: the reference, where there is KL.
-        reference = config.train.beta and not self.pretraining
-        frozen = loaded if reference else without(loaded, trainable)
+        self._needs = assemble.fixed_policies(config)
+        # What learns has a copy that does not move, where the loss compares with it.
+        frozen = loaded if "frozen" in self._needs else without(loaded, trainable)
         self._trainable_specs = meshes.specs(
             trainable, programs.SHARDING_RULES, self.mesh
         )
@@ -197,28 +193,23 @@ class Run:
     def _set_up_programs(self) -> None:
         config, model, mesh = self.config, self.model, self.mesh
         options = config.train
+        self._behaviour = assemble.make_behaviour(config)
+        objective = losses.OBJECTIVES[options.objective]
+        self._learns_from_samples = objective.consumes == "samples"
+        self._together = objective.together
+        sampler = assemble.make_sampler(config, model, "old_velocity" in self._needs)
         if self.pretraining:
-            loss = losses.flow_matching_loss(
-                guided(model.velocity, 1.0), shift=config.sample.shift
-            )
             self._encode = programs.make_scene_encoder(mesh, model.autoencoder.encode)
         else:
-            sampler = assemble.make_sampler(config, model)
-            loss = losses.clipped_policy_loss(
-                sampler,
-                clip_range=options.clip_range,
-                adv_clip_max=options.adv_clip_max,
-                beta=options.beta,
-                kl_form=options.kl_form,
-            )
             self._rollout = programs.make_rollout(
                 mesh,
                 self._variables_specs(),
                 sampler,
                 model.latent_shape,
             )
-            self._decode = programs.make_decode(mesh, model.autoencoder.decode)
-            self._elements = jax.jit(programs.transition_elements)
+            self._decode = programs.make_decode(
+                mesh, model.autoencoder.decode, config.microbatch
+            )
         self._optimizer = rl_update.make_optimizer(
             learning_rate(config),
             max_grad_norm=options.max_grad_norm,
@@ -229,7 +220,10 @@ class Run:
         # Moments carry the names of their parameters, so the same rules place them.
         self._state_specs = meshes.specs(
             jax.eval_shape(
-                lambda part: rl_update.init_state(part, self._optimizer), self._initial
+                lambda part: rl_update.init_state(
+                    part, self._optimizer, self._behaviour is not None
+                ),
+                self._initial,
             ),
             programs.SHARDING_RULES,
             mesh,
@@ -238,9 +232,16 @@ class Run:
             mesh,
             self._state_specs,
             self._frozen_specs,
-            loss,
+            assemble.make_loss(config, model, sampler),
+            self._needs,
+            (
+                programs.fetch_samples
+                if self._learns_from_samples
+                else programs.fetch_transitions
+            ),
             self._optimizer,
             rl_update.Ema(options.ema_decay, options.ema_every),
+            self._behaviour,
         )
         self._evaluator = evaluation.Evaluator(
             config,
@@ -256,7 +257,9 @@ class Run:
         """The state before the first iteration, on the mesh."""
         trainable = meshes.place(self._initial, self._trainable_specs, self.mesh)
         init = jax.jit(
-            lambda part: rl_update.init_state(part, self._optimizer),
+            lambda part: rl_update.init_state(
+                part, self._optimizer, self._behaviour is not None
+            ),
             out_shardings=meshes.shardings(self._state_specs, self.mesh),
         )
         return init(trainable)
@@ -278,53 +281,46 @@ class Run:
             self._prompts, config.seed, iteration, config.prompts_per_iteration
         )
         text = self._place(self._text.rows([prompt.text for prompt in prompts]))
-        layout = self._place(self._layout, programs.SPLIT)
-        transitions, clean = self._rollout(
-            overlay(self._frozen, state.trainable),
-            meshes.random_key(self.mesh, config.seed, iteration),
-            layout,
-            self._place(assemble.make_plans(config, iteration)),
+        key = meshes.random_key(self.mesh, config.seed, iteration)
+        jobs = self._planner.jobs(iteration)
+        packed = self._planner.pack(jobs)
+        made = self._rollout(
+            overlay(self._frozen, self._sampling_part(state)),
+            key,
+            self._place(packed.tables, programs.PACKS),
             text,
             self._empty,
         )
-        decoded = jax.device_get(self._decode(clean))
+        decoded = jax.device_get(self._decode(made.clean))
         sampled = time.monotonic()
 
-        images = layouts.collect(decoded, self._layout)
+        images = packing.collect(decoded, packed)
+        images = images.reshape(-1, *images.shape[2:])
         _check_finite(config, iteration, {"images": images})
-        owner = np.repeat(np.arange(len(prompts)), config.group_size)
-        measured = self._reward(images, [prompts[k] for k in owner])
-        advantages, stats = advantage.group_advantages(
-            measured["avg"],
-            owner,
-            std=config.train.advantage_std,
-            clip=config.train.adv_clip_max,
-        )
+        leaves = credit.leaves_of(jobs, config.train.advantage_key)
+        measured = self._reward(images, [prompts[k] for k in leaves.prompt])
+        entries, stats = self._entries(jobs, packed, leaves, measured)
         scored = time.monotonic()
 
-        # A sample without advantage teaches nothing: it is left out of the mean.
-        weights = self._place(
-            layouts.distribute((advantages != 0).astype(np.float32), self._layout),
-            programs.SPLIT,
-        )
-        spread = self._place(
-            layouts.distribute(advantages, self._layout), programs.SPLIT
-        )
+        pool = made.clean if self._learns_from_samples else made.transitions
         state, info = self._update(
             state,
             self._frozen,
-            self._elements(transitions, spread),
-            weights,
-            layout.prompt,
+            pool,
+            self._place(entries, programs.SPLIT),
+            key,
             text,
             self._empty,
         )
         metrics = {
-            f"reward_{name}": float(np.mean(values))
+            f"reward_{name}": float(np.mean(values[leaves.own]))
             for name, values in measured.items()
         }
         metrics |= stats | self._count_prompts(iteration)
-        metrics["actual_batch_size"] = int(np.count_nonzero(advantages))
+        metrics |= _count_work(config, jax.device_get((made.evaluations, made.rounds)))
+        metrics["decoded_images"] = len(images)
+        metrics["nfe_update"] = int(entries.weight.any(axis=-1).sum())
+        metrics["actual_batch_size"] = int(np.count_nonzero(entries.weight))
         learned = _flatten(jax.device_get(info))
         _check_finite(config, iteration, learned)
         metrics |= learned
@@ -336,22 +332,41 @@ class Run:
             "time/images_per_second": self.images_per_iteration / seconds,
         }
 
+    def _sampling_part(self, state):
+        return state.trainable if self._behaviour is None else state.behaviour
+
+    def _entries(self, jobs, packed, leaves, measured):
+        """What the update learns from, on the host, and metrics of the groups."""
+        config, devices = self.config, self.mesh.size
+        if not self._learns_from_samples:
+            edges, stats = credit.of_actions(config, measured, jobs, leaves)
+            entries = credit.action_entries(config, jobs, packed, edges, devices)
+            return entries, stats
+        advantages, stats = credit.of_samples(config, measured, leaves)
+        by_prompt = (len(jobs), -1)
+        entries = credit.sample_entries(
+            config,
+            packed,
+            measured["avg"].reshape(by_prompt),
+            advantages.reshape(by_prompt),
+            self._together,
+            devices,
+        )
+        return entries, stats
+
     def _pretraining_step(self, state, iteration):
         config, begin = self.config, time.monotonic()
         size = config.prompts_per_iteration
         captions, scenes = self._scenes.batch(iteration, size)
-        layout = self._place(self._layout, programs.SPLIT)
-        elements = self._encode(
-            self._place(scenes),
-            meshes.random_key(self.mesh, config.seed, iteration),
-            layout,
+        numbers, entries = credit.scene_entries(
+            np.arange(size), config.microbatch, self.mesh.size
         )
         state, info = self._update(
             state,
             self._frozen,
-            elements,
-            layout.mask[..., None],
-            layout.prompt,
+            self._encode(self._place(scenes), self._place(numbers, programs.PACKS)),
+            self._place(entries, programs.SPLIT),
+            meshes.random_key(self.mesh, config.seed, iteration),
             self._place(self.model.tokenizer(captions)),
             self._empty,
         )
@@ -423,6 +438,15 @@ def learning_rate(config: ml_collections.ConfigDict) -> optax.Schedule:
         ],
         [total - decay],
     )
+
+
+def _count_work(config, counted) -> dict[str, float]:
+    """Network evaluations of the rollout and how full its microbatches were."""
+    evaluations, rounds = (float(np.sum(values)) for values in counted)
+    return {
+        "nfe_rollout": evaluations,
+        "nfe_occupancy": evaluations / (rounds * config.microbatch),
+    }
 
 
 def _flatten(info: dict[str, np.ndarray]) -> dict[str, float]:

@@ -8,11 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flowgrpo_jax import programs
-from flowgrpo_jax.flow import layout as layouts
-from flowgrpo_jax.flow import plan, rollout, schedule
-from flowgrpo_jax.models.flow_model import guided
-from flowgrpo_jax.rl import losses
+from flowgrpo_jax import assemble, credit, programs
+from flowgrpo_jax import config as configs
+from flowgrpo_jax.flow import packing, plan, rollout
+from flowgrpo_jax.planner import Planner
 from flowgrpo_jax.rl import update as rl_update
 from flowgrpo_jax.runtime import mesh as meshes
 from tests.tiny import tiny_model
@@ -20,6 +19,24 @@ from tests.tiny import tiny_model
 PROMPTS, UPDATES, STEPS = 4, 2, 4
 DTYPES = (jnp.float32, jnp.bfloat16)
 TEXTS = ["a photo of a red circle", "two squares", "a cross above a ring", "circle"]
+# Every step of every member; one step that a group shares; several of them, each
+# finished at two granularities.
+PLANS = {
+    "all": {},
+    "branch": {
+        "sample__plan": "branch",
+        "sample__init_noise": "shared",
+        "sample__sde_window_size": 1,
+        "sample__sde_window_range": (0, 3),
+    },
+    "g2rpo": {
+        "sample__plan": "branch",
+        "sample__init_noise": "shared",
+        "sample__branch_steps": (0, 2),
+        "sample__granularities": (1, 2),
+        "train__advantage_key": "step",
+    },
+}
 
 
 class Setup:
@@ -33,10 +50,18 @@ class Setup:
         dtype=jnp.float32,
         group_size=3,
         microbatch=2,
-        branch=False,
-        share=True,
+        plan_name="all",
     ):
         self.mesh, self.group_size = mesh, group_size
+        self.config = config = configs.make(
+            prompts_per_iteration=PROMPTS,
+            group_size=group_size,
+            updates_per_iteration=UPDATES,
+            microbatch=microbatch,
+            sample__num_steps=STEPS,
+            sample__guidance_scale=guidance,
+            **PLANS[plan_name],
+        )
         self.model, variables = tiny_model(4 if lora else 0, dtype)
         names = ("lora",) if lora else ("transformer",)
         trainable = {name: variables[name] for name in names}
@@ -47,13 +72,7 @@ class Setup:
         ]
         self.trainable = meshes.place(trainable, self.specs[0], mesh)
         self.frozen = meshes.place(frozen, self.specs[1], mesh)
-        sampler = rollout.Sampler(
-            velocity=guided(self.model.velocity, guidance),
-            sigmas=tuple(float(s) for s in schedule.sd3(STEPS)),
-            kind="sde",
-            noise_level=0.7,
-            shared_noise=branch,
-        )
+        sampler = assemble.make_sampler(config, self.model)
         self.rollout = programs.make_rollout(
             mesh, self.specs[1] | self.specs[0], sampler, self.model.latent_shape
         )
@@ -68,64 +87,54 @@ class Setup:
             mesh,
             self.state_specs,
             self.specs[1],
-            losses.clipped_policy_loss(
-                sampler,
-                clip_range=1e-4,
-                adv_clip_max=5.0,
-                beta=0.04,
-                kl_form="official",
-            ),
+            assemble.make_loss(config, self.model, sampler),
+            assemble.fixed_policies(config),
+            programs.fetch_transitions,
             self.optimizer,
             rl_update.Ema(0.9, 8),
         )
-        self.layout = layouts.group_layout(
-            PROMPTS,
-            group_size,
-            UPDATES,
-            microbatch,
-            mesh.size,
-            siblings=group_size if branch and share else 1,
-        )
-        plans = [plan.all_steps(STEPS)] * PROMPTS
-        if branch:
-            plans = [plan.branch(STEPS, k % 3) for k in range(PROMPTS)]
-        self.tables = plan.stack(plans)
+        planner = Planner(config, mesh.size)
+        self.jobs = planner.jobs(0)
+        self.packed = planner.pack(self.jobs)
 
     def place(self, tree, spec=programs.WHOLE):
         return meshes.place(tree, spec, self.mesh)
 
     def run(self):
-        """(transitions, clean latents, updated state, measurements)."""
+        """(rollout, updated state, measurements)."""
         ids = self.model.tokenizer([*TEXTS, ""])
         table = jax.jit(self.model.encode_text)({"text": self.frozen["text"]}, ids)
         table = jax.device_get(table)
         text = self.place(jax.tree.map(lambda rows: rows[:PROMPTS], table))
         empty = self.place(jax.tree.map(lambda rows: rows[PROMPTS:], table))
-        layout = self.place(self.layout, programs.SPLIT)
-        transitions, clean = self.rollout(
+        key = meshes.random_key(self.mesh, 0)
+        made = self.rollout(
             self.frozen | self.trainable,
-            meshes.random_key(self.mesh, 0),
-            layout,
-            self.place(self.tables),
+            key,
+            self.place(self.packed.tables, programs.PACKS),
             text,
             empty,
         )
-        advantage = np.linspace(-1, 1, PROMPTS * self.group_size, dtype=np.float32)
-        advantage[: self.group_size] = 0  # a group that teaches nothing
-        spread = self.place(layouts.distribute(advantage, self.layout), programs.SPLIT)
-        weights = self.place(
-            layouts.distribute((advantage != 0).astype(np.float32), self.layout),
-            programs.SPLIT,
+        edges = sum(len(job.plan.trained) for job in self.jobs)
+        advantage = np.linspace(-1, 1, edges, dtype=np.float32)
+        advantage[: edges // PROMPTS] = 0  # a group that teaches nothing
+        entries = credit.action_entries(
+            self.config, self.jobs, self.packed, advantage, self.mesh.size
         )
         state = jax.jit(
             lambda part: rl_update.init_state(part, self.optimizer),
             out_shardings=meshes.shardings(self.state_specs, self.mesh),
         )(jax.tree.map(jnp.copy, self.trainable))
-        elements = jax.jit(programs.transition_elements)(transitions, spread)
         state, info = self.update(
-            state, self.frozen, elements, weights, layout.prompt, text, empty
+            state,
+            self.frozen,
+            made.transitions,
+            self.place(entries, programs.SPLIT),
+            key,
+            text,
+            empty,
         )
-        return transitions, clean, state, info
+        return made, state, info
 
 
 def mesh_of(data: int, fsdp: int = 1) -> jax.sharding.Mesh:
@@ -135,94 +144,64 @@ def mesh_of(data: int, fsdp: int = 1) -> jax.sharding.Mesh:
 
 
 @functools.cache
-def on_mesh(data: int, fsdp: int = 1, branch: bool = False):
-    """Host copies of one iteration's results, in the order of samples."""
-    setup = Setup(mesh_of(data, fsdp), lora=False, guidance=2.5, branch=branch)
-    transitions, clean, state, _ = setup.run()
+def on_mesh(data: int, fsdp: int = 1, plan_name: str = "all"):
+    """Host copies of one iteration's results, in the order of prompts."""
+    setup = Setup(mesh_of(data, fsdp), False, 2.5, plan_name=plan_name)
+    made, state, _ = setup.run()
 
-    def by_sample(values):  # [update, batch, trained, slot, ...] to samples
-        return layouts.collect(np.moveaxis(values, 3, 2), setup.layout)
+    def in_order(tree):
+        return [
+            packing.collect(leaf, setup.packed)
+            for leaf in jax.device_get(jax.tree.leaves(tree))
+        ]
 
-    leaves = jax.device_get(jax.tree.leaves(transitions))
-    transitions = [by_sample(leaf) for leaf in leaves]
-    images = layouts.collect(jax.device_get(clean), setup.layout)
-    return transitions, images, jax.device_get(state.trainable)
+    return (
+        in_order(made.transitions),
+        in_order(made.clean),
+        jax.device_get(state.trainable),
+    )
 
 
 @pytest.mark.parametrize(
-    "dtype, lora, guidance, branch",
+    "dtype, lora, guidance, plan_name",
     [
-        *itertools.product(DTYPES, [False, True], [1.0, 2.5], [False]),
-        (jnp.float32, False, 2.5, True),
-        (jnp.float32, True, 1.0, True),
-        (jnp.bfloat16, False, 1.0, True),
+        *itertools.product(DTYPES, [False, True], [1.0, 2.5], ["all"]),
+        (jnp.float32, False, 2.5, "branch"),
+        (jnp.bfloat16, True, 1.0, "g2rpo"),
     ],
 )
-def test_first_update_is_on_policy(dtype, lora, guidance, branch):
+def test_first_update_is_on_policy(dtype, lora, guidance, plan_name):
     """Oracle: an invariance; the same weights give the same log-prob, bit for bit.
 
     Microbatches of 8: below, XLA's own reductions happened to agree.
     """
-    setup = Setup(mesh_of(1), lora, guidance, dtype, 8, 8, branch)
-    info = setup.run()[3]
+    setup = Setup(mesh_of(1), lora, guidance, dtype, 8, 8, plan_name)
+    info = setup.run()[2]
     assert float(info["ratio_gap"][0]) == 0.0
     # The second update is not: the first one moved the policy.
     assert float(info["ratio_gap"][1]) > 0.0
 
 
 @pytest.mark.parametrize(
-    "data, fsdp, branch",
+    "data, fsdp, plan_name",
     [
-        *((*sizes, False) for sizes in [(2, 1), (4, 1), (8, 1), (2, 2)]),
-        (2, 1, True),
-        (8, 1, True),
+        *((*sizes, "all") for sizes in [(2, 1), (4, 1), (8, 1), (2, 2)]),
+        (2, 1, "branch"),
+        (8, 1, "g2rpo"),
     ],
 )
-def test_any_mesh_gives_the_same_samples(data, fsdp, branch):
+def test_any_mesh_gives_the_same_samples(data, fsdp, plan_name):
     """Oracle: an invariance; images and log-probs are bitwise equal to one device's."""
-    transitions, images, _ = on_mesh(1, branch=branch)
-    others, other_images, _ = on_mesh(data, fsdp, branch)
-    np.testing.assert_array_equal(images, other_images)
+    transitions, images, _ = on_mesh(1, plan_name=plan_name)
+    others, other_images, _ = on_mesh(data, fsdp, plan_name)
+    jax.tree.map(np.testing.assert_array_equal, images, other_images)
     jax.tree.map(np.testing.assert_array_equal, transitions, others)
-
-
-def test_siblings_that_share_a_state_are_what_they_are_alone():
-    """Oracle: the rollout of one sample at a time, which computes all of its steps.
-
-    The same keys, plans and noise; batches of another shape round differently.
-    """
-    alone, shared = (
-        Setup(mesh_of(1), False, 2.5, branch=True, share=share)
-        for share in (False, True)
-    )
-    (one, clean, state, _), (many, together, learned, _) = alone.run(), shared.run()
-    np.testing.assert_allclose(
-        layouts.collect(jax.device_get(together), shared.layout),
-        layouts.collect(jax.device_get(clean), alone.layout),
-        atol=1e-5,
-    )
-
-    def by_sample(transitions, setup, name):
-        values = np.moveaxis(jax.device_get(getattr(transitions, name)), 2, 4)
-        return layouts.collect(values, setup.layout)
-
-    for name in ("log_prob", "next_latent"):
-        np.testing.assert_allclose(
-            by_sample(many, shared, name), by_sample(one, alone, name), atol=1e-5
-        )
-    # One backward pass for all siblings is the sum of theirs; Adam's first steps have
-    # the size of the rate (1e-3) whatever the gradient, hence the tolerance.
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4),
-        jax.device_get(learned.trainable),
-        jax.device_get(state.trainable),
-    )
 
 
 def test_the_state_keeps_its_sharding():
     """Oracle: an invariance; a second update finds the shardings of the first."""
     setup = Setup(mesh_of(2, 2), lora=False, guidance=1.0)
-    state = setup.run()[2]
+    state = setup.run()[1]
     wanted = meshes.shardings(setup.state_specs, setup.mesh)
     kept = jax.tree.map(
         lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), state, wanted
@@ -246,15 +225,96 @@ def test_any_mesh_learns_the_same(data, fsdp):
     )
 
 
-def test_noise_belongs_to_the_sample():
-    """Oracle: an invariance; another microbatch size leaves the initial noise alone."""
-    sampler = rollout.Sampler(lambda *a: a[1], (1.0, 0.0), "ode", 0.0)
-    key, shape = jax.random.key(0), (2, 2, 1)
-    numbers = jnp.arange(6)
-    whole = rollout.initial_noise(sampler, key, numbers // 3, numbers % 3, shape)
-    part = rollout.initial_noise(sampler, key, numbers[4:] // 3, numbers[4:] % 3, shape)
-    np.testing.assert_array_equal(whole[4:], part)
-    shared = sampler.replace(shared_noise=True)
-    same = rollout.initial_noise(shared, key, numbers // 3, numbers % 3, shape)
-    np.testing.assert_array_equal(same[0], same[2])
-    assert np.abs(same[0] - same[3]).max() > 0.1
+def linear_velocity(variables, latents, sigma, shift):
+    """A flow whose steps are easy to follow by hand."""
+    return (
+        variables["w"] * latents * sigma[:, None, None, None]
+        + shift[:, None, None, None]
+    )
+
+
+def carried_out(made, sampler, microbatch=3, prompts=2):
+    """A plan's rollout for some prompts, each with its own velocity; numpy results."""
+    shape = packing.shape_of([made], prompts, microbatch)
+    jobs = [packing.Job(n, made) for n in range(prompts)]
+    packed = packing.pack_all(packing.Packer(shape, microbatch), jobs, prompts, 1)
+    shifts = jnp.linspace(-0.5, 0.5, prompts)
+    result = jax.jit(
+        lambda tables: rollout.rollout(
+            sampler,
+            {"w": jnp.float32(0.3)},
+            jax.random.key(1),
+            tables,
+            lambda prompt: (shifts[prompt],),
+            (2, 3, 1),
+        )
+    )(packed.tables)
+    return result, packed, np.asarray(shifts)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        plan.branches(6, (0, 2, 3), 4, granularities=(1, 2, 3), whole_anchor=True),
+        plan.branches(6, (1,), 3, merge=(2,), anchors=2),
+        plan.chains(6, (1, 2), ((1,), (2,), (1, 2)), shared=True),
+        plan.tree(6, (0, 2), 2, (0, 1, 2), (0, 1)),
+        plan.chains(4, (0, 1, 2, 3), ((0, 1, 2, 3),) * 2, probe=2),
+    ],
+)
+def test_packed_paths_are_what_they_are_alone(made):
+    """Oracle: every leaf's path, walked one step at a time in float64 numpy."""
+    sigmas = np.linspace(1, 0, made.num_steps + 1)
+    sampler = rollout.Sampler(linear_velocity, tuple(map(float, sigmas)), "dance", 0.4)
+    result, packed, shifts = carried_out(made, sampler)
+    assert result.evaluations[0] == 2 * len(made.evaluated)
+    clean = packing.collect(np.asarray(result.clean), packed)
+    key = jax.random.key(1)
+
+    @functools.cache
+    def noise(prompt, member, counter):
+        one = jax.random.fold_in(jax.random.fold_in(key, prompt), member)
+        return np.asarray(
+            jax.random.normal(jax.random.fold_in(one, counter), (6,)), np.float64
+        ).reshape(2, 3, 1)
+
+    @functools.cache
+    def latent(prompt, node):
+        parent, at, member, _, _ = made.nodes[node]
+        if parent < 0:
+            return noise(prompt, member, 0)
+        start = made.nodes[parent].at
+        x, dt = latent(prompt, parent), sigmas[at] - sigmas[start]
+        v = 0.3 * x * sigmas[start] + shifts[prompt]
+        if member < 0:
+            return x + v * dt
+        pull = 0.4**2 / (2 * sigmas[start]) * dt
+        mean = x + v * dt + pull * (x + (1 - sigmas[start]) * v)
+        return mean + 0.4 * np.sqrt(-dt) * noise(prompt, member, start + 1)
+
+    for prompt in range(2):
+        wanted = np.array([latent(prompt, int(leaf)) for leaf in made.leaves])
+        np.testing.assert_allclose(clean[prompt], wanted, atol=2e-6)
+    before, after = (
+        packing.collect(np.asarray(x), packed)
+        for x in (result.transitions.latent, result.transitions.next_latent)
+    )
+    for number, (node, actions) in enumerate(made.states):
+        np.testing.assert_allclose(before[0, number], latent(0, node), atol=2e-6)
+        for sibling, action in enumerate(actions):
+            np.testing.assert_allclose(
+                after[0, number, sibling], latent(0, action), atol=2e-6
+            )
+
+
+def test_correlated_starts():
+    """Oracle: closed form; members share 1 - d^2 of the first noise's variance."""
+    made = plan.chains(1, (), ((),) * 500)
+    sampler = rollout.Sampler(linear_velocity, (1.0, 0.0), "ode", 0.0, correlation=0.6)
+    sampler = sampler.replace(velocity=lambda variables, x, sigma, shift: 0 * x)
+    result, packed, _ = carried_out(made, sampler, microbatch=50, prompts=2)
+    starts = packing.collect(np.asarray(result.clean), packed).reshape(2, 500, 6)
+    own = starts - starts.mean(1, keepdims=True)
+    assert abs(own.std() - 0.6) < 0.02
+    shared = starts.mean(1)
+    assert np.abs(shared[0] - shared[1]).max() > 0.1

@@ -1,6 +1,8 @@
-"""The sample command: files, noise, warnings, wrong requests."""
+"""The sample command: files, noise, warnings, wrong requests, searches."""
 
 import importlib
+import json
+import re
 import sys
 from pathlib import Path
 
@@ -10,11 +12,14 @@ from PIL import Image
 
 from flowgrpo_jax import commands, pipeline, sample
 from flowgrpo_jax import config as configs
+from flowgrpo_jax.data.prompts import Prompt
 from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.search import methods, noise_optimization
 from flowgrpo_jax.sprites import model as sprites_model
 from tests.tiny import SIZE
 
 RED = "a photo of a red circle"
+PRINTED = r"{}: (\S+) (-?[\d.]+) plain, (-?[\d.]+) found, (\d+) network evaluations"
 
 
 @pytest.fixture
@@ -23,8 +28,10 @@ def draw(monkeypatch, weights_file, tmp_path):
 
     def command(*arguments, output="out"):
         folder = tmp_path / output
-        argv = ["sample", "--num_images=2", "--num_steps=2", "--guidance_scale=1"]
+        argv = ["sample", "--num_steps=2", "--guidance_scale=1"]
         argv += [f"--output={folder}", *map(str, arguments)]
+        if not any(word.startswith(("--search", "--num_images")) for word in argv):
+            argv += ["--num_images=2"]
         monkeypatch.setattr(sys, "argv", argv)
         monkeypatch.setattr(sprites_model, "WEIGHTS", Path(weights_file))
         module = importlib.reload(sample)
@@ -90,6 +97,47 @@ def test_unknown_words_are_found():
         ((f"--prompt={RED}", "--checkpoint=3"), "--checkpoint: 3: give its --workdir"),
         ((f"--prompt={RED}", "--num_images=0"), "flag --num_images=0: "),
         ((f"--prompt={RED}", "--workdir=no"), "workdir: no: holds no config.json"),
+        (("--search=best", f"--prompt={RED}"), "flag --search=best: "),
+        (("--budget=9", f"--prompt={RED}"), "--budget: 9: needs --search"),
+        (("--keep=0.5", f"--prompt={RED}"), "--keep: 0.5: needs --search"),
+        (
+            ("--search=rbf", "--budget=1", f"--prompt={RED}"),
+            "--budget: 1: must be at least 2, the evaluations of one image",
+        ),
+        (
+            ("--search=rbf", "--num_steps=1", f"--prompt={RED}"),
+            "--num_steps: 1: --search=rbf needs at least 2",
+        ),
+        (
+            ("--search=best_of_n", "--num_images=2", f"--prompt={RED}"),
+            "--num_images: 2: --search=best_of_n decides by itself",
+        ),
+        (
+            ("--search=cfg_rejection", f"--prompt={RED}"),
+            "--guidance_scale: 1.0: --search=cfg_rejection compares",
+        ),
+        (
+            ("--search=cfg_rejection", "--guidance_scale=2", f"--prompt={RED}"),
+            "--judged_steps: 10: must be below the 2 steps",
+        ),
+        (
+            (
+                "--search=cfg_rejection",
+                "--guidance_scale=2",
+                "--judged_steps=1",
+                "--keep=1.5",
+                f"--prompt={RED}",
+            ),
+            "--keep: 1.5: must be above 0, at most 1",
+        ),
+        (
+            ("--search=noise_optimization", f"--prompt={RED}"),
+            "--reward: geneval: has no gradient, which --search=noise_optimization",
+        ),
+        (
+            ("--search=rbf", "--prompt=a red dog"),
+            "reward: geneval: prompt 'a red dog' has no GenEval record",
+        ),
     ],
 )
 def test_wrong_requests_are_one_line(draw, arguments, line, tmp_path):
@@ -103,7 +151,77 @@ def test_wrong_requests_are_one_line(draw, arguments, line, tmp_path):
 def test_damaged_weights_are_one_line(draw, monkeypatch):
     """Oracle: the line, by hand: weights that give no numbers draw nothing."""
     monkeypatch.setattr(
-        pipeline.layouts, "collect", lambda images, _: np.full_like(images, np.nan)
+        pipeline.packing, "collect", lambda images, _: np.full_like(images, np.nan)
     )
     with pytest.raises(UserError, match="^model: sprites: its images are not finite"):
         draw(f"--prompt={RED}")
+
+
+def test_the_flags_name_all_searches_and_rewards():
+    """Oracle: the tables of the package."""
+    flags = importlib.reload(sample).FLAGS
+    assert flags["search"].parser.enum_values == list(methods.METHODS)
+    assert flags["reward"].parser.enum_values == list(noise_optimization.REWARDS)
+
+
+@pytest.mark.parametrize("method", methods.METHODS)
+def test_a_search_tells_scores_and_price(draw, capsys, method):
+    """Oracle: the form of the line, and the budget."""
+    arguments = ["--guidance_scale=2", "--judged_steps=1", "--budget=6"]
+    arguments += ["--reward=darkness", f"--prompt={RED}", f"--search={method}"]
+    folder = draw(*arguments)
+    line, last, _ = capsys.readouterr().out.split("\n")
+    name, before, after, price = re.fullmatch(PRINTED.format(RED), line).groups()
+    assert name == "darkness" and int(price) <= 6
+    if method in ("best_of_n", "noise_optimization"):  # the plain image takes part
+        assert float(after) >= float(before)
+    assert last == f"1 images in {folder}, all in grid.png"
+    assert (folder / "000_a-photo-of-a-red-circle_0.png").is_file()
+
+
+def test_a_search_of_one_image_is_the_plain_command(draw):
+    """Oracle: the file of the command without a search, to one level of 255."""
+    name = "001_a-photo-of-a-red-circle_0.png"
+    arguments = ["--prompt=two rings", f"--prompt={RED}", "--seed=5"]
+    plain = draw(*arguments, output="plain")
+    found = draw(*arguments, "--search=best_of_n", "--reward=brightness", "--budget=3")
+    assert np.abs(pixels(plain / name) - pixels(found / name)).max() <= 1
+
+
+def test_the_config_s_reward_judges_prompts_of_its_sets(draw, capsys, tmp_path):
+    """Oracle: the record in the prompt set, and one that the user's file brings."""
+    draw("--search=best_of_n", "--budget=4", f"--prompt={RED}")
+    assert capsys.readouterr().out.startswith(f"{RED}: geneval ")
+    record = {"prompt": "mine", "tag": "single_object"}
+    record["include"] = [{"class": "circle", "count": 1}]
+    (tmp_path / "mine.jsonl").write_text(json.dumps(record))
+    draw("--search=rbf", "--budget=4", f"--prompts_file={tmp_path / 'mine.jsonl'}")
+    assert re.match(PRINTED.format("mine"), capsys.readouterr().out)
+
+
+def test_cfg_rejection_needs_no_reward(draw, capsys):
+    """Oracle: a prompt that no reward can judge; by hand, 2 + 1 <= 3 < 4 + 1."""
+    flags = ["--search=cfg_rejection", "--guidance_scale=2", "--judged_steps=1"]
+    draw(*flags, "--budget=3", "--prompt=rings everywhere")
+    out = capsys.readouterr().out
+    assert out.startswith("rings everywhere: 3 network evaluations\n")
+
+
+def test_metadata_is_that_of_the_same_text():
+    """Oracle: the prompt set's own records; what a prompt brings itself stays."""
+    own = Prompt(RED, {"tag": "colors"})
+    found = sample.with_metadata(configs.make(), [Prompt(RED), own, Prompt("no")])
+    assert found[0].metadata["include"] == [
+        {"class": "circle", "count": 1, "color": "red"}
+    ]
+    assert found[1:] == [own, Prompt("no")]
+
+
+def test_damaged_weights_are_one_line_in_a_search(draw, monkeypatch):
+    """Oracle: the line, by hand."""
+    monkeypatch.setattr(
+        "flowgrpo_jax.search.setting.decode",
+        lambda setting, latents: np.full((1, 24, 24, 3), np.nan),
+    )
+    with pytest.raises(UserError, match="^model: sprites: its images are not finite"):
+        draw(f"--prompt={RED}", "--search=best_of_n", "--reward=darkness")

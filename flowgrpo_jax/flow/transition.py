@@ -58,18 +58,18 @@ def gaussian(
 ) -> Gaussian:
     """Distribution of the latent at `sigma_next`, given the velocity at `sigma`.
 
-    `kind` is a key of TRANSITIONS. `sigma_max` is the second sigma of the schedule:
-    Flow-SDE uses it where sigma = 1 would divide by zero. `noise_level` may be
-    traced, so that a mask can choose which steps are stochastic.
+    `kind` is a key of TRANSITIONS; "cps" and "cps_gaussian" are one Gaussian and differ
+    in their log-prob. `sigma_max` is the second sigma of the schedule: Flow-SDE uses it
+    where sigma = 1 would divide by zero. `noise_level` may be traced, so that a mask
+    can choose which steps are stochastic and a table how much.
     """
-    if kind not in TRANSITIONS:
-        raise UserError(f"sde_type: {kind}: one of {', '.join(TRANSITIONS)}")
+    coefficients = _transition(kind)
     latent, velocity, sigma, sigma_next, sigma_max, noise_level = (
         jnp.asarray(x, jnp.float32)
         for x in (latent, velocity, sigma, sigma_next, sigma_max, noise_level)
     )
     pull, std, diffusion = jax.lax.optimization_barrier(
-        TRANSITIONS[kind](sigma, sigma_next, sigma_max, noise_level)
+        coefficients(sigma, sigma_next, sigma_max, noise_level)
     )
     euler = latent + velocity * (sigma_next - sigma)
     noise_hat = latent + (1 - sigma) * velocity
@@ -89,9 +89,10 @@ def log_prob(
 ) -> Float32[Array, ""]:
     """Log-density of `next_latent`, averaged (not summed) over latent dimensions.
 
-    CPS drops the constants and 1 / (2 std^2), as its authors do (arXiv 2509.05952).
-    No gradient flows through `next_latent`. A deterministic step (std = 0) has no
-    density; it gives 0 with zero gradient, hence a ratio of 1.
+    "cps" drops the constants and 1 / (2 std^2), as its authors do (arXiv 2509.05952),
+    and "cps_gaussian" keeps them. No gradient flows through `next_latent`. A
+    deterministic step (std = 0) has no density; it gives 0 with zero gradient, hence a
+    ratio of 1.
     """
     next_latent = jax.lax.stop_gradient(next_latent.astype(jnp.float32))
     stochastic = gaussian.std > 0
@@ -151,6 +152,90 @@ def replay(
     ), step
 
 
+def gain(
+    kind: str,
+    sigma: Scalar,
+    sigma_next: Scalar,
+    *,
+    sigma_max: Scalar,
+    noise_level: Scalar,
+) -> Float32[Array, ""]:
+    """How strongly a step's policy gradient pulls on the velocity there.
+
+    At ratio 1 the loss -advantage * log_prob of a step drawn with `noise` has, over n
+    latent dimensions, the gradient gain / n * advantage * noise by the velocity, with
+    gain = -(d mean / d velocity) / std for a Gaussian; "cps" lacks 1 / (2 std^2). The
+    papers that weigh steps (TempFlow-GRPO, arXiv 2508.04324; GRPO-Guard, arXiv
+    2510.22319) undo its change over a schedule. Arguments are those of `gaussian`. A
+    deterministic step has no log-prob and hence gain 0, also where the gain of its
+    neighbours grows without bound.
+    """
+    sigma, sigma_next, sigma_max, noise_level = (
+        jnp.asarray(x, jnp.float32) for x in (sigma, sigma_next, sigma_max, noise_level)
+    )
+    pull, std, _ = _transition(kind)(sigma, sigma_next, sigma_max, noise_level)
+    mean_by_velocity = sigma_next - sigma + pull * (1 - sigma)
+    stochastic = std > 0
+    density = 2 * std if kind == "cps" else 1 / jnp.where(stochastic, std, 1.0)
+    return jnp.where(stochastic, -mean_by_velocity * density, 0.0)
+
+
+def dpm_solver_2m(
+    latent: Float[Array, "*latent"],
+    velocity: Float[Array, "*latent"],
+    previous_latent: Float[Array, "*latent"],
+    previous_velocity: Float[Array, "*latent"],
+    sigma: Scalar,
+    sigma_next: Scalar,
+    sigma_previous: Scalar,
+) -> Float32[Array, "*latent"]:
+    """Deterministic second-order step: DPM-Solver++(2M) (arXiv 2211.01095, alg. 2).
+
+    As in diffusers (multistep, midpoint): the prediction of the clean latent, data =
+    x - sigma * v, is continued along the logarithm of (1 - sigma) / sigma from the
+    evaluation before, at `sigma_previous`, to the middle of this step:
+
+        data_hat = data + (data - previous_data) * h / (2 * h_previous)
+        next = sigma_next / sigma * x + (1 - sigma_next / sigma) * data_hat
+
+    With data in place of data_hat that is the Euler step, and so is this function where
+    there is nothing to continue: if the evaluation before was at pure noise
+    (`sigma_previous` 1: also what to pass for a first step, with any finite previous
+    values), at the same `sigma`, and for the last step, to `sigma_next` 0. A step that
+    is much longer than the one before in h, such as the last but one of the ten of
+    `schedule.sd3`, continues too far: the Euler step is better there.
+    """
+    latent, velocity, previous_latent, previous_velocity = (
+        x.astype(jnp.float32)
+        for x in (latent, velocity, previous_latent, previous_velocity)
+    )
+    sigma, sigma_next, sigma_previous = (
+        jnp.asarray(x, jnp.float32) for x in (sigma, sigma_next, sigma_previous)
+    )
+    second_order = (sigma_previous < 1) & (sigma_previous > sigma) & (sigma_next > 0)
+    # The inner wheres keep the unused branch finite.
+    start = jnp.where(second_order, _log_snr_half(sigma), 0.0)
+    step = jnp.where(second_order, _log_snr_half(sigma_next) - start, 0.0)
+    step_before = jnp.where(second_order, start - _log_snr_half(sigma_previous), 1.0)
+
+    change = (latent - sigma * velocity) - (
+        previous_latent - sigma_previous * previous_velocity
+    )
+    share = (1 - sigma_next / sigma) * step / (2 * step_before)
+    return latent + velocity * (sigma_next - sigma) + share * change
+
+
+def _log_snr_half(sigma):
+    """log((1 - sigma) / sigma), the lambda of DPM-Solver."""
+    return jnp.log1p(-sigma) - jnp.log(sigma)
+
+
+def _transition(kind: str) -> Callable[..., _Coefficients]:
+    if kind not in TRANSITIONS:
+        raise UserError(f"sde_type: {kind}: one of {', '.join(TRANSITIONS)}")
+    return TRANSITIONS[kind]
+
+
 def _ode(sigma, sigma_next, sigma_max, noise_level) -> _Coefficients:
     """The Euler step of the flow."""
     zero = jnp.zeros_like(sigma)
@@ -164,7 +249,10 @@ def _flow_sde(sigma, sigma_next, sigma_max, noise_level) -> _Coefficients:
 
 
 def _dance(sigma, sigma_next, sigma_max, noise_level) -> _Coefficients:
-    """Constant sigma_t = noise_level (DanceGRPO, arXiv 2505.07818)."""
+    """sigma_t = noise_level (DanceGRPO, arXiv 2505.07818, has a constant one).
+
+    With a noise level per step it is the psi(t) of DenseGRPO (arXiv 2601.20218).
+    """
     return _sde(sigma, sigma_next, noise_level)
 
 
@@ -194,4 +282,5 @@ TRANSITIONS: dict[str, Callable[..., _Coefficients]] = {
     "sde": _flow_sde,
     "cps": _cps,
     "dance": _dance,
+    "cps_gaussian": _cps,
 }

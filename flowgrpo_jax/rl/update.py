@@ -1,7 +1,7 @@
-"""Learning: stored elements to new parameters, all chunks in one compiled program.
+"""Learning: what a rollout gave to new parameters, in one compiled program.
 
-For every chunk (one optimizer step): each device loops over its microbatches and over
-the trained steps of each, adds up gradients in fp32, the mesh sums them, optax makes
+For every optimizer step: each device loops over its microbatches of entries, fetches
+the latents they point to, adds up gradients in fp32, the mesh sums them, optax makes
 the step, the EMA follows. A microbatch whose weights are all zero (no advantage, or
 padding) is skipped, not multiplied by zero.
 """
@@ -15,8 +15,6 @@ import optax
 from flax import struct
 from jaxtyping import Array
 
-from flowgrpo_jax.rl.losses import Loss
-
 Gradients = Callable[..., tuple[Any, dict[str, Array]]]
 
 
@@ -24,14 +22,16 @@ Gradients = Callable[..., tuple[Any, dict[str, Array]]]
 class TrainState:
     """Everything that the optimizer changes: parameters, their EMA and its own state.
 
-    `updates` counts optimizer steps. Fields are untyped since shardings, shapes and
-    checkpoint arguments take the place of the arrays in trees of this form.
+    `updates` counts optimizer steps. `behaviour` is what samples, where that is not
+    the learner (else None). Fields are untyped since shardings, shapes and checkpoint
+    arguments take the place of the arrays in trees of this form.
     """
 
     trainable: Any
     optimizer: Any
     ema: Any
     updates: Any
+    behaviour: Any = None
 
 
 class Ema(NamedTuple):
@@ -40,14 +40,62 @@ class Ema(NamedTuple):
     decay: float
     every: int
 
+    def keep(self, updates: Array) -> Array:
+        """How much of the average stays after so many updates."""
+        k = updates.astype(jnp.float32) - 1
+        decay = jnp.minimum((1 + k) / (10 + k), self.decay)
+        return jnp.where(updates % self.every == 0, decay, 1.0)
 
-def init_state(trainable: Any, optimizer: optax.GradientTransformation) -> TrainState:
-    """State before the first update; the EMA starts at the parameters."""
+
+class Behaviour(NamedTuple):
+    """The policy that samples, when it follows the learner at a distance.
+
+    Every `every` updates it keeps `first` + `rate` * (updates - `start`) of itself, at
+    most `most`, and takes the rest from the learner; all of it until `start`. All zero
+    is a copy (ORW-CFM-W2, online DPO); the ramps are DiffusionNFT's and CRD's.
+    """
+
+    first: float
+    rate: float
+    start: int
+    most: float
+    every: int
+
+    def keep(self, updates: Array) -> Array:
+        """How much of the behaviour policy stays after so many updates."""
+        after = updates.astype(jnp.float32) - self.start
+        ramp = jnp.minimum(self.first + self.rate * after, self.most)
+        kept = jnp.where(after < 0, 0.0, ramp)
+        return jnp.where(updates % self.every == 0, kept, 1.0)
+
+
+class Entries(NamedTuple):
+    """What to learn from: a microbatch per [update, batch], one entry per slot.
+
+    An entry points to a state of the device's rollout, or to the samples that must be
+    together. `number` and `draw` tell the noise of forward-process objectives apart.
+    Padding has weight 0.
+    """
+
+    index: Array  # [update, batch, slot], of samples [update, batch, slot, sibling]
+    prompt: Array  # [update, batch, slot]
+    weight: Array  # [update, batch, slot, sibling]
+    advantage: Array  # [update, batch, slot, sibling]
+    reward: Array  # [update, batch, slot, sibling]
+    number: Array  # [update, batch, slot, sibling]
+    draw: Array  # [update, batch, slot]
+
+
+def init_state(
+    trainable: Any, optimizer: optax.GradientTransformation, behaviour: bool = False
+) -> TrainState:
+    """State before the first update; averages start at the parameters."""
     return TrainState(
         trainable=trainable,
         optimizer=optimizer.init(trainable),
         ema=jax.tree.map(jnp.copy, trainable),
         updates=jnp.zeros((), jnp.int32),
+        behaviour=jax.tree.map(jnp.copy, trainable) if behaviour else None,
     )
 
 
@@ -84,54 +132,40 @@ def _matrices(params: Any) -> Any:
 
 
 def local_gradients(
-    loss: Loss,
-    merge: Callable[[Any], Any],
+    loss: Callable[..., tuple[Array, dict[str, Array]]],
+    fetch: Callable[[Entries], Any],
+    entries: Entries,
     trainable: Any,
-    reference: Any,
-    elements: Any,
-    weight: Array,
     text_of: Callable[[Array], tuple],
-    prompt: Array,
 ) -> tuple[Any, dict[str, Array]]:
-    """Sum over this device's elements of weight * gradient, and of measurements.
+    """Sum over this device's entries of weight * gradient, and of measurements.
 
-    elements [batch, trained, slot, ...]; weight [batch, slot, sibling], as the losses;
-    prompt [batch, slot]. `merge`
-    turns trainable parameters into the policy's variables. Measurements are weighted
-    sums; those named `*_gap` are maxima.
+    `entries` are [batch, slot, ...]; `fetch` gives the elements of a microbatch of
+    them; `loss(trainable, text, elements)` gives values and measurements [slot,
+    sibling]. Measurements are weighted sums; those named `*_gap` are maxima.
     """
 
-    def one_loss(trainable, element, batch_weight, text):
-        values, info = loss(merge(trainable), reference, text, element)
-        return jnp.sum(batch_weight * values), info
+    def one_loss(trainable, batch: Entries):
+        values, info = loss(trainable, text_of(batch.prompt), fetch(batch))
+        return jnp.sum(batch.weight * values), info
 
     gradient = jax.grad(one_loss, has_aux=True)
 
-    def step(carry, element, batch_weight, text):
-        total, sums = carry
-        grads, info = gradient(trainable, element, batch_weight, text)
-        total = jax.tree.map(lambda t, g: t + g.astype(jnp.float32), total, grads)
-        return total, _add_measurements(sums, info, batch_weight)
-
-    def one_batch(carry, batch):
-        element, batch_weight, batch_prompt = batch
-
+    def one_batch(carry, batch: Entries):
         def work(carry):
-            text = text_of(batch_prompt)
-            return jax.lax.scan(
-                lambda c, e: (step(c, e, batch_weight, text), None), carry, element
-            )[0]
+            total, sums = carry
+            grads, info = gradient(trainable, batch)
+            total = jax.tree.map(lambda t, g: t + g.astype(jnp.float32), total, grads)
+            return total, _add_measurements(sums, info, batch.weight)
 
-        skip = jnp.all(batch_weight == 0)
+        skip = jnp.all(batch.weight == 0)
         return jax.lax.cond(skip, lambda carry: carry, work, carry), None
 
-    first = jax.tree.map(lambda x: x[0, 0], elements)
-    _, info = jax.eval_shape(
-        lambda p: one_loss(trainable, first, weight[0], text_of(p)), prompt[0]
-    )
+    first = jax.tree.map(lambda x: x[0], entries)
+    _, info = jax.eval_shape(one_loss, trainable, first)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), trainable)
     start = (zeros, {name: jnp.zeros(()) for name in info})
-    return jax.lax.scan(one_batch, start, (elements, weight, prompt))[0]
+    return jax.lax.scan(one_batch, start, entries)[0]
 
 
 def _add_measurements(sums, info, weight) -> dict[str, Array]:
@@ -147,37 +181,35 @@ def _add_measurements(sums, info, weight) -> dict[str, Array]:
 def update(
     optimizer: optax.GradientTransformation,
     ema: Ema,
+    behaviour: Behaviour | None,
     gradients: Gradients,
     state: TrainState,
-    chunks: Any,
-    weights: Array,
+    entries: Entries,
 ) -> tuple[TrainState, dict[str, Array]]:
     """All optimizer steps of an iteration.
 
-    chunks is (elements [update, batch, trained, slot, ...], prompts [update, batch,
-    slot]), weights [update, batch, slot, sibling]. `gradients(trainable, chunk,
-    weight)` gives sums over the mesh. Measurements come back per update, averaged by
-    weight; a chunk without any weight leaves the state as it is.
+    `gradients(state, entries of one update)` gives sums over the mesh. Measurements
+    come back per update, averaged by weight; an update without any weight leaves the
+    state as it is.
     """
 
-    def one(state: TrainState, inputs):
-        chunk, weight = inputs
-        trained = jax.tree.leaves(chunk)[0].shape[1]
-        total = jnp.sum(weight) * trained
+    def one(state: TrainState, chunk: Entries):
+        total = jnp.sum(chunk.weight)
         scale = 1.0 / jnp.maximum(total, 1.0)
-        grads, sums = gradients(state.trainable, chunk, weight)
+        grads, sums = gradients(state, chunk)
         grads = jax.tree.map(lambda g: g * scale, grads)
         changes, inner = optimizer.update(grads, state.optimizer, state.trainable)
         trainable = optax.apply_updates(state.trainable, changes)
         count = state.updates + 1
-        k = count.astype(jnp.float32) - 1
-        decay = jnp.minimum((1 + k) / (10 + k), ema.decay)
-        keep = jnp.where(count % ema.every == 0, decay, 1.0)
         new = TrainState(
             trainable=trainable,
             optimizer=inner,
-            ema=optax.incremental_update(trainable, state.ema, 1 - keep),
+            ema=optax.incremental_update(trainable, state.ema, 1 - ema.keep(count)),
             updates=count,
+            behaviour=behaviour
+            and optax.incremental_update(
+                trainable, state.behaviour, 1 - behaviour.keep(count)
+            ),
         )
         new = jax.tree.map(lambda a, b: jnp.where(total > 0, a, b), new, state)
         info = {
@@ -186,4 +218,4 @@ def update(
         }
         return new, info | {"grad_norm": optax.tree.norm(grads)}
 
-    return jax.lax.scan(one, state, (chunks, weights))
+    return jax.lax.scan(one, state, entries)

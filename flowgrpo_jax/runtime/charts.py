@@ -131,7 +131,10 @@ def _x_range(lines: Sequence[_Line]) -> tuple[float, float]:
 def _y_range(lines: Sequence[_Line], percent: bool) -> tuple[float, float]:
     ys = [y for line in lines for y in line.ys]
     low, high = min(ys), max(ys)
-    pad = 0.05 * (high - low) or max(abs(high) * 0.1, 1e-3)
+    # below 1e-9 it would be lost when ticks are rounded
+    pad = max(0.05 * (high - low), 1e-9)
+    if high == low:
+        pad = max(abs(high) * 0.1, 1e-3)
     # a pad never carries an axis below zero or above 100% when no value is there
     bottom = max(low - pad, 0.0) if low >= 0 else low - pad
     top = min(high + pad, 1.0) if percent and high <= 1 else high + pad

@@ -113,6 +113,13 @@ def test_flow_sde_of_g2rpo(num_steps, golden):
     close([g.std for g in steps], np.array(golden.split(), np.float64), 0.5e-4 + FP32)
 
 
+def test_dance_at_the_ends_of_its_schedule():
+    """Oracle: golden numbers, algorithms.md 0.2; std for T = 16, shift 3, eta = 0.3."""
+    sigmas = schedule.shifted(16, 3.0)
+    steps = [step("dance", 0.0, 0.0, s, t, 0.3) for s, t in pairs(sigmas)]
+    close([steps[0].std, steps[-1].std], [0.0442, 0.1225], 0.5e-4 + FP32)
+
+
 # kind, level: (mean, std, next, log-prob) of the worked examples A to D.
 EXAMPLES = {
     "A": (
@@ -295,6 +302,20 @@ def test_flow_sde_leaves_excess_noise(sigmas, index, left):
     close(jnp.hypot(noise.mean, noise.std), left, 0.5e-3)
 
 
+@pytest.mark.parametrize("kind, level", [("sde", 0.7), ("dance", 0.3)])
+def test_every_step_of_an_sde_adds_excess_noise(kind, level):
+    """Oracle: closed form, algorithms.md 0.2; with exact predictions 1 - sigma' of the
+    data remains, and above sigma'^2 of noise what Euler's step leaves behind."""
+    sigmas = schedule.shifted(10, 3.0)
+    for sigma, sigma_next in pairs(np.float64(sigmas)):
+        data = step(kind, 1 - sigma, -1.0, sigma, sigma_next, level, sigmas[1]).mean
+        noise = step(kind, sigma, 1.0, sigma, sigma_next, level, sigmas[1])
+        dt, s = sigma_next - sigma, np.float64(noise.diffusion)
+        excess = s**2 * dt**2 / sigma + s**4 * dt**2 / (4 * sigma**2)
+        close(data, 1 - sigma_next)
+        close(noise.mean**2 + noise.std**2, sigma_next**2 + excess, 1e-6)
+
+
 @pytest.mark.parametrize(
     "kind, level, num_steps, final_std",
     [
@@ -339,6 +360,166 @@ def test_log_prob_takes_no_gradient_through_the_action():
     by_action, by_mean = jax.grad(log_prob, (0, 1))(action, g.mean)
     assert not by_action.any()
     close(by_mean, (action - g.mean) / g.std**2 / 2)
+
+
+def test_cps_gaussian_is_the_density_of_the_same_draw():
+    """Oracle: jax.scipy.stats.norm on worked example A, which "cps" also draws."""
+    x, v, sigma, sigma_next, noise = EXAMPLES["A"][0]
+    released = step("cps", x, v, sigma, sigma_next, 0.8)
+    full = step("cps_gaussian", x, v, sigma, sigma_next, 0.8)
+    assert (full.mean, full.std, full.diffusion) == (
+        released.mean,
+        released.std,
+        released.diffusion,
+    )
+    drawn = transition.sample(full, jnp.float32(noise))
+    density = jax.scipy.stats.norm.logpdf(drawn, full.mean, full.std)
+    close(transition.log_prob("cps_gaussian", drawn, full), density)
+    square = transition.log_prob("cps", drawn, full)
+    constants = -jnp.log(full.std) - jnp.log(2 * jnp.pi) / 2
+    close(square / (2 * full.std**2) + constants, density)
+
+
+# kind, level: gains of the ten steps of shift 3, algorithms.md 0.5b. The last step of
+# CPS is deterministic.
+GAINS = {
+    ("sde", 0.7): ".051 .069 .113 .160 .219 .296 .406 .574 .868 1.540",
+    ("dance", 0.3): ".630 .678 .734 .800 .879 .977 1.100 1.263 1.493 1.892",
+    ("cps_gaussian", 0.8): ".039 .073 .114 .164 .228 .313 .437 .646 1.166 0",
+    ("cps", 0.8): ".066 .112 .157 .198 .232 .252 .250 .215 .132 0",
+}
+
+
+@pytest.mark.parametrize("kind, level", GAINS)
+def test_gain(kind, level):
+    """Oracles: golden numbers, algorithms.md 0.5b; the gradient of the log-prob."""
+    sigmas = schedule.shifted(10, 3.0)
+    x, v = random_latents(6)
+    noise = jax.random.normal(jax.random.key(1), (6,))
+    gold = np.array(GAINS[kind, level].split(), np.float64)
+    for (sigma, sigma_next), golden in zip(pairs(sigmas), gold, strict=True):
+        g = step(kind, x, v, sigma, sigma_next, level, sigmas[1])
+        drawn = transition.sample(g, noise)
+
+        def log_prob(v, sigma=sigma, sigma_next=sigma_next, drawn=drawn):
+            g = step(kind, x, v, sigma, sigma_next, level, sigmas[1])
+            return transition.log_prob(kind, drawn, g)
+
+        actual = transition.gain(
+            kind, sigma, sigma_next, sigma_max=sigmas[1], noise_level=level
+        )
+        np.testing.assert_allclose(actual, golden, atol=0.6e-3)
+        # drawn - mean loses digits against latents of order 1.
+        np.testing.assert_allclose(
+            jax.grad(log_prob)(v), -actual * noise / 6, rtol=1e-4, atol=2e-6
+        )
+
+
+def test_gain_times_the_guard_weight_is_constant():
+    """Oracle: closed form, algorithms.md 0.5b; gain * std / h = 1 + a^2 / 2, first 1."""
+    sigmas = schedule.shifted(10, 3.0)
+    options = {"sigma_max": sigmas[1], "noise_level": 0.7}
+    actual = [
+        transition.gain("sde", s, t, **options)
+        * step("sde", 0.0, 0.0, s, t, 0.7, sigmas[1]).std
+        / (s - t)
+        for s, t in pairs(sigmas)
+    ]
+    np.testing.assert_allclose(actual, [1.0] + 9 * [1.245], rtol=2e-6)
+
+
+def solve(sigmas, velocity, x, second_order):
+    """From sigmas[0] to sigmas[-1] with the two-step solver, or with Euler's."""
+    x_before, v_before, before = x, np.zeros_like(x), 1.0
+    for sigma, sigma_next in pairs(sigmas):
+        v = velocity(x, sigma)
+        if not second_order:
+            before = 1.0
+        following = transition.dpm_solver_2m(
+            *(jnp.asarray(a, jnp.float32) for a in (x, v, x_before, v_before)),
+            sigma,
+            sigma_next,
+            before,
+        )
+        x_before, v_before, before = x, v, sigma
+        x = np.asarray(following, np.float64)
+    return x
+
+
+def gaussian_flow(x, sigma):
+    """Exact velocity for data N(1, 0.5^2), in float64."""
+    variance = 0.25 * (1 - sigma) ** 2 + sigma**2
+    slope = (sigma - 0.25 * (1 - sigma)) / variance
+    return -1.0 + slope * (x - (1 - sigma))
+
+
+def gaussian_flow_from(x, sigma, sigma_next):
+    """Where the flow takes x: its distance to the mean goes with the std."""
+    std, std_next = (np.hypot(0.5 * (1 - s), s) for s in (sigma, sigma_next))
+    return 1 - sigma_next + (x - (1 - sigma)) * std_next / std
+
+
+@pytest.mark.parametrize("second_order, order", [(False, 1), (True, 2)])
+def test_order_of_dpm_solver(second_order, order):
+    """Oracle: the exact flow of Gaussian data; errors fall by 2^order with half steps."""
+    x = np.array([0.7])
+    errors = []
+    for num_steps in (10, 20, 40):
+        sigmas = np.linspace(0.9, 0.4, num_steps + 1)
+        exact = gaussian_flow_from(x, 0.9, 0.4)
+        errors.append(abs(solve(sigmas, gaussian_flow, x, second_order) - exact).item())
+    np.testing.assert_allclose(
+        np.log2(errors[:-1]) - np.log2(errors[1:]), order, atol=0.1
+    )
+
+
+def test_dpm_solver_over_a_whole_schedule():
+    """Oracle: the exact flow; from noise to data it is far nearer than Euler."""
+    x = np.array([-1.5, 0.4, 2.0])
+    sigmas = schedule.shifted(20, 3.0)
+    exact = gaussian_flow_from(x, 1.0, 0.0)
+    euler, second = (
+        abs(solve(sigmas, gaussian_flow, x, order) - exact) for order in (False, True)
+    )
+    assert (second < euler / 4).all(), (second, euler)
+
+
+def test_dpm_solver_is_that_of_the_paper():
+    """Oracle: arXiv 2211.01095, algorithm 2, in float64 and in its own lambdas."""
+
+    def paper(x, v, x_before, v_before, s, t, r):
+        def lam(sigma):
+            return np.log((1 - sigma) / sigma)
+
+        h, h_before = lam(t) - lam(s), lam(s) - lam(r)
+        data, data_before = x - s * v, x_before - r * v_before
+        ratio = h_before / h
+        d = (1 + 1 / (2 * ratio)) * data - 1 / (2 * ratio) * data_before
+        return t / s * x - (1 - t) * (np.exp(-h) - 1) * d
+
+    x, v, x_before, v_before = np.random.default_rng(0).normal(size=(4, 5))
+    for r, s, t in [(0.95, 0.9, 0.8), (0.9, 0.5, 0.45), (0.3, 0.2, 0.01)]:
+        arrays = (jnp.asarray(a, jnp.float32) for a in (x, v, x_before, v_before))
+        actual = transition.dpm_solver_2m(*arrays, s, t, r)
+        np.testing.assert_allclose(
+            actual, paper(x, v, x_before, v_before, s, t, r), rtol=2e-5, atol=2e-6
+        )
+
+
+@pytest.mark.parametrize(
+    "sigma_previous, sigma, sigma_next",
+    [(1.0, 1.0, 0.96), (1.0, 0.96, 0.9), (0.5, 0.25, 0.0), (0.5, 0.5, 0.25)],
+    ids=["first", "second", "last", "no-history"],
+)
+def test_dpm_solver_without_two_usable_predictions(sigma_previous, sigma, sigma_next):
+    """Oracle: the Euler step; the last one ends at the predicted data."""
+    x, v = random_latents(5)
+    actual = jax.jit(transition.dpm_solver_2m)(
+        x, v, 2 * x, 3 * v, sigma, sigma_next, sigma_previous
+    )
+    close(actual, x + v * (sigma_next - sigma))
+    if sigma_next == 0:
+        close(actual, x - sigma * v)
 
 
 def test_bfloat16_inputs_are_computed_in_float32():

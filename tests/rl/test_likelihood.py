@@ -48,13 +48,59 @@ def test_golden_ratio(kind, level, old_golden, new_golden, ratio):
     np.testing.assert_allclose(actual, [old_golden, new_golden, ratio], rtol=FP32)
 
 
-def test_gives_all_that_grpo_guard_needs():
-    """Oracle: golden GRPO-Guard ratio, flow_grpo.md 1.8 E, from what replay returns."""
+def test_golden_guard_ratio():
+    """Oracle: golden GRPO-Guard ratio, flow_grpo.md 1.8 E; and its definition."""
     (old, old_step), (new, step) = policies("sde", 0.7)
+    action = transition.sample(old_step, NOISE)
+    log_ratio = likelihood.guard_log_ratio(action, step, old_step)
+    np.testing.assert_allclose(jnp.exp(log_ratio), 0.9980565784, rtol=FP32)
     bias = jnp.mean((step.mean - old_step.mean) ** 2) / (2 * step.std**2)
-    ratio = jnp.exp((likelihood.log_ratio(new, old) + bias) * step.std)
-    np.testing.assert_allclose(ratio, 0.9980565784, rtol=FP32)
-    np.testing.assert_allclose(step.std, 0.6062, atol=0.5e-4)
+    expected = (likelihood.log_ratio(new, old) + bias) * step.std
+    np.testing.assert_allclose(log_ratio, expected, rtol=3e-4)
+
+
+@pytest.mark.parametrize("kind, level", [("sde", 0.7), ("cps", 0.8)])
+def test_guard_ratio_has_no_bias(kind, level):
+    """Oracle: symmetry; actions of noise and -noise have opposite log-ratios."""
+    (_, old_step), (_, step) = policies(kind, level)
+    there, back = (
+        likelihood.guard_log_ratio(transition.sample(old_step, noise), step, old_step)
+        for noise in (NOISE, -NOISE)
+    )
+    np.testing.assert_allclose(there, -back, rtol=1e-5)
+    assert there != 0
+
+
+def test_guard_ratio_of_a_deterministic_step():
+    """Oracle: definition; 1 with zero gradient, also where std would divide."""
+
+    def log_ratio(mean):
+        still = {"std": jnp.float32(0), "diffusion": jnp.float32(0)}
+        step, old = (transition.Gaussian(mean=m, **still) for m in (mean, LATENT))
+        return likelihood.guard_log_ratio(LATENT + 1, step, old)
+
+    value, slope = jax.value_and_grad(log_ratio)(LATENT + 0.5)
+    assert value == 0 and not slope.any()
+
+
+@pytest.mark.parametrize(
+    "weighting, expected",
+    [
+        ("uniform", lambda e, t: e),
+        ("t", lambda e, t: t * e),
+        ("t2", lambda e, t: t**2 * e),
+        ("huber", lambda e, t: t * (np.sqrt(e + 1e-10) - 1e-5)),
+        ("ghuber", lambda e, t: 4 * t * ((e + 1e-10) ** 0.25 - 1e-10**0.25)),
+    ],
+)
+def test_matching_log_prob(weighting, expected):
+    """Oracle: algorithms.md 14.2 in float64; the slope at a perfect match is finite."""
+    error, sigma = np.array([0.0, 0.01, 2.0]), np.array([0.9, 0.3, 0.6])
+    actual = likelihood.matching_log_prob(jnp.array(error), jnp.array(sigma), weighting)
+    np.testing.assert_allclose(actual, -expected(error, sigma), rtol=1e-5, atol=1e-9)
+    perfect, sigma = jnp.zeros(()), jnp.float32(0.5)
+    slope = jax.grad(likelihood.matching_log_prob)(perfect, sigma, weighting)
+    assert np.isfinite(slope) and slope < 0
 
 
 @pytest.mark.parametrize("kind", ["sde", "cps", "dance"])

@@ -59,6 +59,91 @@ def test_gradient_by_side_of_the_range():
     np.testing.assert_allclose(grad, expected, rtol=FP32)
 
 
+def test_dppo_leaves_out_only_what_goes_further_away():
+    """Oracle: the rule of algorithms.md 10, case by case, at D on either side."""
+    log_ratio = jnp.array([0.1, 0.1, -0.1, -0.1, 0.0])
+    advantage = jnp.array([2.0, -2.0, 2.0, -2.0, 2.0])
+    free = -advantage * jnp.exp(log_ratio)
+
+    def dppo(divergence):
+        return objective.dppo(log_ratio, jnp.float32(divergence), advantage, 0.5, 5.0)
+
+    loss, info = dppo(0.4)
+    np.testing.assert_allclose(loss, free, rtol=FP32)
+    assert not info["clipfrac"].any()
+    loss, info = dppo(0.5)
+    np.testing.assert_allclose(loss, [0, free[1], free[2], 0, free[4]], rtol=FP32)
+    np.testing.assert_array_equal(info["clipfrac_gt_one"], [1, 0, 0, 0, 0])
+    np.testing.assert_array_equal(info["clipfrac_lt_one"], [0, 0, 0, 1, 0])
+
+
+def test_policy_gradient():
+    """Oracle: closed form; the slope in the log-prob is -A at any ratio, A clipped."""
+    log_ratio, advantage = jnp.array([0.0, 2.0, -1.0]), jnp.array([1.0, -9.0, 3.0])
+
+    def loss(x):
+        return objective.policy_gradient(x, advantage, 5.0)[0]
+
+    np.testing.assert_array_equal(loss(log_ratio), [0, 10, 3])
+    slope = jax.grad(lambda x: loss(x).sum())(log_ratio)
+    np.testing.assert_array_equal(slope, [-1, 5, -3])
+
+
+def test_reward_probability():
+    """Oracle: algorithms.md 14.1; clip(A / (2 * 5) + 1/2, 0, 1)."""
+    actual = objective.reward_probability(jnp.array([-7.0, -5, -1, 0, 5, 9]), 5.0)
+    np.testing.assert_allclose(actual, [0, 0, 0.4, 0.5, 1, 1], rtol=FP32)
+
+
+def test_self_normalized_error_is_scale_free_in_slope():
+    """Oracle: closed form; mean square over mean size, the size a constant."""
+    data, noise = jnp.zeros((2, 4)), jnp.zeros((2, 4))
+    velocity = jnp.array([[1.0, -1, 3, -3], [10.0, -10, 30, -30]])
+    loss = objective.self_normalized(velocity, data, noise)
+    np.testing.assert_allclose(loss, [2.5, 25], rtol=FP32)
+    slope = jax.grad(lambda v: objective.self_normalized(v, data, noise).sum())
+    np.testing.assert_allclose(slope(velocity), [[0.25, -0.25, 0.75, -0.75]] * 2)
+
+
+ERROR = jnp.array([[0.5, 2.0], [2.0, 0.5]])
+REFERENCE = jnp.array([[0.6, 1.5], [1.0, 0.5]])
+
+
+def dpo_slope(**options):
+    def total(error):
+        return objective.dpo(error, REFERENCE, 4.0, **options).sum()
+
+    return jax.grad(total)(ERROR)
+
+
+def test_dpo():
+    """Oracle: closed form of the loss and of its slope, beta / 2 * sigmoid(-z)."""
+    z = 2.0 * np.array([-0.1 - 0.5, 1.0 - 0.0])
+    loss = objective.dpo(ERROR, REFERENCE, 4.0)
+    np.testing.assert_allclose(loss, np.log1p(np.exp(z)), rtol=1e-6)
+    slope = 2.0 / (1 + np.exp(-z))
+    np.testing.assert_allclose(dpo_slope(), np.stack([slope, -slope], 1), rtol=1e-6)
+
+
+def test_rejection_scaling_shortens_the_losers_gradient_only():
+    """Oracle: slope of an error is as its root; the loser's is cut to the winner's."""
+    plain, scaled = dpo_slope(), dpo_slope(rejection_scaling=True)
+    np.testing.assert_allclose(scaled[:, 0], plain[:, 0], rtol=1e-6)
+    # The first loser is four times as far off: half the slope. The second is nearer.
+    np.testing.assert_allclose(
+        scaled[:, 1], plain[:, 1] * jnp.array([0.5, 1]), rtol=1e-6
+    )
+    loss = objective.dpo(ERROR, REFERENCE, 4.0, rejection_scaling=True)
+    np.testing.assert_allclose(loss, objective.dpo(ERROR, REFERENCE, 4.0), rtol=1e-6)
+
+
+def test_preference_weight_prices_a_winner_that_gets_worse():
+    """Oracle: definition; weight * beta * max(0, rise of the winner's error)."""
+    more = objective.dpo(ERROR, REFERENCE, 4.0, preference_weight=0.25)
+    extra = more - objective.dpo(ERROR, REFERENCE, 4.0)
+    np.testing.assert_allclose(extra, [0.0, 1.0], rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     "kind, level, golden",
     [

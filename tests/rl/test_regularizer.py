@@ -113,6 +113,18 @@ def test_deterministic_step_is_not_penalised(form):
     assert value == 0 and not grad.any()
 
 
+def test_norm_excess():
+    """Oracle: closed form; (rms - rms_ref)^2 above the reference, 0 below or at it."""
+    x = jnp.array([3.0, 4.0])
+    np.testing.assert_allclose(regularizer.norm_excess(2 * x, x), 12.5, rtol=1e-6)
+    grad = jax.grad(regularizer.norm_excess)
+    for shorter in (x, 0.5 * x, 0 * x):
+        assert regularizer.norm_excess(shorter, x) == 0
+        np.testing.assert_array_equal(grad(shorter, x), 0)
+    # 2 (rms - rms_ref) d rms = 2 * rms(x) * x / (2 rms(x)).
+    np.testing.assert_allclose(grad(2 * x, x), x, rtol=1e-5)
+
+
 def test_unknown_form():
     """Oracle: the text of the error a user reads."""
     policy = step("sde", jnp.ones(3), jnp.ones(3), 0.75, 0.5, 0.7)

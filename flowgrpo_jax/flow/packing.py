@@ -1,0 +1,336 @@
+"""Packing: the nodes of many plans, in rounds of one fixed-size microbatch.
+
+Chains, branches and suffixes of different lengths become one table: in every round
+the network runs once, on whichever nodes are ready, those with the longest way ahead
+first. The tables are numbers, so a window that moves does not recompile; their shapes
+are those of the largest plans, and rounds that are not needed are not run.
+"""
+
+import heapq
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Array, Float32, Int32
+
+from flowgrpo_jax.flow.plan import DETERMINISTIC, ROOT, Plan
+
+Ints = Int32[Array | np.ndarray, "..."]
+Floats = Float32[Array | np.ndarray, "..."]
+
+
+class Job(NamedTuple):
+    """A plan to carry out for a prompt; its members are numbered from `member` on."""
+
+    prompt: int
+    plan: Plan
+    member: int = 0
+
+
+class Steps(NamedTuple):
+    """How latents come to be: the parent's row and the two ends of the step.
+
+    A root is its own parent, on a step of no length. `fresh` is 1 for a stochastic
+    step. `before` is the grandparent's row of a second-order step and the parent's row
+    of any other, `earlier` its sigma (None where a pack has no second-order step).
+    """
+
+    parent: Ints
+    start: Ints
+    stop: Ints
+    fresh: Floats
+    before: Ints | None
+    earlier: Ints | None
+
+
+class Noise(NamedTuple):
+    """Rows of fresh noise; `counter` is 0 at a root, else 1 + the step it belongs to."""
+
+    row: Ints
+    prompt: Ints
+    member: Ints
+    counter: Ints
+
+
+class Tables(NamedTuple):
+    """One pack; a leading axis numbers packs. A row is round * microbatch + slot."""
+
+    rounds: Ints  # how many are in use
+    prompt: Ints  # [round, slot]
+    used: Floats  # [round, slot]: 1, or 0 for an idle slot
+    steps: Steps  # [round, slot]
+    noise: Noise  # [noisy]; rows past the end are padding
+    leaf: Steps  # [leaf]
+    leaf_noise: Noise | None  # [leaf], where a last step may be stochastic
+    state: Ints  # [state]: row
+    start: Ints  # [state]
+    stop: Ints  # [state]
+    action: Ints  # [state, sibling]: row; leaves are numbered from the last row on
+
+
+class Shape(NamedTuple):
+    """Sizes that are static in the compiled program; equal for all packs of a run."""
+
+    rounds: int
+    noisy: int
+    leaves: int
+    states: int
+    siblings: int
+    second_order: bool
+    stochastic_leaves: bool
+
+
+def shape_of(plans: Sequence[Plan], per_pack: int, microbatch: int) -> Shape:
+    """Room for any `per_pack` of these plans (the kinds that a run may draw).
+
+    Rounds: list scheduling never needs more than nodes / microbatch + longest way.
+    """
+    nodes = per_pack * max(len(p.evaluated) for p in plans)
+    longest = max(int(p.height.max()) for p in plans)
+    noisy = [np.count_nonzero(_noisy(p)[p.evaluated]) for p in plans]
+    siblings = {p.siblings for p in plans}
+    assert len(siblings) == 1, "plans of one run act alike"
+    return Shape(
+        rounds=-(-nodes // microbatch) + longest,
+        noisy=per_pack * int(max(noisy)),
+        leaves=per_pack * max(len(p.leaves) for p in plans),
+        states=per_pack * max(len(p.states) for p in plans),
+        siblings=siblings.pop(),
+        second_order=any(p.table[:, 4].any() for p in plans),
+        stochastic_leaves=any(_noisy(p)[p.leaves].any() for p in plans),
+    )
+
+
+def schedule(plans: Sequence[Plan], microbatch: int) -> list[np.ndarray]:
+    """Row of every node of every plan (leaves: -1), by list scheduling."""
+    children: list[list[list[int]]] = []
+    heap: list[tuple[int, int, int]] = []
+    for number, plan in enumerate(plans):
+        below: list[list[int]] = [[] for _ in plan.nodes]
+        for node in plan.evaluated.tolist():
+            parent = plan.nodes[node].parent
+            if parent == ROOT:
+                heap.append((-int(plan.height[node]), number, node))
+            else:
+                below[parent].append(node)
+        children.append(below)
+    heapq.heapify(heap)
+    rows = [np.full(len(plan.nodes), -1) for plan in plans]
+    first = 0
+    while heap:
+        taken = [heapq.heappop(heap) for _ in range(min(microbatch, len(heap)))]
+        for slot, (_, number, node) in enumerate(taken):
+            rows[number][node] = first + slot
+        for _, number, node in taken:
+            height = plans[number].height
+            for child in children[number][node]:
+                heapq.heappush(heap, (-int(height[child]), number, child))
+        first += microbatch
+    return rows
+
+
+class Packer:
+    """Makes tables of one shape; schedules of plans that recur are made once."""
+
+    def __init__(self, shape: Shape, microbatch: int):
+        self.shape, self.microbatch = shape, microbatch
+        self._schedules: dict[tuple[Plan, ...], list[np.ndarray]] = {}
+
+    def pack(self, jobs: Sequence[Job]) -> Tables:
+        """The tables of one pack; fewer jobs than fit leave the rest empty."""
+        plans = tuple(job.plan for job in jobs)
+        if plans not in self._schedules:
+            if len(self._schedules) > 256:
+                self._schedules.clear()
+            self._schedules[plans] = schedule(plans, self.microbatch)
+        rows = self._schedules[plans]
+        shape, slots = self.shape, self.microbatch
+        total = shape.rounds * slots
+        used = 1 + max((int(r.max()) for r in rows), default=-1)
+        nodes = [_node_columns(job, row) for job, row in zip(jobs, rows, strict=True)]
+        every = {k: _joined([n[k] for n in nodes]) for k in _COLUMNS}
+        clean = _joined([_is_leaf(p) for p in plans]).astype(bool)
+        inner = {k: v[~clean] for k, v in every.items()}
+        outer = {k: v[clean] for k, v in every.items()}
+
+        def in_rows(name, fill=0):
+            out = np.full(total, fill, np.int32)
+            out[inner["row"]] = inner[name]
+            return out.reshape(shape.rounds, slots)
+
+        own = np.arange(total, dtype=np.int32).reshape(shape.rounds, slots)
+        parent = own.copy().reshape(-1)
+        parent[inner["row"]] = inner["parent"]
+        mask = np.zeros(total, np.float32)
+        mask[inner["row"]] = 1
+        noisy = inner["noisy"] > 0
+        fresh = in_rows("fresh")
+        return Tables(
+            rounds=np.int32(-(-used // slots)),
+            prompt=in_rows("prompt"),
+            used=mask.reshape(shape.rounds, slots),
+            steps=Steps(
+                parent.reshape(shape.rounds, slots),
+                in_rows("start"),
+                in_rows("stop"),
+                fresh.astype(np.float32),
+                in_rows("before") if shape.second_order else None,
+                in_rows("earlier") if shape.second_order else None,
+            ),
+            noise=_noise(
+                {k: v[noisy] for k, v in inner.items()}, shape.noisy, padding=total
+            ),
+            leaf=Steps(
+                *(_padded(outer[k], shape.leaves) for k in ("parent", "start", "stop")),
+                _padded(outer["fresh"], shape.leaves).astype(np.float32),
+                _padded(outer["before"], shape.leaves) if shape.second_order else None,
+                _padded(outer["earlier"], shape.leaves) if shape.second_order else None,
+            ),
+            leaf_noise=(
+                _noise(outer, shape.leaves, padding=0)
+                if shape.stochastic_leaves
+                else None
+            ),
+            **self._states(jobs, rows, total),
+        )
+
+    def _states(self, jobs, rows, total) -> dict[str, np.ndarray]:
+        state, start, stop, action = [], [], [], []
+        first_leaf = total
+        for job, row in zip(jobs, rows, strict=True):
+            plan = job.plan
+            place = row.copy()
+            place[plan.leaves] = first_leaf + np.arange(len(plan.leaves))
+            first_leaf += len(plan.leaves)
+            for node, actions in plan.states:
+                state.append(row[node])
+                start.append(plan.nodes[node].at)
+                stop.append(plan.nodes[actions[0]].at)
+                action.append(place[list(actions)])
+        shape = self.shape
+        actions = np.array(action, np.int32).reshape(-1, shape.siblings)
+        return {
+            "state": _padded(np.array(state), shape.states),
+            "start": _padded(np.array(start), shape.states),
+            # A padded step has a length: no log-prob of it is read, but none is nan.
+            "stop": _padded(np.array(stop), shape.states, fill=1),
+            "action": _padded(actions, shape.states),
+        }
+
+
+_COLUMNS = ("row", "prompt", "parent", "start", "stop", "fresh", "before", "earlier")
+_COLUMNS += ("noisy", "member", "counter")
+
+
+def _node_columns(job: Job, row: np.ndarray) -> dict[str, np.ndarray]:
+    plan = job.plan
+    parent, at, noise, _, second = plan.table.T
+    root = parent == ROOT
+    safe = np.where(root, np.arange(len(parent)), parent)
+    start = at[safe]
+    grandparent = np.where(root[safe], safe, plan.table[safe, 0])
+    before = np.where(second > 0, grandparent, safe)
+    return {
+        "row": row,
+        "prompt": np.full(len(row), job.prompt),
+        "parent": np.where(root, row, row[safe]),
+        "start": start,
+        "stop": at,
+        "fresh": ((noise != DETERMINISTIC) & ~root).astype(np.int32),
+        "before": row[before],
+        "earlier": at[before],
+        "noisy": (noise != DETERMINISTIC).astype(np.int32),
+        "member": np.where(noise < 2**30, noise + job.member, noise),
+        "counter": np.where(root, 0, start + 1),
+    }
+
+
+def _noisy(plan: Plan) -> np.ndarray:
+    return plan.table[:, 2] != DETERMINISTIC
+
+
+def _is_leaf(plan: Plan) -> np.ndarray:
+    return plan.table[:, 1] == plan.num_steps
+
+
+def _noise(columns: dict, length: int, padding: int) -> Noise:
+    return Noise(
+        _padded(columns["row"], length, fill=padding),
+        *(_padded(columns[k], length) for k in ("prompt", "member", "counter")),
+    )
+
+
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+
+
+def _padded(values: np.ndarray, length: int, fill: int = 0) -> np.ndarray:
+    out = np.full((length, *values.shape[1:]), fill, np.int32)
+    out[: len(values)] = values
+    return out
+
+
+# -- packs on devices -----------------------------------------------------------------
+
+
+def jobs_per_pack(plan: Plan, jobs: int, microbatch: int, enough: float = 0.95) -> int:
+    """The smallest divisor of `jobs` whose packs keep `enough` of the slots busy.
+
+    Small packs need little memory; the best one if none is good enough.
+    """
+    best, best_share = jobs, 0.0
+    for size in (n for n in range(1, jobs + 1) if jobs % n == 0):
+        rows = schedule([plan] * size, microbatch)
+        rounds = 1 + max(int(r.max()) for r in rows) // microbatch
+        share = size * len(plan.evaluated) / (rounds * microbatch)
+        if share >= enough:
+            return size
+        if share > best_share:
+            best, best_share = size, share
+    return best
+
+
+class Packed(NamedTuple):
+    """All packs of an iteration and where their prompts' results stand.
+
+    Packs are dealt to the devices in turn; the leading axis of `tables` has first all
+    packs of device 0, then of device 1, ...: equally many, the last ones may be empty.
+    `place` [job, 2]: the pack (in that order) and the number within it.
+    """
+
+    tables: Tables
+    place: np.ndarray
+    per_pack: int
+
+
+def pack_all(
+    packer: Packer, jobs: Sequence[Job], per_pack: int, devices: int
+) -> Packed:
+    """Tables of all jobs, `per_pack` jobs to a pack."""
+    groups = [jobs[i : i + per_pack] for i in range(0, len(jobs), per_pack)]
+    each = -(-len(groups) // devices)
+    groups += [[]] * (each * devices - len(groups))
+    order = [d + n * devices for d in range(devices) for n in range(each)]
+    packs = [packer.pack(groups[g]) for g in order]
+    tables = Tables(*(_stack(column) for column in zip(*packs, strict=True)))
+    position = np.empty(len(order), np.int64)
+    position[order] = np.arange(len(order))
+    number = np.arange(len(jobs))
+    place = np.stack([position[number // per_pack], number % per_pack], axis=1)
+    return Packed(tables, place, per_pack)
+
+
+def collect(values: np.ndarray, packed: Packed) -> np.ndarray:
+    """[pack, what of all its jobs, ...] to [job, what, ...], in the order of jobs."""
+    pack, number = packed.place.T
+    each = values.shape[1] // packed.per_pack
+    jobs = values.reshape(len(values), packed.per_pack, each, *values.shape[2:])
+    return jobs[pack, number]
+
+
+def _stack(column):
+    if column[0] is None:
+        return None
+    if isinstance(column[0], tuple):
+        return type(column[0])(*(_stack(part) for part in zip(*column, strict=True)))
+    return np.stack(column)
