@@ -13,22 +13,25 @@ def get_config(arg=None):
     return configs.make(
         arg,
         recipe="flow_grpo_fast_v1",
-        num_iterations=400,
-        prompts_per_iteration=32,
-        group_size=16,
-        reward_options={"geneval": {"extra_object_penalty": 0.35}},
-        # Learning without guidance is half the price and moves the model itself;
-        # scores are told with guidance and without.
-        sample__guidance_scale=1.0,
-        eval__guidance_scale=1.5,
-        eval__every=100,
-        checkpoint__every=100,
-        # What reads the prompt and the time learns. What paints keeps its weights: a
-        # policy gradient is mostly noise, and there it would show as a dotted ground.
-        train__use_lora=False,
-        train__parameters="add_|context|time_text",
-        train__learning_rate=1e-4,
-        train__decay_iterations=100,
-        train__adam_eps=1e-10,
-        train__weight_decay=0.0,
+        task={
+            "num_iterations": 400,
+            "prompts_per_iteration": 32,
+            "group_size": 16,
+            "reward_options": {"geneval": {"extra_object_penalty": 0.35}},
+            # Learning without guidance is half the price and moves the model itself;
+            # scores are told with guidance and without.
+            "sample.guidance_scale": 1.0,
+            "eval.guidance_scale": 1.5,
+            "eval.every": 100,
+            "checkpoint.every": 100,
+            # What reads the prompt and the time learns. What paints keeps its weights:
+            # a policy gradient is mostly noise, and there it would show as a dotted
+            # ground.
+            "train.use_lora": False,
+            "train.parameters": "add_|context|time_text",
+            "train.learning_rate": 1e-4,
+            "train.decay_iterations": 100,
+            "train.adam_eps": 1e-10,
+            "train.weight_decay": 0.0,
+        },
     )

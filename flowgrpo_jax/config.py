@@ -140,16 +140,22 @@ def base() -> ml_collections.ConfigDict:
 
 
 def make(
-    arg: str | None = None, recipe: str = "flow_grpo", **values: Any
+    arg: str | None = None,
+    recipe: str = "flow_grpo",
+    task: Mapping[str, Any] | None = None,
+    **values: Any,
 ) -> ml_collections.ConfigDict:
-    """Defaults, then the recipe's row, then `values` (dotted with `__`), then `arg`.
+    """Defaults, `task`, the recipe's row, `values` (dotted with `__`), then `arg`.
 
-    `arg` is what follows the colon of --config=file.py:..., as `key=value,key=value`
+    `task` is what suits a task whatever the recipe, where the recipe leaves it open;
+    `values` change the recipe. `arg` is what follows the colon of --config=file.py:..., as `key=value,key=value`
     with top-level keys (model, recipe, ...).
     """
     chosen = parse_argument(arg)
     config = base()
     config.recipe = chosen.pop("recipe", recipe)
+    for key, value in (task or {}).items():
+        _assign(config, key, value)
     for key, value in recipes.recipe(config.recipe).values.items():
         _assign(config, key, value)
     for key, value in values.items():

@@ -168,7 +168,7 @@ def test_sigterm_saves_and_exits_with_143(weights_file, tmp_path):
         [sys.executable, "-m", "flowgrpo_jax.main", CONFIG, f"--workdir={tmp_path}"]
         + [f"--config.model={weights_file}", "--config.num_iterations=100000"]
         + ["--config.prompts_per_iteration=2", "--config.group_size=4"]
-        + ["--config.microbatch=4", "--config.sample.num_steps=6"]
+        + ["--config.microbatch=4", "--config.sample.num_steps=7"]
         + ["--config.sample.eval_num_steps=1", "--config.checkpoint.every=100000"]
         + ["--config.eval.images_per_task=1", "--config.eval.final_images_per_task=1"],
         stderr=subprocess.PIPE,

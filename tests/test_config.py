@@ -92,5 +92,6 @@ def test_the_geneval_config_leaves_the_recipe_alone(name):
     path = Path(__file__).parents[1] / "configs" / "geneval.py"
     config = runpy.run_path(str(path))["get_config"](f"recipe={name}")
     for key, value in recipes.RECIPES[name].values.items():
-        assert configs.get(config, key) == value, key
+        held = configs.get(config, key)
+        assert getattr(held, "to_dict", lambda held=held: held)() == value, key
     checks.check(config)

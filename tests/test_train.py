@@ -179,7 +179,7 @@ def test_pretraining_is_the_same_loop(tmp_path, monkeypatch):
     monkeypatch.setattr(sprites_model, "Size", tiny)
     config = configs.make(
         recipe="pretrain",
-        num_iterations=30,
+        num_iterations=60,
         prompts_per_iteration=16,
         group_size=1,
         mesh={"data": 2},
@@ -194,7 +194,7 @@ def test_pretraining_is_the_same_loop(tmp_path, monkeypatch):
     assert trainer.train(config, tmp_path)
     losses = [row["loss"] for row in read_metrics(tmp_path) if row["kind"] == "train"]
     # Medians: a sample near sigma 0 weighs up to 1 / MIN_SIGMA^2.
-    assert np.median(losses[-15:]) < 0.8 * np.median(losses[:5])
+    assert np.median(losses[-20:]) < 0.8 * np.median(losses[:10])
 
 
 def test_a_reward_that_is_no_number_stops_the_run(weights_file, tmp_path, monkeypatch):
@@ -205,14 +205,14 @@ def test_a_reward_that_is_no_number_stops_the_run(weights_file, tmp_path, monkey
         measured = reward_spread(images, prompts)
         if len(prompts) == 8:  # a rollout, not an evaluation
             calls.append(0)
-        return measured | ({"avg": measured["avg"] * np.nan} if len(calls) > 3 else {})
+        return measured | ({"geneval": measured["geneval"] * np.nan} if len(calls) > 3 else {})
 
     monkeypatch.setattr(
         trainer.assemble,
         "make_reward",
         lambda config: trainer.assemble._on_host(broken),
     )
-    with pytest.raises(UserError, match="^reward: nan of sample 0: must be finite"):
+    with pytest.raises(UserError, match="^reward.geneval: nan of sample 0: must be"):
         trainer.train(tiny_config(weights_file), tmp_path)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["2"]
     assert rows(tmp_path)[-1]["iteration"] == 2

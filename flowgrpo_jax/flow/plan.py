@@ -250,8 +250,8 @@ def branches(
     ends = [k + m + window - 1 for k, m in zip(steps, merge, strict=True)]
     if not steps or min(steps) < 0 or min(merge) < 1 or max(ends) >= num_steps:
         raise UserError(
-            f"sample.branch_steps: {steps}: one or more steps from 0 on whose actions "
-            f"end before the last step, {num_steps - 1}"
+            f"sample.branch_steps: {steps} (or from sample.sde_window_range): must be "
+            f"one or more steps whose actions end at step {num_steps - 1} at the latest"
         )
     if not granularities or min(granularities) < 1:
         raise UserError(f"sample.granularities: {granularities}: at least 1 each")

@@ -12,45 +12,55 @@ RATE = 0.1
 EVERY_UPDATE = rl_update.Ema(0.9, 1)
 
 
-def quadratic(variables, reference, text, element):
-    """(w - x)^2 per slot, so that the gradient is 2 (w - x)."""
-    del reference, text
+def quadratic(variables, text, element):
+    """(w - x)^2 per slot and sibling, so that the gradient is 2 (w - x)."""
+    del text
     loss = (variables["w"] - element) ** 2
     return loss, {"loss": loss, "far_gap": jnp.abs(element)}
 
 
-def gradients(trainable, chunk, weight):
-    elements, prompts = chunk
+def gradients(state, entries):
     return rl_update.local_gradients(
-        quadratic, lambda t: t, trainable, None, elements, weight, lambda p: (), prompts
+        quadratic,
+        lambda batch: batch.reward,  # stands for what an entry points to
+        entries,
+        state.trainable,
+        lambda prompt: (),
     )
 
 
-def run(elements, weights, ema=EVERY_UPDATE):
+def run(elements, weights, ema=EVERY_UPDATE, behaviour=None):
+    """Updates of w from 0; both arrays are [update, batch, slot]."""
     optimizer = optax.sgd(RATE)
-    state = rl_update.init_state({"w": jnp.zeros(())}, optimizer)
-    prompts = jnp.zeros(weights.shape, jnp.int32)
-    return rl_update.update(
-        optimizer, ema, gradients, state, (elements, prompts), weights
+    state = rl_update.init_state({"w": jnp.zeros(())}, optimizer, behaviour is not None)
+    zeros = jnp.zeros(weights.shape, jnp.int32)
+    entries = rl_update.Entries(
+        index=zeros,
+        prompt=zeros,
+        weight=weights[..., None],
+        advantage=weights[..., None],
+        reward=elements[..., None],
+        number=zeros[..., None],
+        draw=zeros,
     )
+    return rl_update.update(optimizer, ema, behaviour, gradients, state, entries)
 
 
 def test_one_step_is_the_weighted_mean_gradient():
-    """Oracle: closed form of SGD on a quadratic, over two microbatches of two steps."""
-    elements = jnp.arange(8.0).reshape(1, 2, 2, 2)  # update, batch, trained, slot
+    """Oracle: closed form of SGD on a quadratic, over two microbatches."""
+    elements = jnp.arange(4.0).reshape(1, 2, 2)  # update, batch, slot
     weights = jnp.array([[[1.0, 0.0], [2.0, 1.0]]])
     state, info = run(elements, weights)
-    each = np.broadcast_to(weights[0][:, None], (2, 2, 2))
-    mean = (each * np.arange(8.0).reshape(2, 2, 2)).sum() / each.sum()
+    mean = (weights * elements).sum() / weights.sum()
     np.testing.assert_allclose(state.trainable["w"], RATE * 2 * mean, rtol=1e-6)
-    expected = (each * np.arange(8.0).reshape(2, 2, 2) ** 2).sum() / each.sum()
+    expected = (weights * elements**2).sum() / weights.sum()
     np.testing.assert_allclose(info["loss"][0], expected, rtol=1e-6)
-    assert info["far_gap"][0] == 7.0
+    assert info["far_gap"][0] == 3.0
 
 
 def test_later_chunks_see_the_earlier_steps():
     """Oracle: closed form, w_2 = w_1 + 2 rate (x - w_1)."""
-    state, _ = run(jnp.ones((2, 1, 1, 1)), jnp.ones((2, 1, 1)))
+    state, _ = run(jnp.ones((2, 1, 1)), jnp.ones((2, 1, 1)))
     first = RATE * 2
     np.testing.assert_allclose(
         state.trainable["w"], first + RATE * 2 * (1 - first), rtol=1e-6
@@ -60,7 +70,7 @@ def test_later_chunks_see_the_earlier_steps():
 
 def test_batches_without_weight_are_not_computed():
     """Oracle: NaN in a skipped microbatch cannot reach anything."""
-    elements = jnp.array([1.0, jnp.nan]).reshape(1, 2, 1, 1)
+    elements = jnp.array([1.0, jnp.nan]).reshape(1, 2, 1)
     state, info = run(elements, jnp.array([1.0, 0.0]).reshape(1, 2, 1))
     np.testing.assert_allclose(state.trainable["w"], 2 * RATE, rtol=1e-6)
     assert np.isfinite(info["loss"]).all()
@@ -68,18 +78,38 @@ def test_batches_without_weight_are_not_computed():
 
 def test_a_chunk_without_weight_changes_nothing():
     """Oracle: an invariance; not even the counters move."""
-    state, _ = run(jnp.ones((1, 1, 1, 1)), jnp.zeros((1, 1, 1)))
+    state, _ = run(jnp.ones((1, 1, 1)), jnp.zeros((1, 1, 1)))
     assert state.trainable["w"] == 0 and state.updates == 0
 
 
 def test_ema_follows_the_official_schedule():
     """Oracle: flow_grpo.md 2.8, decay .470588 at k = 7, only every 8th update."""
-    elements = jnp.ones((8, 1, 1, 1))
-    state, _ = run(elements, jnp.ones((8, 1, 1)), rl_update.Ema(0.9, 8))
+    ones = jnp.ones((8, 1, 1))
+    state, _ = run(ones, ones, rl_update.Ema(0.9, 8))
     reached = 1 - (1 - 2 * RATE) ** 8
     np.testing.assert_allclose(state.ema["w"], (1 - 0.470588) * reached, rtol=1e-5)
-    state, _ = run(elements[:7], jnp.ones((7, 1, 1)), rl_update.Ema(0.9, 8))
+    state, _ = run(ones[:7], ones[:7], rl_update.Ema(0.9, 8))
     assert state.ema["w"] == 0
+
+
+def test_behaviour_policies_follow_the_learner():
+    """Oracle: algorithms.md 14.1 and 14.4 (ramps), 14.8 (copies), closed form."""
+    updates = jnp.arange(1, 1001)
+    first = rl_update.Behaviour(0.0, 0.001, 0, 0.5, 1).keep(updates)
+    np.testing.assert_allclose(
+        np.asarray(first)[[9, 499, 999]], [0.01, 0.5, 0.5], rtol=1e-5
+    )
+    late = rl_update.Behaviour(0.0, 0.0075, 75, 0.999, 1).keep(updates)
+    np.testing.assert_allclose(
+        np.asarray(late)[[73, 74, 174, 999]], [0, 0, 0.75, 0.999], rtol=1e-5
+    )
+
+    ones = jnp.ones((3, 1, 1))
+    copy = rl_update.Behaviour(0.0, 0.0, 0, 0.0, 2)
+    state, _ = run(ones, ones, behaviour=copy)
+    np.testing.assert_allclose(state.behaviour["w"], 1 - (1 - 2 * RATE) ** 2, rtol=1e-6)
+    frozen = rl_update.Behaviour(1.0, 0.0, 0, 1.0, 1)
+    assert run(ones, ones, behaviour=frozen)[0].behaviour["w"] == 0
 
 
 @pytest.mark.parametrize("name, first", [("adamw", 1.0), ("muon", 1 + 0.9 / 1.9)])
