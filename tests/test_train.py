@@ -205,7 +205,9 @@ def test_a_reward_that_is_no_number_stops_the_run(weights_file, tmp_path, monkey
         measured = reward_spread(images, prompts)
         if len(prompts) == 8:  # a rollout, not an evaluation
             calls.append(0)
-        return measured | ({"geneval": measured["geneval"] * np.nan} if len(calls) > 3 else {})
+        return measured | (
+            {"geneval": measured["geneval"] * np.nan} if len(calls) > 3 else {}
+        )
 
     monkeypatch.setattr(
         trainer.assemble,

@@ -30,8 +30,8 @@ class Job(NamedTuple):
 class Steps(NamedTuple):
     """How latents come to be: the parent's row and the two ends of the step.
 
-    A root is its own parent, on a step of no length. `fresh` is 1 for a stochastic
-    step. `before` is the grandparent's row of a second-order step and the parent's row
+    A root is its own parent, on a step of no length: it is its noise. `fresh` is 1
+    for a stochastic step; `noise` is the row of the noise of either. `before` is the grandparent's row of a second-order step and the parent's row
     of any other, `earlier` its sigma (None where a pack has no second-order step).
     """
 
@@ -39,6 +39,7 @@ class Steps(NamedTuple):
     start: Ints
     stop: Ints
     fresh: Floats
+    noise: Ints
     before: Ints | None
     earlier: Ints | None
 
@@ -46,7 +47,6 @@ class Steps(NamedTuple):
 class Noise(NamedTuple):
     """Rows of fresh noise; `counter` is 0 at a root, else 1 + the step it belongs to."""
 
-    row: Ints
     prompt: Ints
     member: Ints
     counter: Ints
@@ -59,9 +59,8 @@ class Tables(NamedTuple):
     prompt: Ints  # [round, slot]
     used: Floats  # [round, slot]: 1, or 0 for an idle slot
     steps: Steps  # [round, slot]
-    noise: Noise  # [noisy]; rows past the end are padding
+    noise: Noise  # [noisy]
     leaf: Steps  # [leaf]
-    leaf_noise: Noise | None  # [leaf], where a last step may be stochastic
     state: Ints  # [state]: row
     start: Ints  # [state]
     stop: Ints  # [state]
@@ -77,7 +76,6 @@ class Shape(NamedTuple):
     states: int
     siblings: int
     second_order: bool
-    stochastic_leaves: bool
 
 
 def shape_of(plans: Sequence[Plan], per_pack: int, microbatch: int) -> Shape:
@@ -87,7 +85,7 @@ def shape_of(plans: Sequence[Plan], per_pack: int, microbatch: int) -> Shape:
     """
     nodes = per_pack * max(len(p.evaluated) for p in plans)
     longest = max(int(p.height.max()) for p in plans)
-    noisy = [np.count_nonzero(_noisy(p)[p.evaluated]) for p in plans]
+    noisy = [np.count_nonzero(p.table[:, 2] != DETERMINISTIC) for p in plans]
     siblings = {p.siblings for p in plans}
     assert len(siblings) == 1, "plans of one run act alike"
     return Shape(
@@ -97,7 +95,6 @@ def shape_of(plans: Sequence[Plan], per_pack: int, microbatch: int) -> Shape:
         states=per_pack * max(len(p.states) for p in plans),
         siblings=siblings.pop(),
         second_order=any(p.table[:, 4].any() for p in plans),
-        stochastic_leaves=any(_noisy(p)[p.leaves].any() for p in plans),
     )
 
 
@@ -149,48 +146,36 @@ class Packer:
         used = 1 + max((int(r.max()) for r in rows), default=-1)
         nodes = [_node_columns(job, row) for job, row in zip(jobs, rows, strict=True)]
         every = {k: _joined([n[k] for n in nodes]) for k in _COLUMNS}
+        noisy = every["noisy"] > 0
+        every["noise"] = np.where(noisy, np.cumsum(noisy) - 1, 0)
         clean = _joined([_is_leaf(p) for p in plans]).astype(bool)
         inner = {k: v[~clean] for k, v in every.items()}
         outer = {k: v[clean] for k, v in every.items()}
 
-        def in_rows(name, fill=0):
-            out = np.full(total, fill, np.int32)
-            out[inner["row"]] = inner[name]
+        def in_rows(values):
+            out = np.zeros(total, np.int32)
+            out[inner["row"]] = values
             return out.reshape(shape.rounds, slots)
 
-        own = np.arange(total, dtype=np.int32).reshape(shape.rounds, slots)
-        parent = own.copy().reshape(-1)
-        parent[inner["row"]] = inner["parent"]
-        mask = np.zeros(total, np.float32)
-        mask[inner["row"]] = 1
-        noisy = inner["noisy"] > 0
-        fresh = in_rows("fresh")
+        def steps(place, columns):
+            second = ("before", "earlier") if shape.second_order else ()
+            names = ("parent", "start", "stop", "fresh", "noise", *second)
+            table = Steps(**dict.fromkeys(Steps._fields))
+            table = table._replace(**{name: place(columns[name]) for name in names})
+            return table._replace(fresh=np.asarray(table.fresh, np.float32))
+
         return Tables(
             rounds=np.int32(-(-used // slots)),
-            prompt=in_rows("prompt"),
-            used=mask.reshape(shape.rounds, slots),
-            steps=Steps(
-                parent.reshape(shape.rounds, slots),
-                in_rows("start"),
-                in_rows("stop"),
-                fresh.astype(np.float32),
-                in_rows("before") if shape.second_order else None,
-                in_rows("earlier") if shape.second_order else None,
+            prompt=in_rows(inner["prompt"]),
+            used=in_rows(1).astype(np.float32),
+            steps=steps(in_rows, inner),
+            noise=Noise(
+                *(
+                    _padded(every[name][noisy], shape.noisy)
+                    for name in ("prompt", "member", "counter")
+                )
             ),
-            noise=_noise(
-                {k: v[noisy] for k, v in inner.items()}, shape.noisy, padding=total
-            ),
-            leaf=Steps(
-                *(_padded(outer[k], shape.leaves) for k in ("parent", "start", "stop")),
-                _padded(outer["fresh"], shape.leaves).astype(np.float32),
-                _padded(outer["before"], shape.leaves) if shape.second_order else None,
-                _padded(outer["earlier"], shape.leaves) if shape.second_order else None,
-            ),
-            leaf_noise=(
-                _noise(outer, shape.leaves, padding=0)
-                if shape.stochastic_leaves
-                else None
-            ),
+            leaf=steps(lambda values: _padded(values, shape.leaves), outer),
             **self._states(jobs, rows, total),
         )
 
@@ -245,19 +230,8 @@ def _node_columns(job: Job, row: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-def _noisy(plan: Plan) -> np.ndarray:
-    return plan.table[:, 2] != DETERMINISTIC
-
-
 def _is_leaf(plan: Plan) -> np.ndarray:
     return plan.table[:, 1] == plan.num_steps
-
-
-def _noise(columns: dict, length: int, padding: int) -> Noise:
-    return Noise(
-        _padded(columns["row"], length, fill=padding),
-        *(_padded(columns[k], length) for k in ("prompt", "member", "counter")),
-    )
 
 
 def _joined(parts: list[np.ndarray]) -> np.ndarray:

@@ -2,8 +2,8 @@
 
 One rollout is one compiled program:
   1. every device goes over its packs (`lax.map`);
-  2. a pack's rows begin as their own fresh noise; in each round one microbatch of them
-     takes its step from where its parents stand, and the network runs once;
+  2. in each round one microbatch of the pack's rows takes its step from where its
+     parents stand, and the network runs once;
   3. leaves take their last step; the trained actions get their log-probs.
 Noise is a pure function of (seed, iteration, prompt, member, step), so neither the
 number of devices nor the size of the microbatch changes a sample's noise.
@@ -187,13 +187,11 @@ def _one_pack(sampler, variables, key, pack: Tables, text_of, shape) -> Rollout:
     rounds, slots = pack.prompt.shape
     empty = jnp.zeros((rounds * slots, *shape))
     noise = fresh_noise(sampler, key, pack.noise, shape)
-    latents = empty.at[pack.noise.row].set(noise, mode="drop")
 
     def one_round(carry):
         number, latents, velocities, count = carry
         steps = jax.tree.map(lambda column: column[number], pack.steps)
-        own = jax.lax.dynamic_slice_in_dim(latents, number * slots, slots)
-        latent = _advance(sampler, latents, velocities, own, steps)
+        latent = _advance(sampler, latents, velocities, noise, steps)
         text = text_of(pack.prompt[number])
         velocity = sampler.velocity(variables, latent, sigmas[steps.stop], *text)
         write = jax.lax.dynamic_update_slice_in_dim
@@ -204,16 +202,12 @@ def _one_pack(sampler, variables, key, pack: Tables, text_of, shape) -> Rollout:
             count + jnp.sum(pack.used[number]),
         )
 
-    start = (jnp.int32(0), latents, empty, jnp.float32(0))
+    start = (jnp.int32(0), empty, empty, jnp.float32(0))
     _, latents, velocities, count = jax.lax.while_loop(
         lambda carry: carry[0] < pack.rounds, one_round, start
     )
 
-    if pack.leaf_noise is None:
-        last = jnp.zeros((pack.leaf.start.shape[0], *shape))
-    else:
-        last = fresh_noise(sampler, key, pack.leaf_noise, shape)
-    clean = _advance(sampler, latents, velocities, last, pack.leaf)
+    clean = _advance(sampler, latents, velocities, noise, pack.leaf)
     transitions = _trained(sampler, pack, latents, velocities, clean)
     return Rollout(transitions, clean, count, pack.rounds)
 
@@ -221,9 +215,12 @@ def _one_pack(sampler, variables, key, pack: Tables, text_of, shape) -> Rollout:
 def _advance(sampler, latents, velocities, noise, steps: Steps) -> Array:
     """Where the steps of one microbatch lead, from their parents' rows."""
     latent, velocity = latents[steps.parent], velocities[steps.parent]
+    fresh = noise[steps.noise]
     reached = draw(
-        sampler, latent, velocity, noise, steps.start, steps.stop, steps.fresh
+        sampler, latent, velocity, fresh, steps.start, steps.stop, steps.fresh
     )
+    begins = (steps.start == steps.stop)[:, None, None, None]
+    reached = jnp.where(begins, fresh, reached)
     if steps.before is None or steps.earlier is None:
         return reached
     sigmas = jnp.asarray(sampler.sigmas, jnp.float32)
