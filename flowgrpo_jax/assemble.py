@@ -1,5 +1,6 @@
 """From names in the config to the things they stand for: model, prompts, rewards."""
 
+import dataclasses
 import functools
 import re
 from collections.abc import Callable
@@ -191,7 +192,7 @@ def make_loss(
     train = config.train
     if train.kl_reference == "guided":
         scale = train.kl_guidance_scale
-        guide = sampler.replace(velocity=guided(model.velocity, scale))
+        guide = dataclasses.replace(sampler, velocity=guided(model.velocity, scale))
     else:
         guide = None
     options = train.objective_options.to_dict()

@@ -13,8 +13,8 @@ from flowgrpo_jax.flow import schedule, transition
 from flowgrpo_jax.rewards import registry
 from flowgrpo_jax.rl import advantage, losses
 
-PLANS = ("all", "subset", "window", "random_window", "progressive_window", "branch")
-PLANS += ("tree", "ode")
+_WINDOWS = ("window", "random_window", "progressive_window")
+PLANS = ("all", "subset", *_WINDOWS, "branch", "tree", "ode")
 _CHOICES: dict[str, Iterable[str]] = {
     "recipe": recipes.RECIPES,
     "dtype": ("float32", "bfloat16"),

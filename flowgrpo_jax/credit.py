@@ -131,7 +131,7 @@ def action_entries(
 
     An action without advantage teaches nothing: it is left out of the mean.
     """
-    columns: dict[str, list] = {"index": [], "pack": [], "prompt": [], "advantage": []}
+    columns: dict[str, list] = {"item": [], "pack": [], "prompt": [], "advantage": []}
     update = []
     in_order = config.train.update_order == "steps"
     parts = steps_in_order([job.plan for job in jobs]) if in_order else 1
@@ -144,7 +144,7 @@ def action_entries(
         first += len(edge_of)
         rank = rank_of_step(made) if in_order else [0] * len(made.states)
         for state, (_, actions) in enumerate(made.states):
-            columns["index"].append(number * states + state)
+            columns["item"].append(number * states + state)
             columns["pack"].append(pack)
             columns["prompt"].append(job.prompt)
             columns["advantage"].append([edges[edge_of[node]] for node in actions])
@@ -156,7 +156,7 @@ def action_entries(
         packed,
         devices,
         config.microbatch,
-        index=flat["index"] + _offset(flat["pack"], packed, devices, states),
+        item=flat["item"] + _offset(flat["pack"], packed, devices, states),
         prompt=flat["prompt"],
         weight=(flat["advantage"] != 0).astype(np.float32),
         advantage=flat["advantage"].astype(np.float32),
@@ -206,7 +206,7 @@ def sample_entries(
         packed,
         devices,
         max(1, config.microbatch // members.shape[1]),
-        index=where + offset,
+        item=where + offset,
         prompt=prompt,
         weight=np.ones(members.shape, np.float32),
         advantage=advantages.reshape(-1)[members].astype(np.float32),
@@ -230,7 +230,7 @@ def scene_entries(
     local = np.arange(packs * microbatch) % (packs // devices * microbatch)
     blank = np.zeros((*lead, 1), np.float32)
     entries = Entries(
-        index=local.reshape(*lead, 1).astype(np.int32),
+        item=local.reshape(*lead, 1).astype(np.int32),
         prompt=rows.reshape(lead),
         weight=mask.reshape(*lead, 1),
         advantage=blank,

@@ -89,9 +89,12 @@ class Planner:
                 whole_anchor=sample.whole_anchor,
             )
         if sample.plan == "tree":
-            trained = plan.fraction(count, train.timestep_fraction)
             made = plan.tree(
-                count, tuple(sample.branch_steps), sample.fanout, steps, trained
+                count,
+                tuple(sample.branch_steps),
+                sample.fanout,
+                steps,
+                plan.fraction(count, train.timestep_fraction),
             )
             if len(made.leaves) != group:
                 raise UserError(
@@ -102,12 +105,11 @@ class Planner:
         trained = [steps] * group
         if sample.plan == "all":
             trained = [plan.fraction(count, train.timestep_fraction)] * group
-        if sample.plan == "subset":
+        elif sample.plan == "subset":
+            share, seed = train.timestep_fraction, config.seed
             trained = [
-                plan.random_subset(
-                    count, train.timestep_fraction, config.seed, iteration, prompt, m
-                )
-                for m in range(group)
+                plan.random_subset(count, share, seed, iteration, prompt, member)
+                for member in range(group)
             ]
         finish: Steps = ()
         if sample.finish_ratio:

@@ -104,7 +104,7 @@ def fetch_transitions(
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), transitions)
 
     def fetch(batch: Entries) -> losses.TransitionElements:
-        stored = jax.tree.map(lambda rows: rows[batch.index], flat)
+        stored = jax.tree.map(lambda rows: rows[batch.item], flat)
         return losses.TransitionElements(stored, batch.advantage)
 
     return fetch
@@ -117,7 +117,7 @@ def fetch_samples(
     flat = clean.reshape(-1, *clean.shape[2:])
 
     def fetch(batch: Entries) -> losses.SampleElements:
-        slots, siblings = batch.index.shape
+        slots, siblings = batch.item.shape
 
         def per_sample(values):
             return jnp.repeat(values, siblings)
@@ -127,7 +127,7 @@ def fetch_samples(
         )
         keys = jax.vmap(jax.random.fold_in)(keys, per_sample(batch.draw))
         return losses.SampleElements(
-            clean=flat[batch.index],
+            clean=flat[batch.item],
             advantage=batch.advantage,
             reward=batch.reward,
             noise_key=keys.reshape(slots, siblings),

@@ -8,15 +8,15 @@ are those of the largest plans, and rounds that are not needed are not run.
 
 import heapq
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Array, Float32, Int32
 
 from flowgrpo_jax.flow.plan import DETERMINISTIC, ROOT, Plan
 
-Ints = Int32[Array | np.ndarray, "..."]
-Floats = Float32[Array | np.ndarray, "..."]
+# int32 and float32, of the host before they are placed on the mesh, then of the device
+Ints = Any
+Floats = Any
 
 
 class Job(NamedTuple):
@@ -203,8 +203,10 @@ class Packer:
         }
 
 
-_COLUMNS = ("row", "prompt", "parent", "start", "stop", "fresh", "before", "earlier")
-_COLUMNS += ("noisy", "member", "counter")
+_COLUMNS = [
+    *("row", "prompt", "parent", "start", "stop", "fresh", "before", "earlier"),
+    *("noisy", "member", "counter"),
+]
 
 
 def _node_columns(job: Job, row: np.ndarray) -> dict[str, np.ndarray]:

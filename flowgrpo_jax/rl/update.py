@@ -15,6 +15,8 @@ import optax
 from flax import struct
 from jaxtyping import Array
 
+# An array of the host before it is placed on the mesh, of the device after.
+Column = Any
 Gradients = Callable[..., tuple[Any, dict[str, Array]]]
 
 
@@ -77,13 +79,13 @@ class Entries(NamedTuple):
     Padding has weight 0.
     """
 
-    index: Array  # [update, batch, slot], of samples [update, batch, slot, sibling]
-    prompt: Array  # [update, batch, slot]
-    weight: Array  # [update, batch, slot, sibling]
-    advantage: Array  # [update, batch, slot, sibling]
-    reward: Array  # [update, batch, slot, sibling]
-    number: Array  # [update, batch, slot, sibling]
-    draw: Array  # [update, batch, slot]
+    item: Column  # [update, batch, slot], of samples [update, batch, slot, sibling]
+    prompt: Column  # [update, batch, slot]
+    weight: Column  # [update, batch, slot, sibling]
+    advantage: Column  # [update, batch, slot, sibling]
+    reward: Column  # [update, batch, slot, sibling]
+    number: Column  # [update, batch, slot, sibling]
+    draw: Column  # [update, batch, slot]
 
 
 def init_state(

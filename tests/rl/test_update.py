@@ -35,7 +35,7 @@ def run(elements, weights, ema=EVERY_UPDATE, behaviour=None):
     state = rl_update.init_state({"w": jnp.zeros(())}, optimizer, behaviour is not None)
     zeros = jnp.zeros(weights.shape, jnp.int32)
     entries = rl_update.Entries(
-        index=zeros,
+        item=zeros,
         prompt=zeros,
         weight=weights[..., None],
         advantage=weights[..., None],
