@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from flax import traverse_util
 from flowgrpo_jax.data import tfds_prompts
 from flowgrpo_jax.data.prompts import Prompt, load_prompts
 from flowgrpo_jax.errors import UserError
-from flowgrpo_jax.flow import rollout, schedule
+from flowgrpo_jax.flow import rollout, schedule, transition
+from flowgrpo_jax.flow.plan import Plan
 from flowgrpo_jax.models.flow_model import FlowModel, Variables, guided
 from flowgrpo_jax.models.text import TextEmbedding
 from flowgrpo_jax.rewards import geneval, registry
@@ -183,6 +184,26 @@ def make_eval_sampler(
         kind="ode",
         noise_level=0.0,
     )
+
+
+def check_actions(sampler: rollout.Sampler, plans: Sequence[Plan]) -> None:
+    """UserError if a trained step adds no noise: it has no likelihood to learn from."""
+    for made in plans:
+        ends = {(made.nodes[n].at, made.nodes[acts[0]].at) for n, acts in made.states}
+        for step, stop in sorted(ends):
+            sigma, sigma_next, options = rollout.step_arguments(
+                sampler, step, stop, 1.0
+            )
+            blank = jnp.zeros(1)
+            drawn = transition.gaussian(
+                sampler.kind, blank, blank, sigma, sigma_next, **options
+            )
+            if not drawn.std > 0:
+                raise UserError(
+                    f"sample.noise_level: the {sampler.kind} step {step} of "
+                    f"{sampler.num_steps} is trained and has no noise: leave it out "
+                    "(train.timestep_fraction, the window) or raise the level"
+                )
 
 
 def make_loss(

@@ -44,6 +44,13 @@ _RANGES: dict[str, tuple[float, float]] = {
     "group_size": (1, math.inf),
     "updates_per_iteration": (1, math.inf),
     "microbatch": (1, math.inf),
+    "sample.noise_correlation": (0, 1),
+    "sample.window_every": (1, math.inf),
+    "sample.window_decay": (0, math.inf),
+    "sample.finish_ratio": (0, 1),
+    "sample.branch_anchors": (1, math.inf),
+    "sample.fanout": (2, math.inf),
+    "sample.probe_steps": (0, math.inf),
     "sample.num_steps": (1, math.inf),
     "sample.eval_num_steps": (1, math.inf),
     "sample.guidance_scale": (0, math.inf),
@@ -56,6 +63,14 @@ _RANGES: dict[str, tuple[float, float]] = {
     "train.max_grad_norm": (0, math.inf),
     "train.beta": (0, math.inf),
     "train.clip_range": (0, math.inf),
+    "train.clip_range_high": (0, math.inf),
+    "train.advantage_ddof": (0, 1),
+    "train.advantage_eps": (0, math.inf),
+    "train.draws": (1, math.inf),
+    "train.behaviour_every": (1, math.inf),
+    "train.kl_floor": (0, 1),
+    "train.ema_beta": (0, math.inf),
+    "train.norm_hinge": (0, math.inf),
     "train.adv_clip_max": (0, math.inf),
     "train.timestep_fraction": (0, 1),
     "train.lora_rank": (1, math.inf),
@@ -99,11 +114,7 @@ def check(config: ml_collections.ConfigDict) -> None:
             f"updates_per_iteration: {config.updates_per_iteration}: must divide "
             f"prompts_per_iteration ({config.prompts_per_iteration})"
         )
-    if config.sample.plan == "branch" and config.sample.init_noise != "shared":
-        raise UserError(
-            f"sample.init_noise: {config.sample.init_noise}: must be shared, since the "
-            "plan branch goes to its stochastic step once for a whole group"
-        )
+    _check_axes(config)
     try:
         re.compile(config.train.parameters)
     except re.error as error:
@@ -115,4 +126,53 @@ def check(config: ml_collections.ConfigDict) -> None:
     if len(window) != 2 or not all(isinstance(step, int) for step in window):
         raise UserError(
             f"sample.sde_window_range: {window}: must be two step numbers, as in (0, 5)"
+        )
+
+
+def _check_axes(config: ml_collections.ConfigDict) -> None:
+    """Combinations of axes that cannot be, however good each of them is."""
+    sample, train = config.sample, config.train
+    if train.objective == "flow_matching":
+        return
+    samples = losses.OBJECTIVES[train.objective].consumes == "samples"
+    if sample.plan in ("branch", "tree") and sample.init_noise != "shared":
+        raise UserError(
+            f"sample.init_noise: {sample.init_noise}: must be shared, since the "
+            f"plan {sample.plan} goes to its stochastic step once for a whole group"
+        )
+    if samples and (sample.plan in ("branch", "tree") or sample.probe_steps):
+        raise UserError(
+            f"sample.plan: {sample.plan}: train.objective {train.objective} learns "
+            "from whole images, one per member: take ode or all, without probe_steps"
+        )
+    if not samples and sample.plan == "ode":
+        raise UserError(
+            f"sample.plan: ode: train.objective {train.objective} learns from "
+            "stochastic steps, and the ODE has none: take all or a window"
+        )
+    if sample.sde_type == "cps" and train.objective in ("guard", "dppo"):
+        raise UserError(
+            f"sample.sde_type: cps: its log-prob has no scale, which train.objective "
+            f"{train.objective} needs: take cps_gaussian"
+        )
+    if samples and train.update_order == "steps":
+        raise UserError(
+            f"train.update_order: steps: train.objective {train.objective} has no "
+            "steps: take chunks"
+        )
+    if (train.backup == "difference") != bool(sample.probe_steps):
+        raise UserError(
+            f"train.backup: {train.backup}: difference and sample.probe_steps "
+            f"({sample.probe_steps}) go together"
+        )
+    if sample.finish_ratio and sample.plan not in _WINDOWS:
+        raise UserError(
+            f"sample.finish_ratio: {sample.finish_ratio}: the plan {sample.plan} has no "
+            f"window to finish after: take one of {', '.join(_WINDOWS)}"
+        )
+    levels = tuple(sample.noise_levels)
+    if levels and len(levels) != sample.num_steps:
+        raise UserError(
+            f"sample.noise_levels: {levels}: must be one for each of the "
+            f"{sample.num_steps} steps"
         )

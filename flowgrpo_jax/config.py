@@ -130,6 +130,7 @@ def base() -> ml_collections.ConfigDict:
                     "final_images_per_task": 100,  # at the start and the end, and
                     # there every held-out prompt at least once
                     "guidance_scale": 4.5,
+                    "sde": True,  # the reward of training's sampler too, and its gap
                     "seed": 0,
                 }
             ),

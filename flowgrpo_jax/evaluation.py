@@ -1,7 +1,8 @@
 """Scores of a model on held-out prompts: the ODE, more steps, fixed noise.
 
 Two columns: guided, as the model is used, and unguided, which shows what learning
-put into the weights themselves.
+put into the weights themselves. Beside them `eval_sde_gap`: how much more reward the
+stochastic sampler of training gets than the ODE (arXiv 2510.10767).
 """
 
 from collections.abc import Mapping, Sequence
@@ -40,6 +41,9 @@ def evaluation_set(
     return np.concatenate(chosen), np.concatenate(members)
 
 
+_STOCHASTIC = "eval_sde_"
+
+
 class Evaluator:
     """Evaluates weights on one prompt list; compiles once per column."""
 
@@ -60,9 +64,19 @@ class Evaluator:
         if config.eval.guidance_scale != 1.0:
             scales["eval_unguided_"] = 1.0
         self._columns = tuple(scales)
+        samplers = {
+            name: assemble.make_eval_sampler(config, model, scale)
+            for name, scale in scales.items()
+        }
+        if config.eval.sde and config.sample.plan != "ode":
+            samplers[_STOCHASTIC] = assemble.make_sampler(config, model)
+            # The deterministic column that it is compared with guides alike, if any.
+            alike = [n for n, s in scales.items() if s == config.sample.guidance_scale]
+            self._deterministic = (alike or self._columns)[0]
+        self._has_gap = _STOCHASTIC in samplers
         texts = [prompt.text for prompt in prompts]
         self._pipeline = Pipeline(
-            config, model, mesh, variable_specs, texts, text, scales
+            config, model, mesh, variable_specs, texts, text, samplers
         )
 
     def set_text(self, text: assemble.TextTable) -> None:
@@ -82,6 +96,12 @@ class Evaluator:
             scores |= summarize(measured, prompts, prefix)
             monitored = self._monitor(images, prompt)
             scores |= {f"{prefix}{name}": value for name, value in monitored.items()}
+        if self._has_gap:
+            images = self._pipeline.images(variables, prompt, member, _STOCHASTIC)
+            reward = float(np.mean(self._reward(images, prompts)["avg"]))
+            scores["eval_sde_reward_avg"] = reward
+            gap = reward - scores[f"{self._deterministic}reward_avg"]
+            scores["eval_sde_gap"] = gap
         return scores
 
     def images(

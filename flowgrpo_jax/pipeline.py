@@ -1,4 +1,4 @@
-"""From weights and prompts to images: the ODE, fixed noise, one compiled program."""
+"""From weights and prompts to images: fixed noise, one program per sampler."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 
 from flowgrpo_jax import assemble, programs
 from flowgrpo_jax.errors import UserError
-from flowgrpo_jax.flow import packing, plan
+from flowgrpo_jax.flow import packing, plan, rollout
 from flowgrpo_jax.models.flow_model import FlowModel
 from flowgrpo_jax.runtime import mesh as meshes
 
@@ -34,7 +34,7 @@ class Pipeline:
         variable_specs: Any,
         texts: Sequence[str],
         table: assemble.TextTable,
-        guidance_scales: Mapping[str, float],
+        samplers: Mapping[str, rollout.Sampler],
     ):
         self._config, self._mesh, self._texts = config, mesh, list(texts)
         self.set_text(table)
@@ -43,16 +43,11 @@ class Pipeline:
         )
         self._rollouts = {
             name: programs.make_rollout(
-                mesh,
-                variable_specs,
-                assemble.make_eval_sampler(config, model, scale),
-                model.latent_shape,
+                mesh, variable_specs, sampler, model.latent_shape
             )
-            for name, scale in guidance_scales.items()
+            for name, sampler in samplers.items()
         }
-        self._plan = plan.chains(config.sample.eval_num_steps, (), ((),))
-        shape = packing.shape_of([self._plan], config.microbatch, config.microbatch)
-        self._packer = packing.Packer(shape, config.microbatch)
+        self._plans = {name: _every_step(one) for name, one in samplers.items()}
 
     def set_text(self, table: assemble.TextTable) -> None:
         """Take the prompts' embeddings (again, when the text encoder has moved)."""
@@ -65,7 +60,7 @@ class Pipeline:
         variables: Any,
         prompt: Int[np.ndarray, " sample"],
         member: Int[np.ndarray, " sample"],
-        guidance: str,
+        sampler: str,
     ) -> Float[np.ndarray, "sample height width channel"]:
         """Images in [0, 1] of these prompt numbers and members.
 
@@ -73,12 +68,14 @@ class Pipeline:
         get the same. UserError if the weights give no finite images.
         """
         mesh, config = self._mesh, self._config
+        one, count = self._plans[sampler], config.microbatch
         jobs = [
-            packing.Job(int(p), self._plan, int(m))
+            packing.Job(int(p), one, int(m))
             for p, m in zip(prompt, member, strict=True)
         ]
-        packed = packing.pack_all(self._packer, jobs, config.microbatch, mesh.size)
-        made = self._rollouts[guidance](
+        packer = packing.Packer(packing.shape_of([one], count, count), count)
+        packed = packing.pack_all(packer, jobs, count, mesh.size)
+        made = self._rollouts[sampler](
             variables,
             meshes.random_key(mesh, config.eval.seed),
             meshes.place(packed.tables, programs.PACKS, mesh),
@@ -93,3 +90,10 @@ class Pipeline:
                 "damaged or the run has diverged: take earlier ones"
             )
         return images
+
+
+def _every_step(sampler: rollout.Sampler) -> plan.Plan:
+    """One image from its own noise; every step stochastic unless it is the ODE."""
+    count = sampler.num_steps
+    stochastic = () if sampler.kind == "ode" else tuple(range(count))
+    return plan.chains(count, stochastic, ((),))

@@ -411,6 +411,7 @@ RECIPES: dict[str, Recipe] = {
         paper="rectified flow, arXiv 2403.03206",
         when="to make a base model from captioned scenes; no reward",
         values={
+            "sample.plan": "ode",
             "train.objective": "flow_matching",
             "train.optimizer": "muon",
             "train.trains_text": True,

@@ -139,9 +139,10 @@ def with_options(
 
 def sample(config, restored, texts: Sequence[str], num_images: int) -> np.ndarray:
     """Images [prompt, member, height, width, 3] in [0, 1] of a `restore.Restored`."""
-    from flowgrpo_jax import restore
+    from flowgrpo_jax import assemble, restore
     from flowgrpo_jax.pipeline import Pipeline
 
+    scale = config.eval.guidance_scale
     placed = restore.place(restored, texts)
     pipeline = Pipeline(
         config,
@@ -150,10 +151,10 @@ def sample(config, restored, texts: Sequence[str], num_images: int) -> np.ndarra
         placed.specs,
         texts,
         placed.text,
-        {"guided": config.eval.guidance_scale},
+        {"ode": assemble.make_eval_sampler(config, restored.model, scale)},
     )
     prompt, member = np.divmod(np.arange(len(texts) * num_images), num_images)
-    images = pipeline.images(placed.variables, prompt, member, "guided")
+    images = pipeline.images(placed.variables, prompt, member, "ode")
     return images.reshape(len(texts), num_images, *images.shape[1:])
 
 

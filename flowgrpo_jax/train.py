@@ -201,6 +201,7 @@ class Run:
         if self.pretraining:
             self._encode = programs.make_scene_encoder(mesh, model.autoencoder.encode)
         else:
+            assemble.check_actions(sampler, self._planner.kinds)
             self._rollout = programs.make_rollout(
                 mesh,
                 self._variables_specs(),

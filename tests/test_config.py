@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from flowgrpo_jax import checks, recipes
+from flowgrpo_jax import assemble, checks, recipes
 from flowgrpo_jax import config as configs
 from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.planner import Planner
 
 
 def test_the_last_word_wins():
@@ -80,10 +81,43 @@ def test_a_config_survives_the_workdir():
         configs.from_json(held)
 
 
-def test_a_branch_needs_a_shared_start():
+@pytest.mark.parametrize(
+    "recipe, values, line",
+    [
+        ("flow_grpo", {"sample__plan": "branch"}, "sample.init_noise: independent: mu"),
+        ("flow_grpo", {"sample__plan": "ode"}, "sample.plan: ode: train.objective ppo"),
+        ("flow_cps", {"train__objective": "guard"}, "sample.sde_type: cps: its log-pr"),
+        ("flow_cps", {"train__objective": "dppo"}, "sample.sde_type: cps: its log-pro"),
+        ("g2rpo", {"train__objective": "nft"}, "sample.plan: branch: train.objective "),
+        ("awm", {"train__update_order": "steps"}, "train.update_order: steps: train.o"),
+        ("dense_grpo", {"sample__probe_steps": 0}, "train.backup: difference: differe"),
+        ("flow_grpo", {"sample__finish_ratio": 0.4}, "sample.finish_ratio: 0.4: the p"),
+        ("flow_grpo", {"sample__noise_levels": (1.0,)}, "sample.noise_levels: .1.0,.:"),
+        ("flow_grpo", {"group_size": 1}, "group_size: 1: must be at least 2"),
+        ("flow_grpo", {"train__draws": 0}, "train.draws: 0: must be at least 1"),
+    ],
+)
+def test_axes_that_cannot_be_together(recipe, values, line):
     """Oracle: the line, by hand."""
-    with pytest.raises(UserError, match="^sample.init_noise: independent: must be sh"):
-        checks.check(configs.make(sample__plan="branch"))
+    with pytest.raises(UserError, match=f"^{line}"):
+        checks.check(configs.make(recipe=recipe, **values))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"sample__noise_level": 0.0},
+        {"recipe": "flow_cps", "train__timestep_fraction": 1.0},
+        {"recipe": "flow_grpo_fast", "sample__sde_window_range": (7, 10)},
+    ],
+)
+def test_a_step_without_noise_is_not_trained(values):
+    """Oracle: the line, by hand; CPS's last step is always deterministic."""
+    config = configs.make(**values)
+    model, _ = assemble.load_model(config)
+    sampler = assemble.make_sampler(config, model)
+    with pytest.raises(UserError, match="^sample.noise_level: the .* is trained and"):
+        assemble.check_actions(sampler, Planner(config, 1).kinds)
 
 
 @pytest.mark.parametrize("name", sorted(set(recipes.RECIPES) - {"pretrain"}))

@@ -1,0 +1,200 @@
+"""Every recipe on the embedded world, under one budget of network evaluations.
+
+Command: python benchmarks/arena.py --recipes=flow_grpo,g2rpo --seeds=42,43,44
+A training pass (forward and backward) counts as three evaluations, every fixed policy
+that a loss asks as one. Iterations of all recipes cost about the same, so prompts per
+iteration differ. The learning rate and what learns are those of configs/geneval.py
+for all. Runs that docs/arena.json holds are not made again; the table and the curves
+are written anew from it.
+"""
+
+import json
+import statistics
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import app, flags
+
+from flowgrpo_jax import assemble, credit, recipes, train
+from flowgrpo_jax import config as configs
+from flowgrpo_jax.planner import Planner
+from flowgrpo_jax.rl import losses
+from flowgrpo_jax.runtime import platform
+from flowgrpo_jax.runtime.charts import Series, chart
+from flowgrpo_jax.runtime.metrics import read_metrics
+
+ROWS = [name for name in recipes.RECIPES if name != "pretrain"]
+_RECIPES = flags.DEFINE_list("recipes", ROWS, "Rows that take part.")
+_SEEDS = flags.DEFINE_list("seeds", ["42", "43", "44"], "One run each.")
+_BUDGET = flags.DEFINE_integer("budget", 150_000, "Network evaluations of a run.")
+_ITERATION = flags.DEFINE_integer("iteration", 3_000, "And of one iteration, about.")
+_RESULTS = flags.DEFINE_string("results", "docs/arena.json", "Where runs are kept.")
+
+ACCURACY, DIVERSITY = "eval_overall_accuracy", "eval_diversity"
+BACKWARD = 3  # a forward and a backward pass, in forward passes
+EVALUATIONS = 4  # during a run, the last one included
+
+
+def config_of(recipe: str, seed: int, prompts: int = 2, iterations: int = 1):
+    """The embedded world's task with the row of a recipe."""
+    return configs.make(
+        recipe=recipe,
+        task={
+            "group_size": 16,
+            "sample.guidance_scale": 1.0,
+            "reward_options": {"geneval": {"extra_object_penalty": 0.35}},
+            "train.use_lora": False,
+            "train.parameters": "add_|context|time_text",
+            "train.learning_rate": 2e-4,
+            "train.adam_eps": 1e-10,
+            "train.weight_decay": 0.0,
+        },
+        seed=seed,
+        num_iterations=iterations,
+        prompts_per_iteration=prompts,
+        checkpoint__every=10_000,
+        log__tensorboard=False,
+        eval__guidance_scale=1.0,
+        eval__images_per_task=50,
+        eval__every=max(1, iterations // EVALUATIONS),
+        sample__eval_num_steps=20,
+    )
+
+
+def price(config) -> tuple[float, float]:
+    """(network evaluations, trained passes) of an iteration, per prompt."""
+    planner = Planner(config, devices=1)
+    jobs = planner.jobs(0)
+    packed = planner.pack(jobs)
+    plans = [job.plan for job in jobs]
+    rollout = sum(len(made.evaluated) for made in plans)
+    objective = losses.OBJECTIVES[config.train.objective]
+    if objective.consumes == "transitions":
+        edges = np.ones(sum(len(made.trained) for made in plans))
+        entries = credit.action_entries(config, jobs, packed, edges, 1)
+        passes = entries.weight.any(-1).sum()
+    else:
+        rewards = np.tile(np.arange(config.group_size, dtype=float), (len(jobs), 1))
+        entries = credit.sample_entries(
+            config, packed, rewards, rewards, objective.together, 1
+        )
+        passes = entries.weight.sum()
+    asked = assemble.fixed_policies(config) - {"old_velocity"}
+    each = BACKWARD + len(asked)
+    return (rollout + passes * each) / len(jobs), passes / len(jobs)
+
+
+def settle(recipe: str, seed: int):
+    """(config, evaluations of an iteration) that fit the budget."""
+    updates = config_of(recipe, seed).updates_per_iteration
+    per_prompt, _ = price(config_of(recipe, seed, prompts=updates))
+    prompts = max(1, round(_ITERATION.value / per_prompt / updates)) * updates
+    iterations = max(EVALUATIONS, round(_BUDGET.value / (prompts * per_prompt)))
+    return config_of(recipe, seed, prompts, iterations), prompts * per_prompt
+
+
+def run(recipe: str, seed: int) -> dict:
+    """One run; its curve over the budget."""
+    config, cost = settle(recipe, seed)
+    with tempfile.TemporaryDirectory() as folder:
+        assert train.train(config, folder)
+        rows = read_metrics(folder)
+    evals = [row for row in rows if row["kind"] == "eval"]
+    steps = [row for row in rows if row["kind"] == "train"]
+    phases = ("time/rollout", "time/reward", "time/update")
+    return {
+        "recipe": recipe,
+        "seed": seed,
+        "budget": _BUDGET.value,
+        "prompts_per_iteration": config.prompts_per_iteration,
+        "iterations": config.num_iterations,
+        "evaluations_per_iteration": round(cost),
+        "evaluations": [round(row["iteration"] * cost) for row in evals],
+        "accuracy": [row[ACCURACY] for row in evals],
+        "diversity": [row[DIVERSITY] for row in evals],
+        "seconds": round(sum(row[phase] for row in steps for phase in phases), 1),
+        "occupancy": round(statistics.mean(row["nfe_occupancy"] for row in steps), 3),
+    }
+
+
+def report(results: Sequence[dict], folder: Path) -> None:
+    """Write the table and the curves: docs/arena.md, docs/arena.html."""
+    images = 521  # held-out prompts, once each
+    by_recipe: dict[str, list[dict]] = {}
+    for one in results:
+        by_recipe.setdefault(one["recipe"], []).append(one)
+    base = statistics.mean(one["accuracy"][0] for one in results)
+    error = 2 * (2 * base * (1 - base) / images) ** 0.5
+    lines = [
+        "# Arena: every recipe on the embedded world",
+        "",
+        "Written by `python benchmarks/arena.py`; the runs are in arena.json. GenEval "
+        "accuracy of unguided images",
+        f"on {images} held-out prompts, 20 steps, EMA weights where the recipe has "
+        f"them. The base scores {100 * base:.1f}.",
+        f"Budget: {results[0]['budget']:,} network evaluations a run, training passes "
+        "counted three times. Two standard",
+        f"errors of a difference of two scores are {100 * error:.1f} points; `gain` is "
+        "against the base.",
+        "",
+        "| recipe | accuracy, mean (std) | gain | above 2 errors | diversity | "
+        "iterations x prompts | seconds | seeds |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    order = sorted(
+        by_recipe,
+        key=lambda name: -statistics.mean(r["accuracy"][-1] for r in by_recipe[name]),
+    )
+    for name in order:
+        runs = by_recipe[name]
+        last = [100 * one["accuracy"][-1] for one in runs]
+        spread = statistics.stdev(last) if len(last) > 1 else float("nan")
+        gain = statistics.mean(last) - 100 * base
+        needed = 100 * error * ((1 + 1 / len(runs)) / 2) ** 0.5
+        diversity = statistics.mean(one["diversity"][-1] for one in runs)
+        lines.append(
+            f"| {name} | {statistics.mean(last):.1f} ({spread:.1f}) | {gain:+.1f} | "
+            f"{'yes' if gain > needed else 'no'} | {diversity:.3f} | "
+            f"{runs[0]['iterations']} x {runs[0]['prompts_per_iteration']} | "
+            f"{statistics.mean(one['seconds'] for one in runs):.0f} | {len(runs)} |"
+        )
+    (folder / "arena.md").write_text("\n".join(lines) + "\n")
+    curves = []
+    for name in order:
+        runs = by_recipe[name]
+        count = min(len(one["evaluations"]) for one in runs)
+        points = [
+            (
+                runs[0]["evaluations"][k],
+                statistics.mean(one["accuracy"][k] for one in runs),
+            )
+            for k in range(count)
+        ]
+        curves.append(
+            chart(name, [Series("accuracy", points)], "evaluations", percent=True)
+        )
+    (folder / "arena.html").write_text("<!doctype html>\n" + "\n".join(curves))
+
+
+def main(_):
+    path = Path(_RESULTS.value)
+    results = json.loads(path.read_text()) if path.exists() else []
+    done = {(one["recipe"], one["seed"], one["budget"]) for one in results}
+    for seed in map(int, _SEEDS.value):
+        for recipe in _RECIPES.value:
+            if (recipe, seed, _BUDGET.value) in done:
+                continue
+            results.append(run(recipe, seed))
+            path.write_text(json.dumps(results, indent=1) + "\n")
+            report(results, path.parent)
+            print(json.dumps(results[-1]), flush=True)
+    report(results, path.parent)
+
+
+if __name__ == "__main__":
+    platform.configure()
+    jax.config.update("jax_compilation_cache_dir", tempfile.mkdtemp())
+    app.run(main)
