@@ -36,9 +36,9 @@ class Transitions:
 
 @struct.dataclass
 class Rollout:
-    """What a rollout gives, by pack."""
+    """What a rollout gives, by pack; no transitions where no action is trained."""
 
-    transitions: Transitions
+    transitions: Transitions | None
     clean: Float[Array, "*pack leaf height width channel"]
     evaluations: Float[Array, "*pack"]  # of the network, counted as it ran
     rounds: Int[Array, "*pack"]
@@ -237,7 +237,9 @@ def _advance(sampler, latents, velocities, noise, steps: Steps) -> Array:
     return jnp.where(curved, second, reached)
 
 
-def _trained(sampler, pack: Tables, latents, velocities, clean) -> Transitions:
+def _trained(sampler, pack: Tables, latents, velocities, clean) -> Transitions | None:
+    if not pack.state.size:
+        return None
     rows = latents.shape[0]
     latent, velocity = latents[pack.state], velocities[pack.state]
     inside = jnp.minimum(pack.action, rows - 1)
