@@ -36,6 +36,19 @@ setup(
         "cuda": ["jax[cuda13]>=0.10.2,<0.12"],
         "tpu": ["jax[tpu]>=0.10.2,<0.12"],
         "wandb": ["wandb"],
-        "test": ["beartype", "import-linter", "mypy", "pytest", "pytest-xdist", "ruff"],
+        # torch (its CPU build where the index has one), diffusers and transformers are
+        # oracles: the package itself imports none of their networks.
+        "test": [
+            "beartype",
+            "diffusers==0.42.1",
+            "import-linter",
+            "mypy",
+            "peft",
+            "pytest",
+            "pytest-xdist",
+            "ruff",
+            "torch==2.13.0",
+            "transformers>=5",
+        ],
     },
 )
