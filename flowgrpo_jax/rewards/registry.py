@@ -1,5 +1,6 @@
 """Rewards by name, and the weighted sum of several."""
 
+import importlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,7 +32,22 @@ def _geneval(context: Context, **options: Any) -> Reward:
     return GenEval(context.detector, **options)
 
 
-REWARDS: dict[str, Callable[..., Reward]] = {"geneval": _geneval}
+def _imported(module: str, factory: str) -> Callable[..., Reward]:
+    """A factory of another file of this folder, imported when it is asked for."""
+
+    def make_one(context: Context, **options: Any) -> Reward:
+        imported = importlib.import_module(f"flowgrpo_jax.rewards.{module}")
+        return getattr(imported, factory)(context, **options)
+
+    return make_one
+
+
+# name -> factory: (context, keyword options) -> reward
+REWARDS: dict[str, Callable[..., Reward]] = {
+    "geneval": _geneval,
+    "jpeg_compressibility": _imported("jpeg", "compressibility"),
+    "jpeg_incompressibility": _imported("jpeg", "incompressibility"),
+}
 
 
 def make(name: str, context: Context = Context()) -> Reward:

@@ -52,7 +52,7 @@ def test_avg_is_the_weighted_sum(brightness, numpy):
 
 def test_wrong_requests():
     """Oracle: the message names the key `reward`, the value and what is allowed."""
-    with pytest.raises(UserError, match="^reward: pixscore: must be one of geneval$"):
+    with pytest.raises(UserError, match="^reward: pixscore: must be one of geneval, "):
         combine({"pixscore": 1.0})
     with pytest.raises(UserError, match="^reward: {}: .*geneval"):
         combine({})
