@@ -61,7 +61,36 @@ def make(name: str, context: Context = Context()) -> Reward:
         raise UserError(f"reward: {name}: options {dict(options)}: {error}") from error
 
 
-def combine(weights: Mapping[str, float | int], context: Context = Context()) -> Reward:
+@dataclass(frozen=True)
+class Combined:
+    """Several rewards as one: all that they measure, and "avg", their weighted sum."""
+
+    rewards: Mapping[str, Reward]
+    weights: Mapping[str, float | int]
+
+    def __call__(
+        self, images: Images, prompts: Sequence[Prompt]
+    ) -> dict[str, np.ndarray]:
+        return self.merge(
+            {name: reward(images, prompts) for name, reward in self.rewards.items()}
+        )
+
+    def merge(
+        self, measured: Mapping[str, Mapping[str, np.ndarray]]
+    ) -> dict[str, np.ndarray]:
+        """One table from what each reward measured of the same images."""
+        results: dict[str, np.ndarray] = {}
+        for name in self.rewards:
+            if clash := set(measured[name]) & {*results, "avg"}:
+                raise ValueError(f"reward {name} measures {clash} a second time")
+            results.update(measured[name])
+        avg = sum(weight * results[name] for name, weight in self.weights.items())
+        return {**results, "avg": np.asarray(avg, dtype=np.float32)}
+
+
+def combine(
+    weights: Mapping[str, float | int], context: Context = Context()
+) -> Combined:
     """All measurements of the weighted rewards and "avg", their weighted sum.
 
     Raises UserError for no rewards, an unknown one, or a weight that is no number.
@@ -71,16 +100,4 @@ def combine(weights: Mapping[str, float | int], context: Context = Context()) ->
     for name, weight in weights.items():
         if not math.isfinite(weight):
             raise UserError(f"reward: {name}: weight {weight}: must be finite")
-    rewards = {name: make(name, context) for name in weights}
-
-    def combined(images: Images, prompts: Sequence[Prompt]) -> dict[str, np.ndarray]:
-        results: dict[str, np.ndarray] = {}
-        for name, reward in rewards.items():
-            measured = reward(images, prompts)
-            if clash := set(measured) & {*results, "avg"}:
-                raise ValueError(f"reward {name} measures {clash} a second time")
-            results.update(measured)
-        avg = sum(weight * results[name] for name, weight in weights.items())
-        return {**results, "avg": np.asarray(avg, dtype=np.float32)}
-
-    return combined
+    return Combined({name: make(name, context) for name in weights}, dict(weights))
