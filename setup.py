@@ -19,6 +19,7 @@ setup(
         "array_record",
         "clu",
         "flax>=0.12.8",
+        "huggingface_hub",
         "jax>=0.10.2,<0.12",  # the versions that the tests have passed on
         "jaxtyping",
         "ml_collections",
