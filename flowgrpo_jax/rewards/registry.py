@@ -47,6 +47,7 @@ REWARDS: dict[str, Callable[..., Reward]] = {
     "geneval": _geneval,
     "jpeg_compressibility": _imported("jpeg", "compressibility"),
     "jpeg_incompressibility": _imported("jpeg", "incompressibility"),
+    "ocr": _imported("ocr", "make"),
 }
 
 

@@ -1,0 +1,191 @@
+"""The reward "ocr": how well the text that a prompt puts in quotes can be read.
+
+Scoring as Flow-GRPO (arXiv 2505.05470): edit distance between what is wanted and all
+that is read, without case and spaces. That distance moves by whole letters, and not at all
+while the wrong ones are read; the score "ctc" asks the recogniser how probable the
+wanted text is, which moves with every pixel of a line once the detector has found one.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from flowgrpo_jax.data.prompts import Prompt
+from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.rewards.detection import Images
+from flowgrpo_jax.rewards.registry import Context, Reward
+
+SCORES = ("edit", "ctc")
+BLANK = ""  # the symbol of CTC that stands for no character
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of text: what it says, confidence in [0, 1], and the recogniser's view.
+
+    `probabilities` are those of `symbols` in every frame, before CTC's collapse.
+    """
+
+    text: str
+    confidence: float
+    probabilities: Float[np.ndarray, "frame symbol"] = field(compare=False, repr=False)
+    symbols: tuple[str, ...] = field(compare=False, repr=False)
+
+
+# images -> the lines of each, in reading order
+Reader = Callable[[Images], Sequence[Sequence[Line]]]
+
+
+class OCR:
+    """Scores each image by the text that a reader finds in it.
+
+    Args:
+      reader: finds the lines of images.
+      score: "edit" or "ctc"; see `similarity` and `readability`.
+      min_confidence: lines below it are not read. The reference reads all of them, and
+        so rewards letters that are hardly there.
+    """
+
+    def __init__(
+        self, reader: Reader, score: str = "edit", min_confidence: float = 0.0
+    ):
+        if score not in SCORES:
+            raise UserError(
+                f"reward: ocr: score {score}: must be one of {', '.join(SCORES)}"
+            )
+        if not 0 <= min_confidence <= 1:
+            raise UserError(
+                f"reward: ocr: min_confidence {min_confidence}: must be in [0, 1]"
+            )
+        self.reader = reader
+        self.score = score
+        self.min_confidence = min_confidence
+
+    def __call__(
+        self, images: Images, prompts: Sequence[Prompt]
+    ) -> dict[str, Float[np.ndarray, " image"]]:
+        """ "ocr" is the reward, "ocr_exact" 1 where the wanted text is read as it is.
+
+        With the score "ctc" the edit score stands beside it as "ocr_edit". UserError
+        for a prompt without a quoted text.
+        """
+        wanted = [target(prompt.text) for prompt in prompts]
+        found = [
+            [line for line in lines if line.confidence >= self.min_confidence]
+            for lines in self.reader(images)
+        ]
+        pairs = list(zip(wanted, found, strict=True))
+        edit = np.array([similarity(t, _joined(lines)) for t, lines in pairs])
+        measured = {"ocr": edit, "ocr_exact": (edit == 1).astype(np.float64)}
+        if self.score == "ctc":
+            measured["ocr_edit"] = edit
+            measured["ocr"] = np.array([readability(t, lines) for t, lines in pairs])
+        return measured
+
+
+def make(
+    context: Context,
+    score: str = "edit",
+    min_confidence: float = 0.0,
+    threads: int = 0,
+) -> Reward:
+    """The reward with the OCR engine of the extra `ocr`; `threads` 0 is one a core."""
+    from flowgrpo_jax.rewards import ocr_engine
+
+    return OCR(ocr_engine.PaddleReader(threads), score, min_confidence)
+
+
+def target(prompt: str) -> str:
+    """What stands between the first pair of double quotes; UserError if nothing does."""
+    parts = prompt.split('"')
+    if len(parts) < 3 or not folded(parts[1]):
+        raise UserError(
+            f"reward: ocr: prompt {prompt!r}: must have the text that is to be drawn "
+            'in double quotes, as in: a sign that says "open"'
+        )
+    return parts[1]
+
+
+def folded(text: str) -> str:
+    """Without spaces and case, as the score compares texts."""
+    return text.replace(" ", "").lower()
+
+
+def similarity(wanted: str, read: str) -> float:
+    """1 - edit distance / length of `wanted`, in [0, 1]; 1 if `read` contains it."""
+    wanted, read = folded(wanted), folded(read)
+    if wanted in read:
+        return 1.0
+    return 1 - min(edit_distance(wanted, read), len(wanted)) / len(wanted)
+
+
+def edit_distance(a: str, b: str) -> int:
+    """Levenshtein's: the least number of insertions, deletions and replacements."""
+    row = list(range(len(b) + 1))
+    for i, mine in enumerate(a, start=1):
+        previous, row = row, [i]
+        for j, other in enumerate(b, start=1):
+            changed = previous[j - 1] + (mine != other)
+            row.append(min(changed, previous[j] + 1, row[-1] + 1))
+    return row[-1]
+
+
+def readability(wanted: str, lines: Sequence[Line], floor: float = -10.0) -> float:
+    """How probable the wanted text is to the recogniser, in [0, 1].
+
+    The log-probability per character, of the best line or of all lines as one, from
+    `floor` (0, also without any line) to certainty (1).
+    """
+    views = [_view(folded(wanted), line) for line in lines]
+    if not views:
+        return 0.0
+    whole = np.concatenate(views)
+    labels = np.unique(list(folded(wanted)), return_inverse=True)[1] + 1
+    best = max(ctc_log_probability(view, labels) for view in [*views, whole])
+    return 1 - max(best / len(labels), floor) / floor
+
+
+def ctc_log_probability(
+    log_probs: Float[np.ndarray, "frame symbol"], labels: Int[np.ndarray, " label"]
+) -> float:
+    """log p(labels) over all alignments (Graves et al. 2006); symbol 0 is blank."""
+    states = np.zeros(2 * len(labels) + 1, int)
+    states[1::2] = labels
+    # From two states back only to another label: equal ones need a blank between.
+    may_skip = np.zeros(len(states), bool)
+    may_skip[2:] = (states[2:] != 0) & (states[2:] != states[:-2])
+    forward = np.full(len(states), -np.inf)
+    forward[:2] = log_probs[0, states[:2]]
+    for frame in log_probs[1:]:
+        one_back = np.concatenate([[-np.inf], forward[:-1]])
+        two_back = np.concatenate([[-np.inf, -np.inf], forward[:-2]])
+        two_back = np.where(may_skip, two_back, -np.inf)
+        stays = np.logaddexp(forward, one_back)
+        forward = np.logaddexp(stays, two_back) + frame[states]
+    return float(np.logaddexp(forward[-1], forward[-2]))
+
+
+def _joined(lines: Sequence[Line]) -> str:
+    return "".join(line.text for line in lines)
+
+
+def _view(wanted: str, line: Line) -> Float[np.ndarray, "frame symbol"]:
+    """Log-probabilities of blank and of the wanted characters, in order, any case."""
+    columns = _columns(line.symbols)
+    names = [BLANK, *sorted(set(wanted))]
+    frames = line.probabilities.astype(np.float64)
+    mass = [frames[:, columns.get(name, [])].sum(1) for name in names]
+    with np.errstate(divide="ignore"):
+        return np.log(np.stack(mass, axis=1))
+
+
+@functools.lru_cache(maxsize=4)
+def _columns(symbols: tuple[str, ...]) -> dict[str, list[int]]:
+    """Columns of each character without case; a space is as good as a blank."""
+    columns: dict[str, list[int]] = {}
+    for column, symbol in enumerate(symbols):
+        columns.setdefault(folded(symbol), []).append(column)
+    return columns
