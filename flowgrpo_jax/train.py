@@ -20,16 +20,13 @@ from typing import Any
 import jax
 import ml_collections
 import numpy as np
-import optax
 
 from flowgrpo_jax import assemble, checks, credit, evaluation, programs
 from flowgrpo_jax import config as configs
 from flowgrpo_jax.data import prompts as prompt_data
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.flow import packing
-from flowgrpo_jax.models.flow_model import Variables, overlay, without
-from flowgrpo_jax.planner import Planner
-from flowgrpo_jax.rl import losses
+from flowgrpo_jax.models.flow_model import Variables, overlay
 from flowgrpo_jax.rl import update as rl_update
 from flowgrpo_jax.runtime import images as grids
 from flowgrpo_jax.runtime import mesh as meshes
@@ -40,6 +37,7 @@ from flowgrpo_jax.runtime.progress import GracefulStop, Progress
 from flowgrpo_jax.runtime.workdir import atomic_write, open_workdir
 from flowgrpo_jax.sprites import model as sprites_model
 from flowgrpo_jax.sprites import pretraining
+from flowgrpo_jax.workload import Workload
 
 SAMPLES = 48  # images on the contact sheet, the same noise every time
 
@@ -139,31 +137,33 @@ class Run:
 
     def __init__(self, config: ml_collections.ConfigDict):
         self.config = config
-        self.pretraining = config.train.objective == "flow_matching"
         self.mesh = meshes.make_mesh(config.mesh.to_dict())
         self.model, self._loaded = assemble.starting_model(config)
+        self.work = Workload(config, self.mesh, self.model, self._loaded)
+        self.pretraining = self.work.pretraining
         self.images_per_iteration = config.prompts_per_iteration
         if not self.pretraining:
-            self._planner = Planner(config, self.mesh.size)
-            self.images_per_iteration *= len(self._planner.kinds[0].leaves)
+            self.images_per_iteration *= len(self.work.planner.kinds[0].leaves)
         self._set_up_weights()
         self._set_up_data()
-        self._set_up_programs()
+        self._evaluator = evaluation.Evaluator(
+            config,
+            self.model,
+            self.mesh,
+            self.work.variables_specs,
+            self._eval_prompts,
+            self._text,
+            self._reward,
+        )
 
     # -- set-up --------------------------------------------------------------------
 
     def _set_up_weights(self) -> None:
-        config, loaded = self.config, self._loaded
-        trainable = jax.device_get(assemble.trainable_part(config, self.model, loaded))
-        self._needs = assemble.fixed_policies(config)
-        # What learns has a copy that does not move, where the loss compares with it.
-        frozen = loaded if "frozen" in self._needs else without(loaded, trainable)
-        self._trainable_specs = meshes.specs(
-            trainable, programs.SHARDING_RULES, self.mesh
-        )
-        self._frozen_specs = meshes.specs(frozen, programs.SHARDING_RULES, self.mesh)
-        self._initial = trainable
-        self._frozen = meshes.place(frozen, self._frozen_specs, self.mesh)
+        work = self.work
+        trainable = assemble.trainable_part(self.config, self.model, self._loaded)
+        self._initial = jax.device_get(trainable)
+        frozen = work.frozen_part(self._loaded, self._initial)
+        self._frozen = meshes.place(frozen, work.frozen_specs, self.mesh)
 
     def _set_up_data(self) -> None:
         config = self.config
@@ -190,80 +190,10 @@ class Run:
         self._texts = texts
         self._reward = assemble.make_reward(config)
 
-    def _set_up_programs(self) -> None:
-        config, model, mesh = self.config, self.model, self.mesh
-        options = config.train
-        self._behaviour = assemble.make_behaviour(config)
-        objective = losses.OBJECTIVES[options.objective]
-        self._learns_from_samples = objective.consumes == "samples"
-        self._together = objective.together
-        sampler = assemble.make_sampler(config, model, "old_velocity" in self._needs)
-        if self.pretraining:
-            self._encode = programs.make_scene_encoder(mesh, model.autoencoder.encode)
-        else:
-            assemble.check_actions(sampler, self._planner.kinds)
-            self._rollout = programs.make_rollout(
-                mesh,
-                self._variables_specs(),
-                sampler,
-                model.latent_shape,
-            )
-            self._decode = programs.make_decode(
-                mesh, model.autoencoder.decode, config.microbatch
-            )
-        self._optimizer = rl_update.make_optimizer(
-            learning_rate(config),
-            max_grad_norm=options.max_grad_norm,
-            weight_decay=options.weight_decay,
-            eps=options.adam_eps,
-            name=options.optimizer,
-        )
-        # Moments carry the names of their parameters, so the same rules place them.
-        self._state_specs = meshes.specs(
-            jax.eval_shape(
-                lambda part: rl_update.init_state(
-                    part, self._optimizer, self._behaviour is not None
-                ),
-                self._initial,
-            ),
-            programs.SHARDING_RULES,
-            mesh,
-        )
-        self._update = programs.make_update(
-            mesh,
-            self._state_specs,
-            self._frozen_specs,
-            assemble.make_loss(config, model, sampler),
-            self._needs,
-            (
-                programs.fetch_samples
-                if self._learns_from_samples
-                else programs.fetch_transitions
-            ),
-            self._optimizer,
-            rl_update.Ema(options.ema_decay, options.ema_every),
-            self._behaviour,
-        )
-        self._evaluator = evaluation.Evaluator(
-            config,
-            model,
-            mesh,
-            self._variables_specs(),
-            self._eval_prompts,
-            self._text,
-            self._reward,
-        )
-
     def initial_state(self) -> rl_update.TrainState:
         """The state before the first iteration, on the mesh."""
-        trainable = meshes.place(self._initial, self._trainable_specs, self.mesh)
-        init = jax.jit(
-            lambda part: rl_update.init_state(
-                part, self._optimizer, self._behaviour is not None
-            ),
-            out_shardings=meshes.shardings(self._state_specs, self.mesh),
-        )
-        return init(trainable)
+        specs = self.work.trainable_specs
+        return self.work.initial_state(meshes.place(self._initial, specs, self.mesh))
 
     # -- one iteration -------------------------------------------------------------
 
@@ -276,23 +206,23 @@ class Run:
         return self._policy_step(state, iteration)
 
     def _policy_step(self, state, iteration):
-        config = self.config
+        config, work = self.config, self.work
         begin = time.monotonic()
         prompts = prompt_data.batch(
             self._prompts, config.seed, iteration, config.prompts_per_iteration
         )
         text = self._place(self._text.rows([prompt.text for prompt in prompts]))
         key = meshes.random_key(self.mesh, config.seed, iteration)
-        jobs = self._planner.jobs(iteration)
-        packed = self._planner.pack(jobs)
-        made = self._rollout(
-            overlay(self._frozen, self._sampling_part(state)),
+        jobs = work.planner.jobs(iteration)
+        packed = work.planner.pack(jobs)
+        made = work.rollout(
+            overlay(self._frozen, work.sampling_part(state)),
             key,
             self._place(packed.tables, programs.PACKS),
             text,
             self._empty,
         )
-        decoded = jax.device_get(self._decode(made.clean))
+        decoded = jax.device_get(work.decode(made.clean))
         sampled = time.monotonic()
 
         images = packing.collect(decoded, packed)
@@ -300,14 +230,13 @@ class Run:
         _check_finite(config, iteration, {"images": images})
         leaves = credit.leaves_of(jobs, config.train.advantage_key)
         measured = self._reward(images, [prompts[k] for k in leaves.prompt])
-        entries, stats = self._entries(jobs, packed, leaves, measured)
+        entries, stats = work.entries(jobs, packed, leaves, measured)
         scored = time.monotonic()
 
-        pool = made.clean if self._learns_from_samples else made.transitions
-        state, info = self._update(
+        state, info = work.update(
             state,
             self._frozen,
-            pool,
+            work.pool(made),
             self._place(entries, programs.SPLIT),
             key,
             text,
@@ -333,28 +262,6 @@ class Run:
             "time/images_per_second": self.images_per_iteration / seconds,
         }
 
-    def _sampling_part(self, state):
-        return state.trainable if self._behaviour is None else state.behaviour
-
-    def _entries(self, jobs, packed, leaves, measured):
-        """What the update learns from, on the host, and metrics of the groups."""
-        config, devices = self.config, self.mesh.size
-        if not self._learns_from_samples:
-            edges, stats = credit.of_actions(config, measured, jobs, leaves)
-            entries = credit.action_entries(config, jobs, packed, edges, devices)
-            return entries, stats
-        advantages, stats = credit.of_samples(config, measured, leaves)
-        by_prompt = (len(jobs), -1)
-        entries = credit.sample_entries(
-            config,
-            packed,
-            measured["avg"].reshape(by_prompt),
-            advantages.reshape(by_prompt),
-            self._together,
-            devices,
-        )
-        return entries, stats
-
     def _pretraining_step(self, state, iteration):
         config, begin = self.config, time.monotonic()
         size = config.prompts_per_iteration
@@ -362,10 +269,10 @@ class Run:
         numbers, entries = credit.scene_entries(
             np.arange(size), config.microbatch, self.mesh.size
         )
-        state, info = self._update(
+        state, info = self.work.update(
             state,
             self._frozen,
-            self._encode(self._place(scenes), self._place(numbers, programs.PACKS)),
+            self.work.encode(self._place(scenes), self._place(numbers, programs.PACKS)),
             self._place(entries, programs.SPLIT),
             meshes.random_key(self.mesh, config.seed, iteration),
             self._place(self.model.tokenizer(captions)),
@@ -417,28 +324,10 @@ class Run:
             )
         return variables
 
-    def _variables_specs(self) -> Any:
-        return overlay(self._frozen_specs, self._trainable_specs)
-
     # -- small things --------------------------------------------------------------
 
     def _place(self, tree: Any, spec: Any = programs.WHOLE) -> Any:
         return meshes.place(tree, spec, self.mesh)
-
-
-def learning_rate(config: ml_collections.ConfigDict) -> optax.Schedule:
-    """Warm-up, constant, linear decay to zero; all given in iterations."""
-    rate, updates = config.train.learning_rate, config.updates_per_iteration
-    warmup = config.train.warmup_iterations * updates
-    decay = config.train.decay_iterations * updates
-    total = config.num_iterations * updates
-    return optax.join_schedules(
-        [
-            optax.linear_schedule(0.0 if warmup else rate, rate, max(warmup, 1)),
-            optax.linear_schedule(rate, 0.0 if decay else rate, max(decay, 1)),
-        ],
-        [total - decay],
-    )
 
 
 def _count_work(config, counted) -> dict[str, float]:

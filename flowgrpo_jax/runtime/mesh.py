@@ -76,6 +76,19 @@ def place(tree: Any, spec: Any, mesh: Mesh) -> Any:
     return jax.device_put(tree, shardings(spec, mesh))
 
 
+def abstract(tree: Any, spec: Any, mesh: Mesh) -> Any:
+    """What `place` would give, without any array: jax.ShapeDtypeStruct of every leaf."""
+    one = isinstance(spec, PartitionSpec)
+    spec = jax.tree.map(lambda _: spec, tree) if one else spec
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(
+            x.shape, x.dtype, sharding=NamedSharding(mesh, s)
+        ),
+        tree,
+        spec,
+    )
+
+
 def random_key(mesh: Mesh, seed: int, *counters: int) -> jax.Array:
     """The key of (seed, counters), on every device of the mesh."""
     with jax.transfer_guard("allow"):  # integers, from the host by their nature
