@@ -101,7 +101,7 @@ def check(config: ml_collections.ConfigDict) -> None:
             )
             raise UserError(f"{key}: {value}: must be {allowed}")
     for name in config.reward:
-        if name not in registry.REWARDS:
+        if not registry.is_known(name):
             raise configs.not_one_of("reward", name, registry.REWARDS)
     policy = config.train.objective != "flow_matching"
     if policy and config.group_size < 2:

@@ -111,8 +111,12 @@ def _wanted(key: str, current: Any, text: str | None) -> str | None:
     if text is None:
         return f"must have a value: --config.{key}=..."
     if isinstance(current, ConfigDict):
-        if key in configs.OPEN and isinstance(_literal(text), dict):
-            return None
+        given = _literal(text)
+        if key in configs.OPEN and isinstance(given, dict):
+            dotted = any("." in str(name) for name in given)
+            return (
+                "name it in a config file: here it cannot have dots" if dotted else None
+            )
         return f"is a group: set --config.{key}.{next(iter(current), 'NAME')}=..."
     if isinstance(current, int):
         fits = _parses(int, text, 0)

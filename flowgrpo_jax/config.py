@@ -24,16 +24,22 @@ OPEN = frozenset(
 )
 
 
+def _group(*values: Any) -> ml_collections.ConfigDict:
+    """A ConfigDict whose keys may have dots: a user's reward is a dotted path."""
+    return ml_collections.ConfigDict(*values, allow_dotted_keys=True)
+
+
 def base() -> ml_collections.ConfigDict:
     """Every key of every config, with its default and its meaning."""
-    c = ml_collections.ConfigDict
+    c = _group
     return c(
         {
             "seed": 42,
             "model": "sprites",  # embedded model, weights file or diffusers folder
             "recipe": "flow_grpo",  # row of recipes.py; choose with file.py:recipe=...
             "prompts": "sprites",  # prompt set, .txt or .jsonl for training
-            "reward": c({"geneval": 1.0}),  # name -> weight
+            # Name, or package.module.function -> weight; 0 = measured only
+            "reward": c({"geneval": 1.0}),
             "reward_options": c(),  # name -> keyword arguments
             "num_iterations": 400,
             "prompts_per_iteration": 48,
@@ -182,7 +188,7 @@ def _assign(config: ml_collections.ConfigDict, key: str, value: Any) -> None:
     path, _, last = key.rpartition(".")
     node = get(config, path) if path else config
     if isinstance(value, Mapping):
-        node[last] = ml_collections.ConfigDict(dict(value))
+        node[last] = _group(dict(value))
         return
     if isinstance(value, str) and not isinstance(current, str):
         inner = isinstance(current, ml_collections.ConfigDict) and next(iter(current))

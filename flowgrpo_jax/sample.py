@@ -126,8 +126,9 @@ def with_options(
 ) -> ConfigDict:
     """The config with these options of its evaluation sampler; None leaves one."""
     from flowgrpo_jax import checks
+    from flowgrpo_jax import config as configs
 
-    config = ConfigDict(config.to_dict())
+    config = configs.from_json(config.to_dict())
     config.eval.seed = seed
     if guidance_scale is not None:
         config.eval.guidance_scale = guidance_scale

@@ -45,6 +45,7 @@ WRONG = [
     ("--config.train.ema=maybe", "train.ema: maybe: must be true or false"),
     ("--config.train=3", "train: 3: is a group: set --config.train."),
     ("--config.reward=foo", "reward: foo: is a group: set --config.reward.geneval=..."),
+    ("--config.reward={'a.b': 1}", "reward: {'a.b': 1}: name it in a config file: he"),
     ("--config.reward.foo=1", "reward: foo: must be one of geneval"),
     ("--config.recipe=g2rpo", "recipe: g2rpo: must be one of flow_grpo, "),
     ("--nosuchflag", "--nosuchflag: unknown flag: must be one of --config, --workdir"),

@@ -81,6 +81,16 @@ def test_a_config_survives_the_workdir():
         configs.from_json(held)
 
 
+def test_a_dotted_path_names_a_reward():
+    """Oracle: an invariance; to JSON and back gives the same config."""
+    mine = {"my.module.f": 1.0}
+    options = {"my.module.f": {"scale": 2.0}}
+    config = configs.make(reward=mine, reward_options=options)
+    checks.check(config)
+    held = configs.from_json(json.loads(json.dumps(config.to_dict())))
+    assert held.reward.to_dict() == mine and held.reward_options.to_dict() == options
+
+
 @pytest.mark.parametrize(
     "recipe, values, line",
     [

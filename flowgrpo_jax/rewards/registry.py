@@ -51,11 +51,21 @@ REWARDS: dict[str, Callable[..., Reward]] = {
 }
 
 
+_CUSTOM = "flowgrpo_jax.rewards.custom"  # which imports this file
+
+
+def is_known(name: str) -> bool:
+    """Whether it is a reward's name, or the dotted path of a user's function."""
+    return name in REWARDS or "." in name
+
+
 def make(name: str, context: Context = Context()) -> Reward:
     """The reward of that name. Raises UserError for an unknown name or option."""
+    options = context.options.get(name, {})
+    if name not in REWARDS and "." in name:
+        return importlib.import_module(_CUSTOM).from_path(name, options)
     if name not in REWARDS:
         raise UserError(f"reward: {name}: must be one of {', '.join(REWARDS)}")
-    options = context.options.get(name, {})
     try:
         return REWARDS[name](context, **options)
     except TypeError as error:
