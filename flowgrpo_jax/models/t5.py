@@ -51,6 +51,16 @@ class T5Config:
         return cls.from_dict(config_json.read(folder))
 
 
+# The encoder of T5 v1.1 XXL, text_encoder_3 of Stable Diffusion 3: 4.76 billion.
+XXL = T5Config(
+    d_model=4096,
+    d_ff=10240,
+    num_layers=24,
+    num_heads=64,
+    feed_forward_proj="gated-gelu",
+)
+
+
 class T5Encoder(nn.Module):
     """States of the last layer, normalised, in the config's dtype."""
 
