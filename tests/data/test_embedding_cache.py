@@ -1,0 +1,146 @@
+"""The cache of prompt embeddings: keys, kills, damage, other processes."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from flowgrpo_jax.data import embedding_cache
+from flowgrpo_jax.data.embedding_cache import EmbeddingCache, Field
+from flowgrpo_jax.errors import UserError
+
+FIELDS = {
+    "context": Field((3, 4), np.dtype(ml_dtypes.bfloat16)),
+    "pooled": Field((5,), np.dtype(np.float32)),
+}
+
+
+def arrays(count, seed=0):
+    rng = np.random.default_rng(seed)
+    return {
+        name: rng.standard_normal((count, *field.shape)).astype(field.dtype)
+        for name, field in FIELDS.items()
+    }
+
+
+def filled(folder, texts, **key):
+    cache = EmbeddingCache(folder, key, FIELDS)
+    with cache.writing():
+        cache.add(texts, arrays(len(texts)))
+    return cache
+
+
+def test_what_was_added_comes_back(tmp_path):
+    """Oracle: an invariance; bit for bit, in any order, in a process that comes later."""
+    texts = ["a red circle", "", "ein blauer Kreis, größer"]
+    cache, given = filled(tmp_path, texts), arrays(3)
+    for reader in (cache, EmbeddingCache(tmp_path, {}, FIELDS)):
+        assert reader.missing([*texts, "new", "new"]) == ["new"]
+        found = reader.rows([texts[2], texts[0], texts[2]])
+        for name, values in given.items():
+            assert found[name].dtype == values.dtype
+            np.testing.assert_array_equal(found[name], values[[2, 0, 2]])
+    with pytest.raises(KeyError):
+        cache.rows(["new"])
+
+
+def test_another_key_is_another_cache(tmp_path):
+    """Oracle: the contract; encoders, lengths or types that differ share nothing."""
+    filled(tmp_path, ["a"], encoders="x", length=128)
+    for key in ({"encoders": "y", "length": 128}, {"encoders": "x", "length": 77}):
+        assert EmbeddingCache(tmp_path, key, FIELDS).missing(["a"]) == ["a"]
+    other = FIELDS | {"pooled": Field((5,), np.dtype(np.float16))}
+    key = {"encoders": "x", "length": 128}
+    assert EmbeddingCache(tmp_path, key, other).missing(["a"]) == ["a"]
+    assert EmbeddingCache(tmp_path, key, FIELDS).missing(["a"]) == []
+
+
+@pytest.mark.parametrize("torn", [1, 40, -1])
+def test_a_torn_last_record_is_dropped(tmp_path, torn):
+    """Oracle: the contract; whole records stay, the torn one is encoded again."""
+    cache = filled(tmp_path, ["a", "b"])
+    size = cache.record_bytes
+    with open(cache.path, "r+b") as file:
+        file.truncate(size + (torn if torn > 0 else size + torn))
+    again = EmbeddingCache(tmp_path, {}, FIELDS)
+    assert again.missing(["a", "b"]) == ["b"]
+    with again.writing():
+        again.add(["b"], arrays(1, seed=7))
+    assert cache.path.stat().st_size == 2 * size
+    np.testing.assert_array_equal(again.rows(["b"])["pooled"], arrays(1, 7)["pooled"])
+    np.testing.assert_array_equal(again.rows(["a"])["pooled"], arrays(2)["pooled"][:1])
+
+
+def test_a_killed_writer(tmp_path):
+    """Oracle: the contract; a process killed while it writes leaves what it added."""
+    program = textwrap.dedent(f"""
+        import sys
+        import numpy as np
+        from flowgrpo_jax.data.embedding_cache import EmbeddingCache, Field
+        cache = EmbeddingCache(
+            {str(tmp_path)!r}, {{}}, {{"x": Field((99,), np.dtype(np.float32))}}
+        )
+        with cache.writing():
+            for number in range(10**9):
+                cache.add([str(number)], {{"x": np.full((1, 99), number)}})
+                print(number, flush=True)
+    """)
+    writer = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True
+    )
+    for line in writer.stdout:
+        if int(line) == 20:
+            break
+    os.kill(writer.pid, signal.SIGKILL)
+    writer.wait()
+    cache = EmbeddingCache(tmp_path, {}, {"x": Field((99,), np.dtype(np.float32))})
+    texts = [str(number) for number in range(21)]
+    assert cache.missing(texts) == []
+    np.testing.assert_array_equal(cache.rows(texts)["x"][:, 5], np.arange(21))
+    with cache.writing():  # the lock went with its holder
+        cache.add(["more"], {"x": np.ones((1, 99))})
+    assert cache.missing(["more"]) == []
+
+
+def test_a_damaged_record_is_named(tmp_path):
+    """Oracle: the line, by hand; one flipped bit is not taken for an embedding."""
+    cache = filled(tmp_path, ["a", "b"])
+    with open(cache.path, "r+b") as file:
+        file.seek(2 * cache.record_bytes - 3)
+        byte = file.read(1)[0]
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte ^ 1]))
+    again = EmbeddingCache(tmp_path, {}, FIELDS)
+    again.rows(["a"])
+    with pytest.raises(UserError, match="embedding of 'b' is damaged: delete the file"):
+        again.rows(["b"])
+
+
+def test_a_folder_that_cannot_be(tmp_path):
+    """Oracle: the line, by hand."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="embedding_cache: .*file: .*: name a folder"):
+        EmbeddingCache(tmp_path / "file", {}, FIELDS)
+
+
+def test_fingerprint(tmp_path):
+    """Oracle: the contract; contents and names count, unchanged files are not read."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.write_bytes(b"abc")
+    two.write_bytes(b"def")
+    first = embedding_cache.fingerprint([one, two], tmp_path)
+    assert embedding_cache.fingerprint([one, two], tmp_path) == first
+    assert embedding_cache.fingerprint([two, one], tmp_path) != first
+    two.write_bytes(b"dEf")
+    assert embedding_cache.fingerprint([one, two], tmp_path) != first
+    two.write_bytes(b"def")
+    assert embedding_cache.fingerprint([one, two], tmp_path) == first
+    hasher = embedding_cache.hashlib
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hasher, "file_digest", None)
+        assert embedding_cache.fingerprint([one, two], tmp_path) == first
