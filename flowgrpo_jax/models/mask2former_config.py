@@ -1,0 +1,59 @@
+"""What a transformers folder says of a Mask2Former."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from flowgrpo_jax.models import config_json, swin
+
+SUPPORTED: dict[str, list[Any]] = {
+    "model_type": ["mask2former"],
+    "pre_norm": [False],
+    "activation_function": ["relu"],
+    "feature_strides": [[4, 8, 16, 32]],
+    "common_stride": [4],
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Mask2FormerConfig:
+    """Fields of transformers' Mask2Former config.json."""
+
+    backbone: swin.SwinConfig = swin.SwinConfig(depths=(2, 2, 18, 2))
+    labels: tuple[str, ...] = ()  # class names, in the order of the logits
+    feature_size: int = 256
+    mask_feature_size: int = 256
+    hidden_dim: int = 256
+    encoder_feedforward_dim: int = 1024
+    encoder_layers: int = 6
+    decoder_layers: int = 10  # one more than there are: the first predicts from queries
+    num_attention_heads: int = 8
+    dim_feedforward: int = 2048
+    enforce_input_projection: bool = False
+    num_queries: int = 100
+    dtype: DTypeLike = jnp.float32  # matmuls and residual streams
+
+    @property
+    def projects_input(self) -> bool:
+        return self.enforce_input_projection or self.feature_size != self.hidden_dim
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Mask2FormerConfig":
+        """From the keys of config.json; UserError for what is not implemented."""
+        where = "model: Mask2Former's config"
+        config = config_json.build(cls, values, SUPPORTED, where)
+        names = values["id2label"]
+        return dataclasses.replace(
+            config,
+            backbone=swin.SwinConfig.from_dict(values["backbone_config"]),
+            labels=tuple(names[str(i)] for i in range(len(names))),
+        )
+
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> "Mask2FormerConfig":
+        """From the config.json of a transformers folder."""
+        return cls.from_dict(config_json.read(folder))
