@@ -11,9 +11,9 @@ from flowgrpo_jax.errors import UserError
 Config = TypeVar("Config")
 
 
-def read(folder: str | Path) -> dict[str, Any]:
-    """The keys of `folder`/config.json; UserError if it is missing or no JSON object."""
-    path = Path(folder) / "config.json"
+def read(folder: str | Path, name: str = "config.json") -> dict[str, Any]:
+    """The keys of `folder`/`name`; UserError if it is missing or no JSON object."""
+    path = Path(folder) / name
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

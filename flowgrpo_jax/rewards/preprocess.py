@@ -1,0 +1,169 @@
+"""What CLIP-like networks do to an image first, on the device and as PIL does it.
+
+PIL filters columns, then rows, widening the filter by the scale when it shrinks an
+image, and keeps 8 bits after each. Both passes are matrices here, built with numpy, and
+the rounding to 8 bits is passed straight through by gradients.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.models import config_json
+
+# Of OpenAI's CLIP, which OpenCLIP and BLIP took over.
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def _bilinear(x: np.ndarray) -> np.ndarray:
+    return np.maximum(1 - np.abs(x), 0)
+
+
+def _bicubic(x: np.ndarray, a: float = -0.5) -> np.ndarray:
+    """Keys' cubic; PIL's `a` is -0.5 where torch's without antialiasing is -0.75."""
+    x = np.abs(x)
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = (((x - 5) * x + 8) * x - 4) * a
+    return np.where(x < 1, near, np.where(x < 2, far, 0))
+
+
+# name -> (filter, half of its width)
+FILTERS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], float]] = {
+    "bilinear": (_bilinear, 1.0),
+    "bicubic": (_bicubic, 2.0),
+}
+# PIL's numbers for them, as preprocessor_config.json has them.
+RESAMPLE = {2: "bilinear", 3: "bicubic"}
+
+
+def resize_matrix(
+    before: int, after: int, filter_name: str
+) -> Float[np.ndarray, "after before"]:
+    """The weights of `before` pixels in each of `after` pixels; rows add up to 1."""
+    function, support = FILTERS[filter_name]
+    ratio = before / after
+    scale = max(ratio, 1.0)
+    centre = (np.arange(after)[:, None] + 0.5) * ratio
+    pixel = np.arange(before)[None]
+    first = np.maximum((centre - support * scale + 0.5).astype(int), 0)
+    last = np.minimum((centre + support * scale + 0.5).astype(int), before)
+    weights = function((pixel - centre + 0.5) / scale)
+    weights = np.where((pixel >= first) & (pixel < last), weights, 0)
+    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def to_8_bit(images: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Values of [0, 1] in steps of 1/255; the gradient is that of clipping alone."""
+    clipped = jnp.clip(images, 0.0, 1.0)
+    stepped = jnp.floor(clipped * 255.0 + 0.5) / 255.0
+    return clipped + jax.lax.stop_gradient(stepped - clipped)
+
+
+def resize(
+    images: Float[Array, "image height width channel"],
+    height: int,
+    width: int,
+    filter_name: str,
+) -> Float[Array, "image new_height new_width channel"]:
+    """PIL's Image.resize of images in [0, 1], which are rounded to 8 bits before it."""
+    images = to_8_bit(images.astype(jnp.float32))
+    columns = resize_matrix(images.shape[2], width, filter_name)
+    rows = resize_matrix(images.shape[1], height, filter_name)
+    exact = jax.lax.Precision.HIGHEST  # TPUs multiply in bf16 otherwise
+    images = to_8_bit(jnp.einsum("vw,nhwc->nhvc", columns, images, precision=exact))
+    return to_8_bit(jnp.einsum("uh,nhwc->nuwc", rows, images, precision=exact))
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocess:
+    """To a square of `size` pixels, normalised.
+
+    `fit` "crop": the shorter side gets `size` pixels and the middle is kept; "pad": the
+    longer side gets them and black bars fill the rest.
+    """
+
+    size: int = 224
+    filter_name: str = "bicubic"
+    mean: tuple[float, ...] = MEAN
+    std: tuple[float, ...] = STD
+    fit: str = "crop"
+
+    @classmethod
+    def from_folder(cls, folder: str | Path, size: int) -> "Preprocess":
+        """As the folder's preprocessor_config.json says; CLIP's own without that file.
+
+        UserError if the file asks for anything but the steps above, or if its images
+        are not of the `size` that the network takes.
+        """
+        path = Path(folder) / "preprocessor_config.json"
+        if not path.is_file():
+            return cls(size)
+        values = config_json.read(folder, path.name)
+        skipped = [
+            step
+            for step in ("resize", "center_crop", "rescale", "normalize")
+            if not values.get(f"do_{step}", True)
+        ]
+        if skipped:
+            raise UserError(f"model: {path}: do_{skipped[0]}: false is not implemented")
+        for key in ("size", "crop_size"):
+            if key in values and (found := _side(values[key])) != size:
+                raise UserError(
+                    f"model: {path}: {key}: {found}: the network takes {size}"
+                )
+        if (resample := values.get("resample", 3)) not in RESAMPLE:
+            raise UserError(
+                f"model: {path}: resample: {resample}: must be one of "
+                f"{', '.join(map(str, RESAMPLE))}"
+            )
+        return cls(
+            size,
+            RESAMPLE[resample],
+            tuple(values.get("image_mean", MEAN)),
+            tuple(values.get("image_std", STD)),
+        )
+
+    def __call__(
+        self, images: Float[Array, "image height width 3"]
+    ) -> Float[Array, "image size size 3"]:
+        """Normalised pixels of images in [0, 1]; differentiable."""
+        sides = images.shape[1:3]
+        if self.fit == "crop":  # the longer side is cut off to whole pixels
+            height, width = (self.size * side // min(sides) for side in sides)
+        else:
+            height, width = (round(side * self.size / max(sides)) for side in sides)
+        images = resize(images, height, width, self.filter_name)
+        images = _centre(images, self.size)
+        return (images - jnp.asarray(self.mean)) / jnp.asarray(self.std)
+
+
+def _centre(
+    images: Float[Array, "image height width 3"], size: int
+) -> Float[Array, "image size size 3"]:
+    """The square in the middle, with black bars where an image is smaller."""
+    for axis in (1, 2):
+        spare = images.shape[axis] - size
+        if spare >= 0:
+            start = spare // 2
+            images = jax.lax.slice_in_dim(images, start, start + size, axis=axis)
+        else:
+            bars = [(0, 0)] * 4
+            bars[axis] = (-spare // 2, -spare - (-spare // 2))
+            images = jnp.pad(images, bars)
+    return images
+
+
+def _side(value: int | Mapping[str, Any]) -> Any:
+    """The side of a square, of the ways in which transformers has written it."""
+    if not isinstance(value, Mapping):
+        return value
+    sides = set(value.values())
+    return sides.pop() if len(sides) == 1 else dict(value)
