@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
 
 from flowgrpo_jax.errors import UserError
 
@@ -98,12 +99,17 @@ def random_key(mesh: Mesh, seed: int, *counters: int) -> jax.Array:
         return place(key, PartitionSpec(), mesh)
 
 
-def gather(tree: Any, spec: Any) -> Any:
-    """Whole parameters from their shards, inside shard_map."""
+def gather(tree: Any, spec: Any, dtype: DTypeLike = None) -> Any:
+    """Whole parameters from their shards, inside shard_map.
+
+    Those that have an axis take `dtype` before they travel: where layers compute in
+    bf16, whole fp32 copies would be twice the bytes for the same numbers.
+    """
 
     def whole(leaf, leaf_spec):
         for dimension, axis in enumerate(leaf_spec):
             if axis is not None:
+                leaf = leaf if dtype is None else leaf.astype(dtype)
                 leaf = jax.lax.all_gather(leaf, axis, axis=dimension, tiled=True)
         return leaf
 

@@ -1,0 +1,62 @@
+"""Formulas of cost against torch's count over diffusers' networks, nothing allocated."""
+
+import dataclasses
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, SD3Transformer2DModel
+from torch.utils.flop_counter import FlopCounterMode
+
+from flowgrpo_jax import cost
+from flowgrpo_jax.models.mmdit import MMDiTConfig
+
+MEDIUM = MMDiTConfig(dual_attention_layers=tuple(range(13)), qk_norm="rms_norm")
+LARGE = MMDiTConfig(num_layers=38, num_attention_heads=38, qk_norm="rms_norm")
+ODD = MMDiTConfig(num_layers=3, num_attention_heads=2, joint_attention_dim=96)
+
+
+def counted(network, *args, **kwargs) -> int:
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(*args, **kwargs)
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("config", [MEDIUM, LARGE, ODD], ids=["medium", "large", "odd"])
+@pytest.mark.parametrize("side, text", [(64, 205), (128, 333)])
+def test_transformer(config, side, text):
+    """Oracle: FlopCounterMode over SD3Transformer2DModel on the meta device."""
+    fields = {f.name for f in dataclasses.fields(config)}
+    theirs = {
+        name: getattr(config, name)
+        for name in fields & set(SD3Transformer2DModel.__init__.__annotations__)
+    }
+    theirs |= {"caption_projection_dim": config.width, "qk_norm": config.qk_norm}
+    theirs |= {"dual_attention_layers": config.dual_attention_layers}
+    with torch.device("meta"):
+        network = SD3Transformer2DModel(**theirs)
+        want = counted(
+            network,
+            hidden_states=torch.empty(1, config.in_channels, side, side),
+            encoder_hidden_states=torch.empty(1, text, config.joint_attention_dim),
+            pooled_projections=torch.empty(1, config.pooled_projection_dim),
+            timestep=torch.empty(1),
+        )
+    made = cost.transformer_pass(config, (side // config.patch_size) ** 2, text)
+    assert made.total == pytest.approx(want, rel=1e-3)
+
+
+@pytest.mark.parametrize("widths, layers", [((128, 256, 512, 512), 2), ((32, 64), 1)])
+def test_decode(widths, layers):
+    """Oracle: FlopCounterMode over AutoencoderKL's decoder on the meta device."""
+    with torch.device("meta"):
+        network = AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * len(widths),
+            up_block_types=("UpDecoderBlock2D",) * len(widths),
+            block_out_channels=widths,
+            layers_per_block=layers,
+            latent_channels=16,
+            use_post_quant_conv=False,
+        )
+        want = counted(network.decoder, torch.empty(1, 16, 64, 64))
+    made = cost.vae_decode(64, 64, latent_channels=16, widths=widths, layers=layers)
+    assert made == pytest.approx(want, rel=1e-3)
