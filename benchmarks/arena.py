@@ -35,7 +35,7 @@ _RESULTS = flags.DEFINE_string("results", "docs/arena.json", "Where runs are kep
 
 ACCURACY, DIVERSITY = "eval_overall_accuracy", "eval_diversity"
 BACKWARD = 3  # a forward and a backward pass, in forward passes
-EVALUATIONS = 4  # during a run, the last one included
+EVALUATIONS = 3  # during a run, the last one included
 
 
 def config_of(recipe: str, seed: int, prompts: int = 2, iterations: int = 1):
@@ -60,6 +60,7 @@ def config_of(recipe: str, seed: int, prompts: int = 2, iterations: int = 1):
         eval__guidance_scale=1.0,
         eval__images_per_task=50,
         eval__every=max(1, iterations // EVALUATIONS),
+        eval__sde=False,
         sample__eval_num_steps=20,
     )
 
