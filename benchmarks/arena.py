@@ -3,8 +3,8 @@
 Command: python benchmarks/arena.py --recipes=flow_grpo,g2rpo --seeds=42,43,44
 A training pass (forward and backward) counts as three evaluations, every fixed policy
 that a loss asks as one. Iterations of all recipes cost about the same, so prompts per
-iteration differ. The learning rate and what learns are those of configs/geneval.py
-for all. Runs that docs/arena.json holds are not made again; the table and the curves
+iteration differ. What learns is what configs/geneval.py names; the learning rate is
+RATE over the updates of an iteration, so that all may move as far. Runs that docs/arena.json holds are not made again; the table and the curves
 are written anew from it.
 """
 
@@ -34,12 +34,17 @@ _ITERATION = flags.DEFINE_integer("iteration", 3_000, "And of one iteration, abo
 _RESULTS = flags.DEFINE_string("results", "docs/arena.json", "Where runs are kept.")
 
 ACCURACY, DIVERSITY = "eval_overall_accuracy", "eval_diversity"
+RATE = 4e-4  # learning rate times updates of an iteration
 BACKWARD = 3  # a forward and a backward pass, in forward passes
 EVALUATIONS = 3  # during a run, the last one included
 
 
 def config_of(recipe: str, seed: int, prompts: int = 2, iterations: int = 1):
     """The embedded world's task with the row of a recipe."""
+    row = recipes.RECIPES[recipe].values
+    updates = row.get("updates_per_iteration", configs.base().updates_per_iteration)
+    if row.get("train.update_order") == "steps":
+        updates *= len(row["sample.branch_steps"])
     return configs.make(
         recipe=recipe,
         task={
@@ -48,7 +53,7 @@ def config_of(recipe: str, seed: int, prompts: int = 2, iterations: int = 1):
             "reward_options": {"geneval": {"extra_object_penalty": 0.35}},
             "train.use_lora": False,
             "train.parameters": "add_|context|time_text",
-            "train.learning_rate": 2e-4,
+            "train.learning_rate": RATE / updates,
             "train.adam_eps": 1e-10,
             "train.weight_decay": 0.0,
         },

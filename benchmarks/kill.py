@@ -1,8 +1,8 @@
 """Kill a run at random moments, start it again each time, compare with a quiet one.
 
 Command: python benchmarks/kill.py --kills=20
-Every process is killed with SIGKILL a random time after its first row appeared (and
-one more with SIGTERM), until enough kills are done; then the run may finish.
+Every process is killed with SIGKILL (and one more with SIGTERM) a random time after it
+wrote a random number of rows, until enough kills are done; then the run may finish.
 metrics.jsonl without its time fields and the final weights must be equal.
 """
 
@@ -21,7 +21,7 @@ _KILLS = flags.DEFINE_integer("kills", 20, "SIGKILLs before the run may finish."
 _MODEL = flags.DEFINE_string("model", "sprites", "Weights to start from.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of the moments.")
 _OVERRIDES = [
-    "--config.num_iterations=60",
+    "--config.num_iterations=120",
     "--config.prompts_per_iteration=4",
     "--config.group_size=4",
     "--config.eval.every=7",
@@ -70,8 +70,9 @@ def main(_):
         done = 0
         while done <= _KILLS.value:
             process = start(killed)
-            wait_for_progress(process, killed)
-            time.sleep(chance.uniform(0.0, 1.5))
+            for _ in range(chance.randint(1, 6)):
+                wait_for_progress(process, killed)
+            time.sleep(chance.uniform(0.0, 0.5))
             if process.poll() is not None:
                 break
             number = signal.SIGTERM if done == _KILLS.value else signal.SIGKILL
