@@ -32,6 +32,7 @@ setup(
         "tensorboardX",
         "tensorflow-datasets",
         "tqdm",
+        "transformers>=5",
     ],
     extras_require={
         "cuda": ["jax[cuda13]>=0.10.2,<0.12"],
@@ -51,7 +52,6 @@ setup(
             "pytest-xdist",
             "ruff",
             "torch==2.13.0",
-            "transformers>=5",
         ],
     },
 )

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from flowgrpo_jax.models import config_json
 from flowgrpo_jax.models.layers import RMSNorm
-from flowgrpo_jax.models.tensors import Rule
+from flowgrpo_jax.models.tensors import Rule, Table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,7 +156,7 @@ def position_buckets(config: T5Config, tokens: int) -> Int[np.ndarray, "query ke
 
 
 _BLOCK = "encoder.block.{layer}.layer"
-TABLE = (
+TABLE: Table = (
     Rule("shared/embedding", "shared.weight"),
     Rule(
         "relative_attention_bias/embedding",
@@ -169,4 +169,8 @@ TABLE = (
     Rule("final_layer_norm/scale", "encoder.final_layer_norm.weight"),
 )
 # The embedding under its second name, and the decoder of a whole T5.
-IGNORE = (r"(en|de)coder\.embed_tokens\.weight", r"decoder\..*", r"lm_head\.weight")
+IGNORE: tuple[str, ...] = (
+    r"(en|de)coder\.embed_tokens\.weight",
+    r"decoder\..*",
+    r"lm_head\.weight",
+)

@@ -13,11 +13,11 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 from safetensors.numpy import load_file, save_file
+from transformers import CLIPTextModelWithProjection, T5EncoderModel
 from transformers import T5Config as TheirT5Config
-from transformers import T5EncoderModel
 
 from flowgrpo_jax.errors import UserError
-from flowgrpo_jax.models import t5, tensors, vae
+from flowgrpo_jax.models import clip, clip_weights, t5, tensors, vae
 from tests.parity.tiny_sd3 import write_pipeline
 
 
@@ -30,6 +30,10 @@ def t5_shapes(config: t5.T5Config) -> dict:
     return jax.eval_shape(network.init, jax.random.key(0), ids)["params"]
 
 
+def clip_shapes(config: clip.CLIPTextConfig) -> dict:
+    return clip_weights.text_shapes(clip.CLIPText(config))
+
+
 # Folder: configuration, shapes of our tree, rename table, tensors to ignore, class of
 # the folder and a tensor to damage.
 COMPONENTS = {
@@ -40,6 +44,14 @@ COMPONENTS = {
         (),
         AutoencoderKL,
         "decoder.conv_in.weight",
+    ),
+    "text_encoder": (
+        clip.CLIPTextConfig,
+        clip_shapes,
+        clip_weights.TEXT_TABLE,
+        clip_weights.IGNORE,
+        CLIPTextModelWithProjection,
+        "text_model.encoder.layers.2.self_attn.k_proj.bias",
     ),
     "text_encoder_3": (
         t5.T5Config,

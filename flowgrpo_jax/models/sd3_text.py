@@ -1,0 +1,153 @@
+"""Prompts as Stable Diffusion 3 sees them: CLIP-L, CLIP-G and T5 together.
+
+Esser et al. 2024, arXiv 2403.03206, section 5.2; joined as in diffusers'
+`StableDiffusion3Pipeline.encode_prompt`.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax.typing import DTypeLike
+from jaxtyping import Array, Int
+
+from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.models import clip_weights, config_json, t5, tensors
+from flowgrpo_jax.models.clip import CLIPText, CLIPTextConfig
+from flowgrpo_jax.models.text import TextEmbedding
+from flowgrpo_jax.models.tokenizers import Tokenizer
+
+MAX_SEQUENCE_LENGTH = 256  # T5 tokens; diffusers' default. Flow-GRPO trains with 128.
+CLIP_TOKENS = 77
+_LONGEST = 512  # what T5 was trained with, and the most that diffusers allows
+
+
+@dataclasses.dataclass(frozen=True)
+class SD3TextConfig:
+    """The three encoders; without `t5` its tokens are zeros, as in diffusers."""
+
+    clip_l: CLIPTextConfig
+    clip_g: CLIPTextConfig
+    t5: t5.T5Config | None
+    context_width: int  # joint_attention_dim of the transformer
+
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> "SD3TextConfig":
+        """From a pipeline's folder; UserError for what is missing or not implemented.
+
+        T5 is left out if model_index.json has no text_encoder_3.
+        """
+        folder = Path(folder)
+        clip_l, clip_g = (
+            CLIPTextConfig.from_folder(folder / name)
+            for name in ("text_encoder", "text_encoder_2")
+        )
+        if _has_t5(folder):
+            large = t5.T5Config.from_folder(folder / "text_encoder_3")
+            return cls(clip_l, clip_g, large, large.d_model)
+        transformer = config_json.read(folder / "transformer")
+        return cls(clip_l, clip_g, None, transformer["joint_attention_dim"])
+
+    def with_dtype(self, dtype: DTypeLike) -> "SD3TextConfig":
+        """The same encoders computing, and kept, in `dtype`."""
+        large = self.t5 and dataclasses.replace(self.t5, dtype=dtype)
+        return dataclasses.replace(
+            self,
+            clip_l=dataclasses.replace(self.clip_l, dtype=dtype),
+            clip_g=dataclasses.replace(self.clip_g, dtype=dtype),
+            t5=large,
+        )
+
+
+class SD3Tokenizer:
+    """Ids of the three tokenizers side by side: 77 for each CLIP, the rest for T5.
+
+    UserError if `max_sequence_length`, the tokens for T5, is not in 1 ... 512, or if a
+    tokenizer is missing.
+    """
+
+    def __init__(
+        self, folder: str | Path, max_sequence_length: int = MAX_SEQUENCE_LENGTH
+    ):
+        if not 1 <= max_sequence_length <= _LONGEST:
+            raise UserError(
+                f"max_sequence_length: {max_sequence_length}: must be in 1 ... "
+                f"{_LONGEST}"
+            )
+        folder = Path(folder)
+        self._length = 2 * CLIP_TOKENS + max_sequence_length
+        self._parts = [
+            Tokenizer(folder / name, "clip", CLIP_TOKENS)
+            for name in ("tokenizer", "tokenizer_2")
+        ]
+        if _has_t5(folder):
+            large = Tokenizer(folder / "tokenizer_3", "t5", max_sequence_length)
+            self._parts.append(large)
+
+    def __call__(self, prompts: Sequence[str]) -> Int[np.ndarray, "prompt token"]:
+        """Ids [prompt, 2 * 77 + max_sequence_length]."""
+        ids = np.concatenate([part(prompts) for part in self._parts], axis=1)
+        return np.pad(ids, ((0, 0), (0, self._length - ids.shape[1])))
+
+
+class SD3Text(nn.Module):
+    """Ids of an `SD3Tokenizer` to what the transformer sees.
+
+    Context: CLIP-L and CLIP-G side by side (their last layer but one), padded with
+    zeros to the width of T5, then the tokens of T5, which sees its padding as well.
+    Pooled: the projected end tokens of both, side by side.
+    """
+
+    config: SD3TextConfig
+
+    @nn.compact
+    def __call__(self, ids: Int[Array, "prompt token"]) -> TextEmbedding:
+        cfg = self.config
+        ids_l, ids_g, ids_t5 = jnp.split(ids, [CLIP_TOKENS, 2 * CLIP_TOKENS], axis=1)
+        states = [
+            CLIPText(cfg.clip_l, name="text_encoder")(ids_l),
+            CLIPText(cfg.clip_g, name="text_encoder_2")(ids_g),
+        ]
+        clip = jnp.concatenate([state.penultimate for state in states], axis=-1)
+        missing = cfg.context_width - clip.shape[-1]
+        clip = jnp.pad(clip, ((0, 0), (0, 0), (0, missing)))
+        if cfg.t5 is None:
+            large = jnp.zeros((*ids_t5.shape, cfg.context_width), clip.dtype)
+        else:
+            large = t5.T5Encoder(cfg.t5, name="text_encoder_3")(ids_t5)
+        return TextEmbedding(
+            context=jnp.concatenate([clip, large], axis=1),
+            pooled=jnp.concatenate([state.pooled for state in states], axis=-1),
+        )
+
+
+def shapes(config: SD3TextConfig) -> dict[str, Any]:
+    """Parameters as `jax.ShapeDtypeStruct`s, by folder, in the type of `config`."""
+    ids = jnp.zeros((1, 2 * CLIP_TOKENS + 1), jnp.int32)
+    like = jax.eval_shape(SD3Text(config).init, jax.random.key(0), ids)["params"]
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, config.clip_l.dtype), like
+    )
+
+
+def read(folder: str | Path, like: dict[str, Any]) -> dict[str, Any]:
+    """The parameters of a pipeline's folder, placed and typed as `like` (`shapes`)."""
+    params = {}
+    for name, tree in like.items():
+        path = Path(folder) / name
+        if name == "text_encoder_3":
+            table, ignore = t5.TABLE, t5.IGNORE
+        else:
+            table, ignore = clip_weights.stored_text_table(path), clip_weights.IGNORE
+        params[name] = tensors.read(path, table, tree, ignore)
+    return params
+
+
+def _has_t5(folder: Path) -> bool:
+    entry = config_json.read(folder, "model_index.json").get("text_encoder_3")
+    return bool(entry and entry[1])
