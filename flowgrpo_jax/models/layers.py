@@ -1,4 +1,4 @@
-"""Layers that the transformers share: Dense with LoRA, norms in fp32, attention."""
+"""Layers that the transformers share: Dense with LoRA, norms in fp32."""
 
 from collections.abc import Callable
 
@@ -74,13 +74,3 @@ class RMSNorm(nn.Module):
         mean_square = (wide * wide).mean(axis=-1, keepdims=True)
         wide = wide * jax.lax.rsqrt(mean_square + 1e-6) * scale.astype(jnp.float32)
         return wide.astype(x.dtype)
-
-
-def attention(
-    query: Float[Array, "sample token head depth"],
-    key: Float[Array, "sample token head depth"],
-    value: Float[Array, "sample token head depth"],
-) -> Float[Array, "sample token feature"]:
-    """Full softmax attention over all tokens; heads are joined in the result."""
-    mixed = jax.nn.dot_product_attention(query, key, value)
-    return mixed.reshape(*mixed.shape[:2], -1)

@@ -6,42 +6,20 @@ by its config; parameter names follow diffusers' `SD3Transformer2DModel` where o
 tensor maps to one (query, key and value are fused here).
 """
 
-import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jax.typing import DTypeLike
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from flowgrpo_jax.models.layers import Dense, LayerNorm, RMSNorm, attention
-
-
-@dataclasses.dataclass(frozen=True)
-class MMDiTConfig:
-    """Fields of diffusers' transformer/config.json, plus the LoRA of the policy."""
-
-    sample_size: int = 128  # latent pixels at the training resolution
-    patch_size: int = 2
-    in_channels: int = 16
-    out_channels: int = 16
-    num_layers: int = 24
-    attention_head_dim: int = 64
-    num_attention_heads: int = 24
-    joint_attention_dim: int = 4096
-    pooled_projection_dim: int = 2048
-    pos_embed_max_size: int = 192  # patches along one side of the positional table
-    dual_attention_layers: tuple[int, ...] = ()
-    qk_norm: str | None = None  # None or "rms_norm"
-    mlp_ratio: int = 4
-    lora_rank: int = 0
-    lora_alpha: float = 0.0
-    dtype: DTypeLike = jnp.float32  # matmuls and residual stream
-
-    @property
-    def width(self) -> int:
-        return self.attention_head_dim * self.num_attention_heads
+from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.models import positions
+from flowgrpo_jax.models.attention import attention
+from flowgrpo_jax.models.layers import Dense, LayerNorm, RMSNorm
+from flowgrpo_jax.models.mmdit_config import REMAT, MMDiTConfig, groups
 
 
 class MMDiT(nn.Module):
@@ -64,31 +42,21 @@ class MMDiT(nn.Module):
         condition = nn.silu(condition)
         text = Dense(cfg.width, dtype=cfg.dtype, name="context_embedder")(context)
 
-        # Blocks of one kind are one scanned layer: compile time does not grow with
-        # depth. SD3.5-medium is 13 dual blocks, 10 plain ones and the last.
-        dual = len(cfg.dual_attention_layers)
-        if cfg.dual_attention_layers != tuple(range(dual)):
-            raise ValueError(
-                f"dual_attention_layers: {cfg.dual_attention_layers}: only a prefix "
-                "of the blocks may be dual"
+        # One scanned layer per group: compile time does not grow with depth.
+        for group in groups(cfg):
+            stack = nn.scan(
+                _rematerialized(_ScanBlock, cfg, in_scan=True),
+                variable_axes={"params": 0, "lora": 0},
+                split_rngs={"params": True},
+                in_axes=nn.broadcast,
+                length=group.depth,
             )
-        plain = cfg.num_layers - 1 - dual
-        for name, depth, is_dual in (
-            ("dual_blocks", dual, True),
-            ("blocks", plain, False),
-        ):
-            if depth:
-                stack = nn.scan(
-                    _ScanBlock,
-                    variable_axes={"params": 0, "lora": 0},
-                    split_rngs={"params": True},
-                    in_axes=nn.broadcast,
-                    length=depth,
-                )
-                (image, text), _ = stack(cfg, is_dual, name=name)(
-                    (image, text), condition
-                )
-        image, _ = _Block(cfg, dual=False, last=True, name="last_block")(
+            (image, text), _ = stack(cfg, group.dual, name=group.name)(
+                (image, text), condition
+            )
+        final = _rematerialized(_Block, cfg, in_scan=False)
+        dual = cfg.num_layers - 1 in cfg.dual_attention_layers
+        image, _ = final(cfg, dual=dual, last=True, name="last_block")(
             image, text, condition
         )
         scale, shift = _modulation(cfg, 2, "norm_out")(condition)
@@ -100,6 +68,17 @@ class MMDiT(nn.Module):
             name="proj_out",
         )(image)
         return unpatchify(image, rows, columns, cfg.patch_size)
+
+
+def _rematerialized(block: type[nn.Module], cfg: MMDiTConfig, in_scan: bool) -> Any:
+    """The block under the config's policy; a scan needs no barrier against CSE."""
+    if cfg.remat not in REMAT:
+        raise UserError(f"remat: {cfg.remat}: must be one of {', '.join(REMAT)}")
+    kept = REMAT[cfg.remat]
+    if kept is None:
+        return block
+    policy = jax.checkpoint_policies.save_only_these_names(*kept)
+    return nn.remat(block, prevent_cse=not in_scan, policy=policy)
 
 
 class _ScanBlock(nn.Module):
@@ -170,7 +149,7 @@ class _JointAttention(nn.Module):
             _query_key_value(cfg, text, "add_", lora=True),
         ]
         joined = [jnp.concatenate(pair, axis=1) for pair in zip(*streams, strict=True)]
-        mixed = attention(*joined)
+        mixed = attention(*joined, kind=cfg.attention)
         image_out = _projection(cfg, "to_out", lora=True)(mixed[:, :tokens])
         if self.last:
             return image_out, None
@@ -187,8 +166,10 @@ class _SelfAttention(nn.Module):
 
     @nn.compact
     def __call__(self, image):
-        mixed = attention(*_query_key_value(self.config, image, "", lora=False))
-        return _projection(self.config, "to_out", lora=False)(mixed)
+        cfg = self.config
+        heads = _query_key_value(cfg, image, "", lora=False)
+        mixed = attention(*heads, kind=cfg.attention)
+        return _projection(cfg, "to_out", lora=False)(mixed)
 
 
 def _query_key_value(cfg: MMDiTConfig, tokens, prefix: str, lora: bool):
@@ -199,7 +180,7 @@ def _query_key_value(cfg: MMDiTConfig, tokens, prefix: str, lora: bool):
     if cfg.qk_norm == "rms_norm":
         query = RMSNorm(name=f"{prefix}norm_q")(query)
         key = RMSNorm(name=f"{prefix}norm_k")(key)
-    return query, key, value
+    return tuple(checkpoint_name(heads, "qkv") for heads in (query, key, value))
 
 
 def _projection(cfg: MMDiTConfig, name: str, lora: bool, parts: int = 1) -> Dense:
@@ -220,6 +201,7 @@ class _FeedForward(nn.Module):
     def __call__(self, tokens):
         cfg = self.config
         hidden = Dense(cfg.mlp_ratio * cfg.width, dtype=cfg.dtype, name="proj")(tokens)
+        hidden = checkpoint_name(hidden, "hidden")
         hidden = nn.gelu(hidden, approximate=True)
         return Dense(cfg.width, dtype=cfg.dtype, name="out")(hidden)
 
@@ -235,7 +217,12 @@ def _modulation(cfg: MMDiTConfig, changes: int, name: str):
         kernel_init=nn.initializers.zeros,
         name=name,
     )
-    return lambda condition: jnp.split(layer(condition)[:, None], changes, axis=-1)
+
+    def vectors(condition):
+        joined = checkpoint_name(layer(condition), "modulation")
+        return jnp.split(joined[:, None], changes, axis=-1)
+
+    return vectors
 
 
 class _Patchify(nn.Module):
@@ -248,15 +235,30 @@ class _Patchify(nn.Module):
         cfg = self.config
         patch = cfg.patch_size
         samples, height, width, channels = latents.shape
+        if height % patch or width % patch:
+            raise UserError(
+                f"latents: {height}x{width}: must be multiples of patch_size {patch}"
+            )
         rows, columns = height // patch, width // patch
         patches = latents.reshape(samples, rows, patch, columns, patch, channels)
         patches = patches.transpose(0, 1, 3, 2, 4, 5)
         patches = patches.reshape(samples, rows * columns, patch * patch * channels)
-        table = position_table(
-            cfg.width, cfg.pos_embed_max_size, cfg.sample_size // patch, rows, columns
-        )
+        size, base = cfg.pos_embed_max_size, cfg.sample_size // patch
+        if cfg.position_crop is None:
+            table = positions.table(cfg.width, size, base, rows, columns)
+        else:
+            stored = self.variable(
+                "buffers",
+                "table",
+                positions.table,
+                cfg.width,
+                size,
+                base,
+                *cfg.position_crop,
+            )
+            table = positions.recropped(stored.value, size, rows, columns)
         tokens = Dense(cfg.width, dtype=cfg.dtype, name="proj")(patches)
-        return tokens + jnp.asarray(table, cfg.dtype)
+        return tokens + jnp.asarray(table, cfg.dtype).reshape(-1, cfg.width)
 
 
 class _TimeText(nn.Module):
@@ -284,33 +286,6 @@ def timestep_embedding(
     frequency = jnp.exp(-np.log(10_000.0) * jnp.arange(half, dtype=jnp.float32) / half)
     angle = timestep.astype(jnp.float32)[:, None] * frequency
     return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
-
-
-def position_table(
-    width: int, max_size: int, base_size: int, rows: int, columns: int
-) -> Float[np.ndarray, "token width"]:
-    """Sine-cosine table [rows * columns, width]: the centre crop of the full table.
-
-    Coordinates are scaled so that `base_size` patches span `base_size` units of the
-    `max_size` grid, as in diffusers' `PatchEmbed`.
-    """
-    if rows > max_size or columns > max_size:
-        raise ValueError(
-            f"latents of {rows}x{columns} patches exceed pos_embed_max_size={max_size}"
-        )
-    place = np.arange(max_size, dtype=np.float64) * base_size / max_size
-    frequency = 10_000.0 ** (-np.arange(width // 4, dtype=np.float64) / (width // 4))
-    angle = place[:, None] * frequency
-    axis = np.concatenate([np.sin(angle), np.cos(angle)], axis=-1)
-    top, left = (max_size - rows) // 2, (max_size - columns) // 2
-    # The column coordinate fills the first half of the features.
-    table = np.concatenate(
-        np.broadcast_arrays(
-            axis[None, left : left + columns], axis[top : top + rows, None]
-        ),
-        axis=-1,
-    )
-    return table.reshape(rows * columns, width).astype(np.float32)
 
 
 def unpatchify(

@@ -22,6 +22,7 @@ from flowgrpo_jax.models import safetensors_files as files
 
 # torch's order of axes to ours.
 AXES = {"dense": (1, 0), "conv": (2, 3, 1, 0), "patch": (2, 3, 1, 0)}
+LAYOUTS = ("same", *AXES, "grid")
 MAX_SHARD_BYTES = 10_000_000_000  # diffusers' own
 
 
@@ -34,16 +35,19 @@ class Rule:
     # of our leaf; several templates lie side by side along its last axis.
     theirs: str | tuple[str, ...]
     # "same"; "dense": [out, in] to [in, out]; "conv": [out, in, h, w] to
-    # [h, w, in, out]; "patch": a strided convolution as a matmul, [h * w * in, out].
+    # [h, w, in, out]; "patch": a strided convolution as a matmul, [h * w * in, out];
+    # "grid": the centre crop [row, column, width] of a table [1, grid * grid, width].
     layout: str = "same"
     first: int = 0  # number of the first layer of a scanned stack
     patch: int = 0  # side of the patches of layout "patch"
+    grid: int = 0  # side of the whole table of layout "grid"
 
     def __post_init__(self):
-        if self.layout not in ("same", *AXES):
-            raise ValueError(f"layout {self.layout!r}: same, {', '.join(AXES)}")
-        if (self.layout == "patch") != bool(self.patch):
-            raise ValueError("layout 'patch' and the side of the patch go together")
+        if self.layout not in LAYOUTS:
+            raise ValueError(f"layout {self.layout!r}: {', '.join(LAYOUTS)}")
+        for name, side in (("patch", self.patch), ("grid", self.grid)):
+            if (self.layout == name) != bool(side):
+                raise ValueError(f"layout {name!r} and its side go together")
 
     @property
     def templates(self) -> tuple[str, ...]:
@@ -79,6 +83,8 @@ class _Leaf:
         shape = self.piece_shape
         if self.rule.layout == "same":
             return shape
+        if self.rule.layout == "grid":
+            return (1, self.rule.grid**2, shape[-1])
         if self.rule.layout == "patch":
             side = self.rule.patch
             shape = (side, side, shape[0] // side**2, shape[1])
@@ -88,6 +94,12 @@ class _Leaf:
         """A tensor of the file in our layout; a view where that is possible."""
         if self.rule.layout == "same":
             return tensor
+        if self.rule.layout == "grid":
+            side = self.rule.grid
+            rows, columns, width = self.piece_shape
+            top, left = (side - rows) // 2, (side - columns) // 2
+            whole = tensor.reshape(side, side, width)
+            return whole[top : top + rows, left : left + columns]
         return tensor.transpose(AXES[self.rule.layout]).reshape(self.piece_shape)
 
     def theirs(self, value: np.ndarray, layer: int, part: int) -> np.ndarray:
@@ -99,6 +111,8 @@ class _Leaf:
             value = value[..., part * width : (part + 1) * width]
         if self.rule.layout == "same":
             return value
+        if self.rule.layout == "grid":
+            return value.reshape(self.file_shape)  # of a crop there is no way back
         order = np.argsort(AXES[self.rule.layout])
         if self.rule.layout == "patch":
             value = value.reshape([self.file_shape[axis] for axis in AXES["patch"]])

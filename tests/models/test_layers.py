@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flowgrpo_jax.models.layers import Dense, LayerNorm, RMSNorm, attention
+from flowgrpo_jax.models.layers import Dense, LayerNorm, RMSNorm
 
 
 def normal(*shape, seed=0):
@@ -80,18 +80,3 @@ def test_norm_statistics_are_fp32(norm):
     assert narrow.dtype == jnp.bfloat16
     exact = norm.apply(variables, x.astype(jnp.float32))
     np.testing.assert_array_equal(narrow, exact.astype(jnp.bfloat16))
-
-
-def test_attention():
-    """Oracle: float64 softmax(q k / sqrt(depth)) v, head by head, heads joined."""
-    query, key, value = (normal(2, 6, 3, 4, seed=s) for s in range(3))
-    found = attention(query, key, value)
-    query, key, value = wide(query, key, value)
-    expected = np.empty((2, 6, 12))
-    for n in range(2):
-        for head in range(3):
-            score = query[n, :, head] @ key[n, :, head].T / np.sqrt(4)
-            share = np.exp(score - score.max(-1, keepdims=True))
-            share /= share.sum(-1, keepdims=True)
-            expected[n, :, 4 * head : 4 * head + 4] = share @ value[n, :, head]
-    np.testing.assert_allclose(found, expected, atol=1e-5)

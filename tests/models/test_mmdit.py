@@ -10,7 +10,7 @@ import pytest
 from flax import linen as nn
 from flax import traverse_util
 
-from flowgrpo_jax.models import mmdit
+from flowgrpo_jax.models import mmdit, positions
 from flowgrpo_jax.models.layers import Dense, LayerNorm
 from flowgrpo_jax.models.mmdit import MMDiT, MMDiTConfig
 
@@ -135,48 +135,6 @@ def test_parameters(config):
     assert shapes_of(shape_tree(config)["params"]) == SPECS[config]
 
 
-def test_dual_layers_must_be_a_prefix():
-    """Oracle: the contract; other placements are refused, not misread."""
-    config = dataclasses.replace(MEDIUM, dual_attention_layers=(1,))
-    with pytest.raises(ValueError, match="prefix"):
-        shape_tree(config)
-
-
-def diffusers_table(width, max_size, base_size):
-    """get_2d_sincos_pos_embed in float64, axis by axis: [max, max, width]."""
-
-    def one_axis(positions):
-        omega = 1.0 / 10_000 ** (np.arange(width // 4) / (width / 4.0))
-        out = positions.reshape(-1)[:, None] * omega[None]
-        return np.concatenate([np.sin(out), np.cos(out)], axis=1)
-
-    scale = max_size / base_size  # diffusers divides by it (interpolation_scale 1)
-    axis = np.arange(max_size, dtype=np.float64) / scale
-    grid_w, grid_h = np.meshgrid(axis, axis)  # "w goes first"
-    table = np.concatenate([one_axis(grid_w), one_axis(grid_h)], axis=1)
-    return table.reshape(max_size, max_size, width)
-
-
-@pytest.mark.parametrize(
-    "max_size, base_size, rows, columns",
-    [(6, 4, 4, 4), (6, 6, 6, 6), (192, 64, 7, 5), (9, 4, 2, 8), (9, 4, 9, 3)],
-)
-def test_position_table(max_size, base_size, rows, columns):
-    """Oracle: diffusers' formula in float64, its centre crop, also non-square."""
-    whole = diffusers_table(16, max_size, base_size)
-    top, left = (max_size - rows) // 2, (max_size - columns) // 2
-    crop = whole[top : top + rows, left : left + columns].reshape(-1, 16)
-    table = mmdit.position_table(16, max_size, base_size, rows, columns)
-    assert table.dtype == np.float32
-    np.testing.assert_allclose(table, crop, atol=1e-7)
-
-
-def test_position_table_refuses_larger_pictures():
-    """Oracle: the contract; the table cannot be cropped to more than itself."""
-    with pytest.raises(ValueError, match="pos_embed_max_size=6"):
-        mmdit.position_table(16, 6, 4, 7, 2)
-
-
 def test_timestep_embedding():
     """Closed form: cos then sin of t * 10000^(-i/128), in float64."""
     timestep = np.array([0.0, 1.0, 17.5, 1000.0])
@@ -194,7 +152,7 @@ def test_unpatchify_inverts_the_order_of_patches():
     picture = np.random.default_rng(0).random((2, 6, 10, 4), np.float32)
     identity = {"proj": {"kernel": jnp.eye(16), "bias": jnp.zeros(16)}}
     tokens = mmdit._Patchify(config).apply({"params": identity}, jnp.asarray(picture))
-    table = mmdit.position_table(16, 8, 4, 3, 5)
+    table = positions.table(16, 8, 4, 3, 5).reshape(15, 16)
     back = mmdit.unpatchify(tokens - table, 3, 5, 2)
     np.testing.assert_allclose(back, picture, atol=1e-6)
 
