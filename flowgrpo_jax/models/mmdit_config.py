@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.models import config_json
 from flowgrpo_jax.models.attention import SAVED
 from flowgrpo_jax.models.tensors import Rule
 
@@ -62,11 +62,7 @@ class MMDiTConfig:
     @classmethod
     def from_folder(cls, folder: str | Path) -> "MMDiTConfig":
         """The config.json of a diffusers transformer folder."""
-        path = Path(folder) / "config.json"
-        try:
-            return cls.from_dict(json.loads(path.read_text()))
-        except (OSError, json.JSONDecodeError) as error:
-            raise UserError(f"transformer: {path}: cannot be read ({error})") from error
+        return cls.from_dict(config_json.read(folder))
 
     @classmethod
     def from_dict(cls, given: Mapping[str, Any]) -> "MMDiTConfig":
@@ -76,19 +72,20 @@ class MMDiTConfig:
             raise UserError(f"transformer: {kind}: must be an SD3Transformer2DModel")
         values = {key: value for key, value in given.items() if key[0] != "_"}
         caption_width = values.pop("caption_projection_dim", 1152)
-        for key in sorted(values.keys() - set(_file_fields())):
+        for key in sorted(values.keys() - set(file_fields())):
             raise UserError(f"transformer: {key}: {values[key]}: not supported")
         if values.get("out_channels", 16) is None:
             values["out_channels"] = values.get("in_channels", 16)
         values["dual_attention_layers"] = tuple(
             sorted(values.get("dual_attention_layers") or ())
         )
-        config = cls(**values)
+        supported = {"qk_norm": (None, "rms_norm")}
+        config = config_json.build(cls, values, supported, "transformer")
         _check(config, caption_width)
         return config
 
 
-def _file_fields() -> list[str]:
+def file_fields() -> list[str]:
     """What MMDiTConfig takes from config.json."""
     names = [field.name for field in dataclasses.fields(MMDiTConfig)]
     return names[: names.index("mlp_ratio")]
@@ -96,14 +93,10 @@ def _file_fields() -> list[str]:
 
 def _check(config: MMDiTConfig, caption_width: int) -> None:
     """UserError for values that no network of this family has."""
-    for name in set(_file_fields()) - {"dual_attention_layers", "qk_norm"}:
+    for name in set(file_fields()) - {"dual_attention_layers", "qk_norm"}:
         value = getattr(config, name)
-        if type(value) is not int or value < 1:
-            raise UserError(f"transformer: {name}: {value}: must be an integer above 0")
-    if config.qk_norm not in (None, "rms_norm"):
-        raise UserError(
-            f"transformer: qk_norm: {config.qk_norm}: must be null or rms_norm"
-        )
+        if value < 1:
+            raise UserError(f"transformer: {name}: {value}: must be above 0")
     if caption_width != config.width:
         raise UserError(
             f"transformer: caption_projection_dim: {caption_width}: must be "

@@ -10,9 +10,11 @@ import pytest
 from flax import linen as nn
 from flax import traverse_util
 
+from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.models import mmdit, positions
 from flowgrpo_jax.models.layers import Dense, LayerNorm
 from flowgrpo_jax.models.mmdit import MMDiT, MMDiTConfig
+from flowgrpo_jax.models.mmdit_config import groups
 
 SD3 = MMDiTConfig(
     sample_size=8,
@@ -318,3 +320,126 @@ def test_bfloat16_residual_stream():
     wide = run(MEDIUM, variables, inputs())
     narrow = run(config, variables, inputs()).astype(np.float32)
     assert np.abs(wide - narrow).max() < 0.1 * np.abs(wide).max()
+
+
+# -- Rematerialisation ----------------------------------------------------------------
+
+
+def residual_size(config):
+    """Numbers that a backward pass with respect to LoRA and latents keeps."""
+    variables = shape_tree(config)
+
+    def kept(lora, latents, variables, *rest):
+        def answer(lora, latents):
+            return MMDiT(config).apply(variables | {"lora": lora}, latents, *rest)
+
+        return jax.vjp(answer, lora, latents)[1]
+
+    latents, *rest = inputs()
+    shapes = jax.eval_shape(kept, variables["lora"], latents, variables, *rest)
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+
+
+def test_policies_keep_less_and_less():
+    """Oracle: the order of the policies, by the sizes that tracing gives."""
+    small = dataclasses.replace(SD3, num_layers=2, lora_rank=RANK)
+    sizes = [
+        residual_size(dataclasses.replace(small, remat=policy))
+        for policy in ("none", "dense", "attention", "full")
+    ]
+    assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == 4
+
+
+@pytest.mark.parametrize("remat", ["dense", "full"])
+def test_update_sees_what_the_rollout_saw(remat):
+    """Oracle: bit equality in bf16 of a forward pass alone and inside a gradient."""
+    config = dataclasses.replace(ADAPTED, remat=remat, dtype=jnp.bfloat16)
+    variables = random_variables(ADAPTED)
+
+    def loss(lora, *arguments):
+        answer = MMDiT(config).apply(variables | {"lora": lora}, *arguments)
+        return jnp.square(answer.astype(jnp.float32)).sum(), answer
+
+    rollout = run(config, variables, inputs())
+    (_, update), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(
+        variables["lora"], *inputs()
+    )
+    np.testing.assert_array_equal(rollout, update)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
+
+
+def test_programs_do_not_grow_with_depth():
+    """Oracle: counting; the same equations for 4 and for 9 layers, gradients too."""
+
+    def lines(layers):
+        config = dataclasses.replace(
+            SD3, num_layers=layers, remat="dense", lora_rank=RANK
+        )
+        variables = shape_tree(config)
+
+        def loss(lora, params, *arguments):
+            both = {"params": params, "lora": lora}
+            return MMDiT(config).apply(both, *arguments).sum()
+
+        program = jax.make_jaxpr(jax.grad(loss))
+        traced = program(variables["lora"], variables["params"], *inputs())
+        return len(str(traced).splitlines())
+
+    assert lines(4) == lines(9)
+
+
+# -- Configurations ---------------------------------------------------------------------
+
+
+def test_groups():
+    """By hand: runs of one kind, the last block apart."""
+    layout = [tuple(group) for group in groups(MEDIUM)]
+    assert layout == [("dual_blocks", 0, 2, True), ("blocks", 2, 1, False)]
+    mixed = dataclasses.replace(SD3, num_layers=7, dual_attention_layers=(1, 2, 5))
+    assert [tuple(group) for group in groups(mixed)] == [
+        ("blocks", 0, 1, False),
+        ("dual_blocks", 1, 2, True),
+        ("blocks_3", 3, 2, False),
+        ("dual_blocks_5", 5, 1, True),
+    ]
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"qk_norm": "layer_norm"}, 'qk_norm: "layer_norm": only null or "rms_norm"'),
+        ({"caption_projection_dim": 16}, r"caption_projection_dim: 16: .* = 1152"),
+        ({"num_layers": 0}, "num_layers: 0: must be above 0"),
+        ({"patch_size": "2"}, 'patch_size: "2": must be of the type of 2'),
+        ({"dual_attention_layers": [18]}, r"dual_attention_layers: \(18,\)"),
+        ({"flavour": 1}, "flavour: 1: not supported"),
+        ({"_class_name": "FluxTransformer2DModel"}, "FluxTransformer2DModel: must be"),
+        ({"attention_head_dim": 1, "caption_projection_dim": 18}, "multiple of 4"),
+    ],
+)
+def test_unsupported_configurations(given, message):
+    """Oracle: the contract; one line with the key, the value and what is allowed."""
+    with pytest.raises(UserError, match=message) as caught:
+        MMDiTConfig.from_dict(given)
+    assert "\n" not in str(caught.value)
+
+
+def test_defaults_are_those_of_diffusers():
+    """Oracle: SD3Transformer2DModel's signature, which an empty file stands for."""
+    config = MMDiTConfig.from_dict({"_diffusers_version": "0.42.1"})
+    assert (config.num_layers, config.width, config.pos_embed_max_size) == (
+        18,
+        1152,
+        96,
+    )
+    assert (
+        MMDiTConfig.from_dict({"in_channels": 3, "out_channels": None}).out_channels
+        == 3
+    )
+
+
+def test_latents_must_be_whole_patches():
+    """Oracle: the contract."""
+    latents, *rest = map(jnp.asarray, inputs())
+    with pytest.raises(UserError, match="7x8: must be multiples of patch_size 2"):
+        jax.eval_shape(MMDiT(SD3).init, jax.random.key(0), latents[:, 1:], *rest)
