@@ -122,15 +122,32 @@ def load_prompt_set(name: str, split: str, key: str = "prompts") -> list[Prompt]
     )
 
 
-def make_reward(config: ml_collections.ConfigDict) -> registry.Reward:
-    """The weighted rewards of the config, with the embedded world's detector."""
+def reward_context(config: ml_collections.ConfigDict) -> registry.Context:
+    """What the rewards of a run share: options, and the embedded world's detector."""
     options = {name: values.to_dict() for name, values in config.reward_options.items()}
     # Every sprite that the detector knows counts, in all tasks alike: its scores are
     # not those of the benchmark's detector, which counts above 0.9.
     rules = geneval.Rules(counting_threshold=0.3)
     options["geneval"] = {"rules": rules} | options.get("geneval", {})
-    context = registry.Context(detector.SpriteDetector(), options)
+    return registry.Context(detector.SpriteDetector(), options)
+
+
+def make_reward(
+    config: ml_collections.ConfigDict, context: registry.Context | None = None
+) -> registry.Reward:
+    """The weighted rewards that a run learns from."""
+    context = context or reward_context(config)
     return _on_host(registry.combine(config.reward.to_dict(), context))
+
+
+def make_eval_reward(
+    config: ml_collections.ConfigDict, context: registry.Context | None = None
+) -> registry.Reward:
+    """The weighted rewards of evaluations: those of training unless others are told."""
+    if not config.eval.reward:
+        return make_reward(config, context)
+    context = context or reward_context(config)
+    return _on_host(registry.combine(config.eval.reward.to_dict(), context))
 
 
 def make_monitor(config: ml_collections.ConfigDict) -> Monitor:

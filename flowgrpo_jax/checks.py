@@ -100,9 +100,12 @@ def check(config: ml_collections.ConfigDict) -> None:
                 f", at most {most}" if most < math.inf else ""
             )
             raise UserError(f"{key}: {value}: must be {allowed}")
-    for name in config.reward:
-        if not registry.is_known(name):
-            raise configs.not_one_of("reward", name, registry.REWARDS)
+    for key, weights in (("reward", config.reward), ("eval.reward", config.eval.reward)):
+        for name in weights:
+            if not registry.is_known(name):
+                raise configs.not_one_of(key, name, registry.REWARDS)
+    if not any(config.reward.values()):
+        raise UserError(f"reward: {config.reward.to_dict()}: one weight must not be 0")
     policy = config.train.objective != "flow_matching"
     if policy and config.group_size < 2:
         raise UserError(

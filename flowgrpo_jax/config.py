@@ -17,6 +17,7 @@ OPEN = frozenset(
     {
         "reward",
         "reward_options",
+        "eval.reward",
         "mesh",
         "train.objective_options",
         "train.caption_noise",
@@ -100,7 +101,9 @@ def base() -> ml_collections.ConfigDict:
                     "advantage_ddof": 0,
                     "advantage_eps": 1e-4,
                     "backup": "sum",  # of leaves to actions: sum | mean | difference
-                    "reward_combination": "sum",  # sum | advantage | gdpo
+                    # Of several rewards: sum, zscore (of each over the batch, then
+                    # sum), advantage (of each, then sum), gdpo (that, scaled)
+                    "reward_combination": "sum",
                     "step_weight": "none",  # or std (TempFlow)
                     "draws": 1,  # on samples: sigmas per image
                     "select": "all",  # on samples: all | best
@@ -132,6 +135,7 @@ def base() -> ml_collections.ConfigDict:
                 {
                     "every": 50,  # iterations; also at the start and the end
                     "prompts": "sprites",  # prompt set (its test split) or a file
+                    "reward": c(),  # as `reward`; empty = the same
                     "images_per_task": 48,  # during training
                     "final_images_per_task": 100,  # at the start and the end, and
                     # there every held-out prompt at least once
@@ -210,12 +214,12 @@ def get(config: ml_collections.ConfigDict, key: str) -> Any:
 
 def _unknown_key(config, key: str, group: str, node: Any) -> UserError:
     name = key.rpartition(".")[2]
-    if group == "reward":
+    if group in ("reward", "eval.reward"):
         if name not in registry.REWARDS:
-            return not_one_of("reward", name, registry.REWARDS)
+            return not_one_of(group, name, registry.REWARDS)
         return UserError(
             f"{key}: not a reward of this config: give all of its rewards, as in "
-            f"--config.reward=\"{{'{name}': 1.0}}\""
+            f"--config.{group}=\"{{'{name}': 1.0}}\""
         )
     near = difflib.get_close_matches(key, _all_keys(config), 1)
     if near:

@@ -64,7 +64,7 @@ def evaluate(config: ConfigDict, restored: Any) -> dict[str, float]:
     from flowgrpo_jax import assemble, evaluation, restore
 
     prompts = assemble.load_prompt_set(config.eval.prompts, "test", "eval.prompts")
-    reward = assemble.make_reward(config)
+    reward = assemble.make_eval_reward(config)
     placed = restore.place(restored, [prompt.text for prompt in prompts])
     evaluator = evaluation.Evaluator(
         config, restored.model, placed.mesh, placed.specs, prompts, placed.text, reward

@@ -153,7 +153,7 @@ class Run:
             self.work.variables_specs,
             self._eval_prompts,
             self._text,
-            self._reward,
+            assemble.make_eval_reward(config, self._reward_context),
         )
 
     # -- set-up --------------------------------------------------------------------
@@ -188,7 +188,8 @@ class Run:
             self.model.tokenizer([""]) if self.pretraining else self._text.empty
         )
         self._texts = texts
-        self._reward = assemble.make_reward(config)
+        self._reward_context = assemble.reward_context(config)
+        self._reward = assemble.make_reward(config, self._reward_context)
 
     def initial_state(self) -> rl_update.TrainState:
         """The state before the first iteration, on the mesh."""

@@ -58,6 +58,8 @@ def test_a_wrong_argument_is_named(argument, line):
         ("sample.sde_window_range", ("a",), "must be two step numbers"),
         ("train.parameters", "attn(", "must be a regular expression"),
         ("reward", {"foo": 1.0}, "must be one of geneval"),
+        ("reward", {"geneval": 0}, "one weight must not be 0"),
+        ("eval.reward", {"foo": 1.0}, "must be one of geneval"),
     ],
 )
 def test_the_checks_name_key_value_and_remedy(key, value, remedy):
@@ -65,7 +67,7 @@ def test_the_checks_name_key_value_and_remedy(key, value, remedy):
     with pytest.raises(UserError) as caught:
         checks.check(configs.make(**{key.replace(".", "__"): value}))
     line = str(caught.value)
-    shown = "foo" if key == "reward" else str(value)
+    shown = "foo" if value == {"foo": 1.0} else str(value)
     assert line.startswith(f"{key}: {shown}") and remedy in line
 
 

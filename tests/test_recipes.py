@@ -68,7 +68,7 @@ def tiny_config(weights_file, recipe, **values):
 
 
 def one_iteration(config, monkeypatch):
-    monkeypatch.setattr(trainer.assemble, "make_reward", lambda _: brightness)
+    monkeypatch.setattr(trainer.assemble, "make_reward", lambda *_: brightness)
     checks.check(config)
     run = trainer.Run(config)
     return run.step(run.initial_state(), 0)

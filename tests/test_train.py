@@ -35,7 +35,7 @@ def bright_is_good(monkeypatch):
     monkeypatch.setattr(
         trainer.assemble,
         "make_reward",
-        lambda config: trainer.assemble._on_host(reward_spread),
+        lambda config, context: trainer.assemble._on_host(reward_spread),
     )
 
 
@@ -90,7 +90,7 @@ def undisturbed(weights_file, tmp_path_factory):
         patch.setattr(
             trainer.assemble,
             "make_reward",
-            lambda config: trainer.assemble._on_host(reward_spread),
+            lambda config, context: trainer.assemble._on_host(reward_spread),
         )
         jax.monitoring.register_event_duration_secs_listener(listen)
         assert trainer.train(tiny_config(weights_file), workdir)
@@ -212,7 +212,7 @@ def test_a_reward_that_is_no_number_stops_the_run(weights_file, tmp_path, monkey
     monkeypatch.setattr(
         trainer.assemble,
         "make_reward",
-        lambda config: trainer.assemble._on_host(broken),
+        lambda config, context: trainer.assemble._on_host(broken),
     )
     with pytest.raises(UserError, match="^reward.geneval: nan of sample 0: must be"):
         trainer.train(tiny_config(weights_file), tmp_path)

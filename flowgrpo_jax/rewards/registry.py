@@ -20,10 +20,15 @@ Reward = Callable[[Images, Sequence[Prompt]], dict[str, np.ndarray]]
 
 @dataclass(frozen=True)
 class Context:
-    """What the caller provides: a detector, and keyword options per reward."""
+    """What the caller provides: a detector, and keyword options per reward.
+
+    It keeps the rewards that were made with it, so that training, evaluation and
+    monitors share the networks in them.
+    """
 
     detector: Detector | None = None
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    made: dict[str, Reward] = field(default_factory=dict, compare=False, repr=False)
 
 
 def _geneval(context: Context, **options: Any) -> Reward:
@@ -59,8 +64,18 @@ def is_known(name: str) -> bool:
     return name in REWARDS or "." in name
 
 
-def make(name: str, context: Context = Context()) -> Reward:
-    """The reward of that name. Raises UserError for an unknown name or option."""
+def make(name: str, context: Context | None = None) -> Reward:
+    """The reward of that name, the same one for the same context.
+
+    Raises UserError for an unknown name or option.
+    """
+    context = context or Context()
+    if name not in context.made:
+        context.made[name] = _make(name, context)
+    return context.made[name]
+
+
+def _make(name: str, context: Context) -> Reward:
     options = context.options.get(name, {})
     if name not in REWARDS and "." in name:
         return importlib.import_module(_CUSTOM).from_path(name, options)
@@ -74,7 +89,10 @@ def make(name: str, context: Context = Context()) -> Reward:
 
 @dataclass(frozen=True)
 class Combined:
-    """Several rewards as one: all that they measure, and "avg", their weighted sum."""
+    """Several rewards as one: all that they measure, and "avg", their weighted sum.
+
+    A reward of weight 0 is measured only.
+    """
 
     rewards: Mapping[str, Reward]
     weights: Mapping[str, float | int]
@@ -95,12 +113,15 @@ class Combined:
             if clash := set(measured[name]) & {*results, "avg"}:
                 raise ValueError(f"reward {name} measures {clash} a second time")
             results.update(measured[name])
-        avg = sum(weight * results[name] for name, weight in self.weights.items())
-        return {**results, "avg": np.asarray(avg, dtype=np.float32)}
+        avg = np.zeros(len(next(iter(results.values()))))
+        for name, weight in self.weights.items():
+            if weight:
+                avg += weight * results[name]
+        return {**results, "avg": avg.astype(np.float32)}
 
 
 def combine(
-    weights: Mapping[str, float | int], context: Context = Context()
+    weights: Mapping[str, float | int], context: Context | None = None
 ) -> Combined:
     """All measurements of the weighted rewards and "avg", their weighted sum.
 
@@ -111,4 +132,5 @@ def combine(
     for name, weight in weights.items():
         if not math.isfinite(weight):
             raise UserError(f"reward: {name}: weight {weight}: must be finite")
+    context = context or Context()
     return Combined({name: make(name, context) for name in weights}, dict(weights))

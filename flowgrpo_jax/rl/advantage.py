@@ -23,7 +23,7 @@ from flowgrpo_jax.errors import UserError
 
 STDS = ("group", "global", "none")
 CENTRES = ("mean", "leave_one_out", "none")
-COMBINES = ("sum", "advantage", "gdpo")
+COMBINES = ("sum", "zscore", "advantage", "gdpo")
 BACKUPS = ("sum", "mean", "difference")
 
 
@@ -62,6 +62,7 @@ def advantages(
     `credit_weight` weighs an edge's leaves in "sum" and "mean". With the probabilities
     of the ways from an edge down to its leaves "sum" is TreeGRPO (arXiv 2512.08153).
     See `combined` for `combine`, and `normalise` for `centre`, `std`, `ddof`, `eps`.
+    A reward of weight 0 takes no part.
 
     Metrics are those of the compared groups, on the weighted sum of raw rewards (see
     `group_statistics`); trained_prompt_num_batch is the number of different prompts.
@@ -71,6 +72,7 @@ def advantages(
     _check_option("advantage_centre", centre, CENTRES)
     _check_option("reward_combination", combine, COMBINES)
     _check_option("backup", backup, BACKUPS)
+    weights = {name: weight for name, weight in weights.items() if weight}
     for name in weights:
         _check_finite(f"reward.{name}", rewards[name])
     tables = {name: rewards[name].astype(np.float64) for name in weights}
@@ -176,13 +178,17 @@ def combined(
     """One advantage per item from several rewards; weights are used as they are.
 
     - "sum": `compare` (a `normalise` with its options) of the weighted raw sum.
+    - "zscore": the same of rewards that are first brought to mean 0 and std 1 over the
+      whole batch, so that weights do not depend on units (with groups of any spread).
     - "advantage": the weighted sum of each reward's own `compare`, so that the unit of
       a reward does not matter (MixGRPO, arXiv 2507.21802; G2RPO).
     - "gdpo": that, divided by its std over the whole batch, which keeps its size the
       same for any number of rewards (GDPO, arXiv 2601.05242). The batch's mean is that
       of the groups, 0; taking it off again would only add a rounding.
     """
-    if how == "sum":
+    if how == "zscore":
+        tables = {name: _zscores(table, ddof, eps) for name, table in tables.items()}
+    if how in ("sum", "zscore"):
         return compare(weighted_sum(tables, weights))
     own = {name: compare(table) for name, table in tables.items()}
     total = weighted_sum(own, weights)
@@ -288,9 +294,16 @@ def _scale(squares, size, ddof, eps):
 
 
 def _scale_of_all(values, ddof, eps):
-    size = np.array([len(values)])
-    deviation = _deviation(values, np.zeros(len(values), int), size)
+    deviation = _deviation_of_all(values)
     return _scale(np.sum(deviation**2), len(values), ddof, eps)
+
+
+def _zscores(values, ddof, eps):
+    return _deviation_of_all(values) / _scale_of_all(values, ddof, eps)
+
+
+def _deviation_of_all(values):
+    return _deviation(values, np.zeros(len(values), int), np.array([len(values)]))
 
 
 def _check_option(key: str, value: str, allowed: Sequence[str]) -> None:

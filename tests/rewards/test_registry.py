@@ -79,3 +79,28 @@ def test_two_rewards_may_not_write_one_measurement(monkeypatch):
     reward = combine({"geneval": 1, "other": 1}, Context(_detector))
     with pytest.raises(ValueError, match="other measures {'accuracy'} a second time"):
         reward(np.zeros((1, 8, 8, 3), np.float32), [PROMPT])
+
+
+def test_a_reward_of_weight_0_is_measured_only(brightness):
+    """Oracle: avg is that of the others, even where the measurement is NaN."""
+    images = np.stack([np.zeros((8, 8, 3)), np.ones((8, 8, 3))]).astype("float32")
+    context = Context(_detector, {"brightness": {"scale": np.nan}})
+    result = combine({"geneval": 0.5, "brightness": 0}, context)(images, [PROMPT] * 2)
+    np.testing.assert_array_equal(result["avg"], [0, 0.5])
+    assert np.isnan(result["brightness"]).all()
+
+
+def test_a_context_makes_each_reward_once(monkeypatch):
+    """Oracle: the calls of the factory; another context makes its own."""
+    made = []
+
+    def factory(context):
+        made.append(context)
+        return lambda images, prompts: {"counted": np.zeros(len(images))}
+
+    monkeypatch.setitem(registry.REWARDS, "counted", factory)
+    context = Context()
+    first = combine({"counted": 1.0}, context).rewards["counted"]
+    assert combine({"counted": 2.0}, context).rewards["counted"] is first
+    assert make("counted", Context()) is not first
+    assert len(made) == 2

@@ -105,7 +105,7 @@ def test_errors_name_key_and_value():
         group_advantages(broken, OWNER, std="group")
     for option, message in {
         "centre": "advantage_centre: x: one of mean, leave_one_out, none",
-        "combine": "reward_combination: x: one of sum, advantage, gdpo",
+        "combine": "reward_combination: x: one of sum, zscore, advantage, gdpo",
         "backup": "^backup: x: one of sum, mean, difference",
     }.items():
         with pytest.raises(UserError, match=message):
@@ -308,6 +308,13 @@ def test_ways_to_combine_rewards():
     own = sum(weights[name] * z_scores(rewards[name], owner) for name in weights)
     expected = {
         "sum": z_scores(sum(weights[n] * rewards[n] for n in weights), owner),
+        "zscore": z_scores(
+            sum(
+                weights[n] * (r - r.mean()) / (r.std() + 1e-4)
+                for n, r in rewards.items()
+            ),
+            owner,
+        ),
         "advantage": own,
         "gdpo": (own - own.mean()) / (own.std() + 1e-4),
     }
@@ -316,7 +323,7 @@ def test_ways_to_combine_rewards():
         np.testing.assert_allclose(found, values, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("how", ["advantage", "gdpo"])
+@pytest.mark.parametrize("how", ["zscore", "advantage", "gdpo"])
 def test_the_unit_of_a_reward_does_not_matter(how):
     """Oracle: invariance; with eps 0, and not so for the raw sum."""
     rewards, weights, owner = several()
@@ -333,7 +340,7 @@ def test_the_unit_of_a_reward_does_not_matter(how):
     assert abs(first - second).max() > 0.01
 
 
-@pytest.mark.parametrize("how", ["sum", "advantage", "gdpo"])
+@pytest.mark.parametrize("how", ["sum", "zscore", "advantage", "gdpo"])
 @pytest.mark.parametrize("centre", ["mean", "leave_one_out"])
 def test_constant_groups_get_exact_zeros_however_combined(how, centre):
     """Oracle: closed form; the other groups' rounding must not leak into them."""
@@ -345,6 +352,18 @@ def test_constant_groups_get_exact_zeros_however_combined(how, centre):
     )
     np.testing.assert_array_equal(found[owner == 2], 0)
     assert found[owner != 2].all()
+
+
+@pytest.mark.parametrize("how", ["sum", "zscore", "advantage", "gdpo"])
+def test_a_reward_of_weight_0_takes_no_part(how):
+    """Oracle: invariance, for a reward that is not even finite."""
+    rewards, weights, owner = several()
+    extra = rewards | {"only_measured": np.full(len(owner), np.nan)}
+    first, _ = one_leaf_per_edge(rewards, weights, owner, std="group", combine=how)
+    second, _ = one_leaf_per_edge(
+        extra, weights | {"only_measured": 0.0}, owner, std="group", combine=how
+    )
+    np.testing.assert_array_equal(first, second)
 
 
 def test_leave_one_out():
