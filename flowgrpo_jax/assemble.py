@@ -20,19 +20,18 @@ from flowgrpo_jax.flow import rollout, schedule, transition
 from flowgrpo_jax.flow.plan import Plan
 from flowgrpo_jax.models.flow_model import FlowModel, Variables, guided
 from flowgrpo_jax.models.text import TextEmbedding
-from flowgrpo_jax.rewards import geneval, registry
+from flowgrpo_jax.rewards import geneval, monitors, registry
 from flowgrpo_jax.rl import losses
 from flowgrpo_jax.rl import update as rl_update
-from flowgrpo_jax.sprites import detector, monitors
+from flowgrpo_jax.sprites import detector, world
 from flowgrpo_jax.sprites import model as sprites_model
+from flowgrpo_jax.sprites import monitors as sprites_monitors
 from flowgrpo_jax.sprites import prompts as sprites_prompts
 
 PROMPT_SETS = {
     **tfds_prompts.PROMPT_SETS,
     sprites_prompts.PROMPTS.name: sprites_prompts.PROMPTS,
 }
-# images [n, h, w, 3] and the prompt number of each -> measurements of reward hacking
-Monitor = Callable[[np.ndarray, np.ndarray], dict[str, float]]
 
 
 def load_model(
@@ -150,10 +149,20 @@ def make_eval_reward(
     return _on_host(registry.combine(config.eval.reward.to_dict(), context))
 
 
-def make_monitor(config: ml_collections.ConfigDict) -> Monitor:
-    """Measurements that are never optimised."""
-    del config  # the embedded world is the only one that has some
-    return _on_host(monitors.measure)
+def make_monitor(
+    config: ml_collections.ConfigDict, context: registry.Context | None = None
+) -> monitors.Monitor:
+    """The config's monitors, and the embedded world's own where that is the model."""
+    context = context or reward_context(config)
+    general = monitors.make(config.monitors, config.reward.to_dict(), context)
+
+    def measure(images, prompts, owner) -> dict[str, float]:
+        found = general(images, prompts, owner)
+        if images.shape[1] == world.SIZE:
+            found |= sprites_monitors.measure(images, owner)
+        return found
+
+    return _on_host(measure)
 
 
 def _on_host(function: Callable) -> Callable:

@@ -81,6 +81,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "eval.images_per_task": (1, math.inf),
     "eval.final_images_per_task": (1, math.inf),
     "eval.guidance_scale": (0, math.inf),
+    "eval.monitor_threshold": (0, math.inf),
     "eval.seed": (0, 2**32 - 1),
     "checkpoint.every": (1, math.inf),
     "checkpoint.keep": (1, math.inf),
@@ -100,7 +101,10 @@ def check(config: ml_collections.ConfigDict) -> None:
                 f", at most {most}" if most < math.inf else ""
             )
             raise UserError(f"{key}: {value}: must be {allowed}")
-    for key, weights in (("reward", config.reward), ("eval.reward", config.eval.reward)):
+    for key, weights in (
+        ("reward", config.reward),
+        ("eval.reward", config.eval.reward),
+    ):
         for name in weights:
             if not registry.is_known(name):
                 raise configs.not_one_of(key, name, registry.REWARDS)

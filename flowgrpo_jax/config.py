@@ -42,6 +42,9 @@ def base() -> ml_collections.ConfigDict:
             # Name, or package.module.function -> weight; 0 = measured only
             "reward": c({"geneval": 1.0}),
             "reward_options": c(),  # name -> keyword arguments
+            # Never optimised, measured at evaluations: diversity, saturation,
+            # high_frequency, objects, or a reward's name
+            "monitors": ("diversity", "saturation", "high_frequency"),
             "num_iterations": 400,
             "prompts_per_iteration": 48,
             "group_size": 24,  # images per prompt
@@ -140,6 +143,9 @@ def base() -> ml_collections.ConfigDict:
                     "final_images_per_task": 100,  # at the start and the end, and
                     # there every held-out prompt at least once
                     "guidance_scale": 4.5,
+                    # Warn when the reward is up and a monitor is worse by more than
+                    # this share (of its first value; of its std if it is a reward)
+                    "monitor_threshold": 0.2,
                     "sde": True,  # the reward of training's sampler too, and its gap
                     "seed": 0,
                 }

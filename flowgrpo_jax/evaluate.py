@@ -64,10 +64,17 @@ def evaluate(config: ConfigDict, restored: Any) -> dict[str, float]:
     from flowgrpo_jax import assemble, evaluation, restore
 
     prompts = assemble.load_prompt_set(config.eval.prompts, "test", "eval.prompts")
-    reward = assemble.make_eval_reward(config)
+    context = assemble.reward_context(config)
     placed = restore.place(restored, [prompt.text for prompt in prompts])
     evaluator = evaluation.Evaluator(
-        config, restored.model, placed.mesh, placed.specs, prompts, placed.text, reward
+        config,
+        restored.model,
+        placed.mesh,
+        placed.specs,
+        prompts,
+        placed.text,
+        assemble.make_eval_reward(config, context),
+        assemble.make_monitor(config, context),
     )
     return evaluator(placed.variables, final=True)
 

@@ -17,6 +17,7 @@ from flowgrpo_jax.data.prompts import Prompt
 from flowgrpo_jax.models.flow_model import FlowModel
 from flowgrpo_jax.pipeline import Pipeline
 from flowgrpo_jax.rewards import geneval
+from flowgrpo_jax.rewards.monitors import Monitor
 from flowgrpo_jax.rewards.registry import Reward
 
 
@@ -56,10 +57,10 @@ class Evaluator:
         prompts: Sequence[Prompt],
         text: assemble.TextTable,
         reward: Reward,
+        monitor: Monitor,
     ):
         self._config, self._prompts = config, prompts
-        self._reward = reward
-        self._monitor = assemble.make_monitor(config)
+        self._reward, self._monitor = reward, monitor
         scales = {"eval_": config.eval.guidance_scale}
         if config.eval.guidance_scale != 1.0:
             scales["eval_unguided_"] = 1.0
@@ -94,7 +95,7 @@ class Evaluator:
             images = self._pipeline.images(variables, prompt, member, prefix)
             measured = self._reward(images, prompts)
             scores |= summarize(measured, prompts, prefix)
-            monitored = self._monitor(images, prompt)
+            monitored = self._monitor(images, prompts, prompt)
             scores |= {f"{prefix}{name}": value for name, value in monitored.items()}
         if self._has_gap:
             images = self._pipeline.images(variables, prompt, member, _STOCHASTIC)

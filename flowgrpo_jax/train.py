@@ -27,6 +27,7 @@ from flowgrpo_jax.data import prompts as prompt_data
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.flow import packing
 from flowgrpo_jax.models.flow_model import Variables, overlay
+from flowgrpo_jax.rewards import monitors
 from flowgrpo_jax.rl import update as rl_update
 from flowgrpo_jax.runtime import images as grids
 from flowgrpo_jax.runtime import mesh as meshes
@@ -96,10 +97,20 @@ def _loop(run, state, start, checkpoints, writer, stop, progress, place):
         if final or (config.eval.every and iteration % config.eval.every == 0):
             begin = time.monotonic()
             scores = run.evaluate(state, final)
+            evals = [row for row in read_metrics(place.path) if row["kind"] == "eval"]
+            worse = monitors.fallen(
+                evals[0] if evals else scores,
+                scores,
+                config.reward.to_dict(),
+                config.eval.monitor_threshold,
+            )
+            scores["eval_monitors_worse"] = len(worse)
             seconds = {"time/evaluation": time.monotonic() - begin}
             writer.write(iteration, scores | seconds, kind="eval")
             _show_samples(run, state, iteration, writer, place)
             progress.message(f"iteration {iteration}\n{evaluation.table(scores)}")
+            if worse:
+                progress.message(monitors.warning(worse))
             progress.skip()
         if iteration == last:
             return state, True
@@ -154,6 +165,7 @@ class Run:
             self._eval_prompts,
             self._text,
             assemble.make_eval_reward(config, self._reward_context),
+            assemble.make_monitor(config, self._reward_context),
         )
 
     # -- set-up --------------------------------------------------------------------

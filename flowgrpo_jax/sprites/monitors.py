@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 from scipy import ndimage
 
+from flowgrpo_jax.rewards.monitors import diversity
 from flowgrpo_jax.sprites import detector, world
 
 
@@ -75,23 +76,3 @@ def entropy(values: Int[np.ndarray, "object"]) -> float:
     _, counts = np.unique(values, return_counts=True)
     share = counts / max(len(values), 1)
     return float(-(share * np.log2(share)).sum()) + 0.0  # no negative zero
-
-
-def diversity(
-    images: Float[np.ndarray, "sample height width channel"],
-    owner: Int[np.ndarray, " sample"],
-) -> float:
-    """Root mean square difference of two samples of a prompt, in RGB units."""
-    flat = np.asarray(images, np.float64).reshape(len(images), -1)
-    prompts = []
-    for prompt in np.unique(owner):
-        group = flat[owner == prompt]
-        if len(group) < 2:
-            continue
-        # Distances do not change under a shift, and the Gram matrix rounds less.
-        group = group - group.mean(0)
-        gram = group @ group.T
-        square = np.add.outer(gram.diagonal(), gram.diagonal()) - 2 * gram
-        pairs = square[np.triu_indices(len(group), k=1)].clip(0) / flat.shape[1]
-        prompts.append(np.sqrt(pairs).mean())
-    return float(np.mean(prompts)) if prompts else float("nan")

@@ -1,0 +1,144 @@
+"""Measurements that are never optimised, and the line for when they get worse.
+
+A policy that has learned to please its reward shows it elsewhere: the images of a
+prompt become alike, colours too strong, a grid of fine dots appears, other rewards
+fall. `fallen` finds that: the optimised reward is up and a monitor is down.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Array, Float, Int
+from scipy import ndimage
+
+from flowgrpo_jax.data.prompts import Prompt
+from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.rewards import registry
+
+Pixels = Float[Array | np.ndarray, "sample height width 3"]
+Owners = Int[np.ndarray, " sample"]
+# (images, their prompts, the number of each's prompt) -> name: mean
+Monitor = Callable[[np.ndarray, Sequence[Prompt], np.ndarray], dict[str, float]]
+
+# Which way is worse: 1 where a fall is, -1 where a rise is. Others are only shown.
+GOOD = {
+    **dict.fromkeys(("diversity", "clip_diversity", "color_entropy"), 1),
+    **dict.fromkeys(("saturation", "high_frequency", "background_texture"), -1),
+}
+_STD = "_std"  # of a held-out reward over the images, beside its mean
+
+
+def make(
+    names: Sequence[str], optimised: Mapping[str, float], context: registry.Context
+) -> Monitor:
+    """All these monitors as one: those of `PIXELS`, objects, or rewards by name.
+
+    A reward that is measured here is held out: UserError if it is optimised.
+    """
+    held_out = [name for name in names if name not in (*PIXELS, "objects")]
+    for name in held_out:
+        if not registry.is_known(name):
+            allowed = ", ".join([*PIXELS, "objects", *registry.REWARDS])
+            raise UserError(f"monitors: {name}: must be one of {allowed}")
+        if optimised.get(name):
+            raise UserError(
+                f"monitors: {name}: is optimised: it has a weight in reward"
+            )
+    if "objects" in names and context.detector is None:
+        raise UserError("monitors: objects: needs a detector, and this model has none")
+    rewards = {name: registry.make(name, context) for name in held_out}
+
+    def measure(images, prompts, owner) -> dict[str, float]:
+        found = {name: PIXELS[name](images, owner) for name in names if name in PIXELS}
+        if "objects" in names and context.detector is not None:
+            found["objects"] = float(np.mean([*map(len, context.detector(images))]))
+        for name, reward in rewards.items():
+            values = np.asarray(reward(images, prompts)[name], np.float64)
+            found[f"reward_{name}"] = float(values.mean())
+            found[f"reward_{name}{_STD}"] = float(values.std())
+        return found
+
+    return measure
+
+
+def diversity(images: Pixels, owner: Owners) -> float:
+    """Root mean square difference of two samples of a prompt, in RGB units.
+
+    The mean over pairs, then over prompts; NaN if no prompt has two samples.
+    """
+    flat = np.asarray(images, np.float64).reshape(len(images), -1)
+    prompts = []
+    for prompt in np.unique(owner):
+        group = flat[owner == prompt]
+        if len(group) < 2:
+            continue
+        # Distances do not change under a shift, and the Gram matrix rounds less.
+        group = group - group.mean(0)
+        gram = group @ group.T
+        square = np.add.outer(gram.diagonal(), gram.diagonal()) - 2 * gram
+        pairs = square[np.triu_indices(len(group), k=1)].clip(0) / flat.shape[1]
+        prompts.append(np.sqrt(pairs).mean())
+    return float(np.mean(prompts)) if prompts else float("nan")
+
+
+def saturation(images: Pixels, owner: Owners) -> float:
+    """Mean saturation of HSV, in [0, 1]; black has none."""
+    del owner
+    pixels = np.asarray(images, np.float32)
+    high, low = pixels.max(-1), pixels.min(-1)
+    return float(np.mean((high - low) / np.maximum(high, 1e-6)))
+
+
+def high_frequency(images: Pixels, owner: Owners) -> float:
+    """Root mean square of what a 3x3 mean takes away, in RGB units: dots and grids."""
+    del owner
+    pixels = np.asarray(images, np.float32)
+    rest = pixels - ndimage.uniform_filter(pixels, (1, 3, 3, 1), mode="nearest")
+    return float(np.sqrt(np.mean(np.square(rest, dtype=np.float64))))
+
+
+PIXELS: dict[str, Callable[[Pixels, Owners], float]] = {
+    "diversity": diversity,
+    "saturation": saturation,
+    "high_frequency": high_frequency,
+}
+
+
+def fallen(
+    first: Mapping[str, float],
+    now: Mapping[str, float],
+    weights: Mapping[str, float],
+    threshold: float,
+    prefix: str = "eval_",
+) -> dict[str, float]:
+    """Monitors that got worse by more than `threshold` while the reward rose: by what.
+
+    `first` and `now` are the scores of two evaluations. A held-out reward is measured
+    in units of its first std over images, the others as a share of their first value.
+    Empty where the reward did not rise, or an evaluation does not measure it.
+    """
+    keys = {f"{prefix}reward_{name}": w for name, w in weights.items() if w}
+    if not all(key in scores for key in keys for scores in (first, now)):
+        return {}
+    if sum(weight * (now[key] - first[key]) for key, weight in keys.items()) <= 0:
+        return {}
+    worse = {}
+    for key, begin in first.items():
+        name = key.removeprefix(prefix)
+        held_out = key + _STD in first
+        if key not in now or not (held_out or name in GOOD):
+            continue
+        scale = first[key + _STD] if held_out else abs(begin)
+        change = (begin - now[key]) * (1 if held_out else GOOD[name])
+        if scale > 0 and change > threshold * scale:
+            worse[name] = change / scale
+    return worse
+
+
+def warning(worse: Mapping[str, float]) -> str:
+    """One line for what `fallen` found."""
+    parts = [f"{name} by {share:.2f}" for name, share in worse.items()]
+    return (
+        "warning: reward hacking? The reward has risen since the first evaluation, and "
+        f"monitors got worse: {', '.join(parts)} (of its first value, or std)"
+    )

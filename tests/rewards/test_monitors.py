@@ -1,0 +1,114 @@
+"""Monitors on made pictures, and the rule on made series."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from flowgrpo_jax.data.prompts import Prompt
+from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.rewards import monitors, registry
+
+RNG = np.random.default_rng(0)
+OWNER = np.array([0, 0, 1, 1])
+PROMPTS = [Prompt("a"), Prompt("a"), Prompt("b"), Prompt("b")]
+
+
+def test_diversity_is_the_mean_distance_within_a_prompt():
+    """Oracle: closed form; prompts differ by more than their own images do."""
+    images = np.float32([0.5, 0.7, 0.1, 0.2])[:, None, None, None] * np.ones((8, 8, 3))
+    found = monitors.diversity(images.astype(np.float32), OWNER)
+    assert found == pytest.approx((0.2 + 0.1) / 2, abs=1e-6)
+    assert np.isnan(monitors.diversity(images.astype(np.float32), np.arange(4)))
+
+
+def test_saturation_is_that_of_hsv():
+    """Oracle: PIL's conversion to HSV, which rounds to 1/255."""
+    pixels = RNG.integers(0, 256, (2, 16, 16, 3)).astype(np.uint8)
+    pixels[0, 0] = 0
+    hsv = [np.asarray(Image.fromarray(p).convert("HSV"))[..., 1] for p in pixels]
+    found = monitors.saturation(pixels.astype(np.float32) / 255, OWNER[:2])
+    assert found == pytest.approx(np.mean(hsv) / 255, abs=1 / 255)
+
+
+def test_a_grid_is_high_frequency():
+    """Oracle: closed form for a chessboard of +-.1; none in a slope's interior."""
+    rows, columns = np.indices((128, 128))
+    board = 0.5 + 0.1 * (-1.0) ** (rows + columns)
+    chess = np.tile(board[None, ..., None], (1, 1, 1, 3)).astype(np.float32)
+    # Of nine pixels five have its own colour: the mean keeps a ninth.
+    found = monitors.high_frequency(chess[:, :, :], OWNER[:1])
+    assert found == pytest.approx(0.1 * 8 / 9, rel=0.02)
+    slope = np.tile(columns[None, ..., None] / 128, (1, 1, 1, 3)).astype(np.float32)
+    assert monitors.high_frequency(slope, OWNER[:1]) < 0.005
+
+
+def test_held_out_rewards_and_objects():
+    """Oracle: by hand: mean and std of the reward, and the detector's count."""
+    context = registry.Context(lambda images: [[], [1], [1, 2], [3]])
+    images = RNG.random((4, 8, 8, 3), np.float32)
+    names = ("objects", "jpeg_incompressibility", "saturation")
+    found = monitors.make(names, {"geneval": 1.0}, context)(images, PROMPTS, OWNER)
+    size = registry.make("jpeg_incompressibility")(images, PROMPTS)
+    values = size["jpeg_incompressibility"]
+    assert found["objects"] == 1.0
+    assert found["reward_jpeg_incompressibility"] == pytest.approx(values.mean())
+    assert found["reward_jpeg_incompressibility_std"] == pytest.approx(values.std())
+    assert set(found) == {
+        "objects",
+        "saturation",
+        "reward_jpeg_incompressibility",
+        "reward_jpeg_incompressibility_std",
+    }
+
+
+def test_wrong_names_are_one_line():
+    """Oracle: how the lines begin, by hand."""
+    context = registry.Context()
+    for names, line in [
+        (["nosuch"], "monitors: nosuch: must be one of diversity, sat"),
+        (["geneval"], "monitors: geneval: is optimised"),
+        (["objects"], "monitors: objects: needs a detector"),
+    ]:
+        with pytest.raises(UserError, match=f"^{line}"):
+            monitors.make(names, {"geneval": 1.0}, context)
+
+
+def scores(reward, **values):
+    return {"eval_reward_a": reward} | {f"eval_{k}": v for k, v in values.items()}
+
+
+FIRST = scores(0.5, diversity=0.2, saturation=0.4, reward_b=3.0, reward_b_std=0.5)
+
+
+@pytest.mark.parametrize(
+    "now, expected",
+    [
+        # The reward rises and all is well, or better.
+        (scores(0.9, diversity=0.19, saturation=0.3, reward_b=3.2), {}),
+        # Diversity falls by half.
+        (scores(0.9, diversity=0.1, saturation=0.4, reward_b=3.0), {"diversity": 0.5}),
+        # Saturation is worse when it rises.
+        (scores(0.9, diversity=0.2, saturation=0.6, reward_b=3), {"saturation": 0.5}),
+        # A held-out reward falls by half its std, which is 8% of its value.
+        (scores(0.9, diversity=0.2, reward_b=2.75), {"reward_b": 0.5}),
+        # The reward fell too: bad, but no hacking.
+        (scores(0.4, diversity=0.1, saturation=0.6, reward_b=2.0), {}),
+        # Not measured.
+        ({"eval_diversity": 0.1}, {}),
+    ],
+)
+def test_the_rule(now, expected):
+    """Oracle: by hand, for series that show one thing each."""
+    found = monitors.fallen(FIRST, now, {"a": 1.0, "unused": 0.0}, 0.2)
+    assert found == pytest.approx(expected)
+    if expected:
+        line = monitors.warning(found)
+        assert line.startswith("warning: reward hacking?") and "\n" not in line
+        assert f"{next(iter(expected))} by 0.50" in line
+
+
+def test_a_slow_fall_is_found_once_it_is_deep():
+    """Oracle: the first step at which a steady fall passes the threshold."""
+    steps = [scores(0.5 + 0.01 * t, diversity=0.2 - 0.003 * t) for t in range(30)]
+    found = [bool(monitors.fallen(steps[0], now, {"a": 1.0}, 0.2)) for now in steps]
+    assert found.index(True) == 14 and all(found[14:])
