@@ -3,6 +3,11 @@
 python -m flowgrpo_jax.evaluate --workdir=DIR                    the newest checkpoint
 python -m flowgrpo_jax.evaluate --workdir=DIR --base             what the run began with
 python -m flowgrpo_jax.evaluate --config=configs/geneval.py      a base model
+python -m flowgrpo_jax.evaluate --workdir=DIR --protocol=geneval
+python -m flowgrpo_jax.evaluate --workdir=DIR --protocol=drawbench --prompts=FILE.txt
+
+A protocol measures as papers do (protocols.py); without one the scores are those of the
+run's own final evaluation.
 """
 
 import hashlib
@@ -33,6 +38,19 @@ _BASE = flags.DEFINE_bool("base", False, "The base model of --workdir.", FLAGS)
 _OUTPUT = flags.DEFINE_string(
     "output", None, "JSON file; default scores_<checkpoint or base>.json.", FLAGS
 )
+_PROTOCOL = flags.DEFINE_string(
+    "protocol", None, "geneval, ocr, pickscore or drawbench.", FLAGS
+)
+_PROMPTS = flags.DEFINE_string(
+    "prompts", None, "Of a protocol: .txt, .jsonl or a prompt set.", FLAGS
+)
+_MAX_PROMPTS = flags.DEFINE_integer(
+    "max_prompts",
+    None,
+    "Of a protocol: only so many of every task, to try it out.",
+    lower_bound=1,
+    flag_values=FLAGS,
+)
 _PACKAGES = ("flowgrpo_jax", "jax", "jaxlib", "flax", "numpy")
 
 
@@ -42,20 +60,31 @@ def main() -> None:
             f"--checkpoint: {_CHECKPOINT.value}: the base model has none: give "
             "--workdir, without --base"
         )
-    from flowgrpo_jax import evaluation, restore
+    protocol = _PROTOCOL.value
+    if protocol is None and (_PROMPTS.value or _MAX_PROMPTS.value):
+        raise UserError("--prompts, --max_prompts: are of a protocol: give --protocol")
+    from flowgrpo_jax import evaluation, protocols, restore
 
     workdir = _WORKDIR.value
     config = restore.choose_config(_CONFIG.value, workdir)
+    if protocol is not None:
+        config = protocols.configure(config, protocol, _PROMPTS.value)
     if _OUTPUT.value:  # fail before the work, not after it
         commands.writable_folder(Path(_OUTPUT.value).parent, "--output")
     if workdir is None or _BASE.value:
         restored = restore.base(config)
     else:
         restored = restore.tuned(config, workdir, _CHECKPOINT.value)
-    scores = evaluate(config, restored)
-    print(evaluation.table(scores))
-    output = _OUTPUT.value or default_output(workdir, restored.checkpoint)
-    write(output, config, restored.checkpoint, scores)
+    output = _OUTPUT.value or default_output(workdir, restored.checkpoint, protocol)
+    if protocol is None:
+        scores, how = evaluate(config, restored), {}
+        print(evaluation.table(scores))
+    else:
+        images = protocols.PROTOCOLS[protocol].images_per_prompt
+        scores = protocols.measure(config, restored, images, _MAX_PROMPTS.value)
+        how = protocols.record(config, protocol, _MAX_PROMPTS.value)
+        print(protocols.table(scores, Path(workdir or config.model).name))
+    write(output, config, restored.checkpoint, scores, how)
     print(f"scores in {output}")
 
 
@@ -79,9 +108,15 @@ def evaluate(config: ConfigDict, restored: Any) -> dict[str, float]:
     return evaluator(placed.variables, final=True)
 
 
-def default_output(workdir: str | None, checkpoint: int | None) -> Path:
-    """scores_base.json or scores_000400.json, in the workdir if there is one."""
+def default_output(
+    workdir: str | None, checkpoint: int | None, protocol: str | None = None
+) -> Path:
+    """scores_base.json, scores_000400.json or, by a protocol, scores_base_geneval.json.
+
+    In the workdir if there is one.
+    """
     name = "base" if checkpoint is None else f"{checkpoint:06d}"
+    name += f"_{protocol}" if protocol else ""
     return Path(workdir or ".") / f"scores_{name}.json"
 
 
@@ -90,6 +125,7 @@ def write(
     config: ConfigDict,
     checkpoint: int | None,
     scores: Mapping[str, float],
+    how: Mapping[str, Any] | None = None,
 ) -> None:
     """The scores and all that is needed to get them again, as JSON (NaN is null)."""
     from flowgrpo_jax.runtime.workdir import atomic_write
@@ -97,6 +133,7 @@ def write(
     values = config.to_dict()
     text = json.dumps(values, sort_keys=True)
     record = {
+        **(how or {}),
         "checkpoint": checkpoint,
         "scores": {k: v if math.isfinite(v) else None for k, v in scores.items()},
         "config_sha256": hashlib.sha256(text.encode()).hexdigest(),

@@ -6,6 +6,7 @@ fall. `fallen` finds that: the optimised reward is up and a monitor is down.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -105,8 +106,8 @@ PIXELS: dict[str, Callable[[Pixels, Owners], float]] = {
 
 
 def fallen(
-    first: Mapping[str, float],
-    now: Mapping[str, float],
+    first: Mapping[str, Any],
+    now: Mapping[str, Any],
     weights: Mapping[str, float],
     threshold: float,
     prefix: str = "eval_",
