@@ -30,7 +30,9 @@ _STD = "_std"  # of a held-out reward over the images, beside its mean
 
 
 def make(
-    names: Sequence[str], optimised: Mapping[str, float], context: registry.Context
+    names: Sequence[str],
+    optimised: Mapping[str, float | int],
+    context: registry.Context,
 ) -> Monitor:
     """All these monitors as one: those of `PIXELS`, objects, or rewards by name.
 
@@ -108,7 +110,7 @@ PIXELS: dict[str, Callable[[Pixels, Owners], float]] = {
 def fallen(
     first: Mapping[str, Any],
     now: Mapping[str, Any],
-    weights: Mapping[str, float],
+    weights: Mapping[str, float | int],
     threshold: float,
     prefix: str = "eval_",
 ) -> dict[str, float]:
