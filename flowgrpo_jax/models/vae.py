@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.models import config_json
-from flowgrpo_jax.models.tensors import Rule, Table
+from flowgrpo_jax.models.tensors import Rule
 
 Images = Float[Array, "sample height width channel"]
 Latents = Float[Array, "sample row column latent"]
