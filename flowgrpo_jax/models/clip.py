@@ -165,8 +165,8 @@ class CLIPText(nn.Module):
             cfg.vocab_size, cfg.hidden_size, dtype=cfg.dtype, name="token_embedding"
         )
         place = _positions(self, cfg, cfg.max_position_embeddings)[:length]
-        last, penultimate = _layers(cfg, causal=True)(words(ids) + place)
-        last = _norm(cfg, "final_layer_norm")(last)
+        last, penultimate = layers(cfg, causal=True)(words(ids) + place)
+        last = norm(cfg, "final_layer_norm")(last)
         pooled = last[jnp.arange(len(ids)), end_position(ids, cfg.eos_token_id)]
         if cfg.projection_dim is not None:
             pooled = _projection(cfg, "text_projection")(pooled)
@@ -183,29 +183,10 @@ class CLIPVision(nn.Module):
         self, pixels: Float[Array, "image height width channel"]
     ) -> ImageStates:
         cfg = self.config
-        if pixels.shape[1:3] != (cfg.image_size, cfg.image_size):
-            raise ValueError(
-                f"images of {pixels.shape[1:3]}, the tower takes {cfg.image_size}"
-            )
-        patches = nn.Conv(
-            cfg.hidden_size,
-            kernel_size=(cfg.patch_size, cfg.patch_size),
-            strides=cfg.patch_size,
-            padding="VALID",
-            use_bias=False,
-            dtype=cfg.dtype,
-            name="patch_embedding",
-        )(pixels)
-        patches = patches.reshape(len(pixels), -1, cfg.hidden_size)
-        token = self.param(
-            "class_embedding", nn.initializers.normal(0.02), (cfg.hidden_size,)
-        )
-        token = jnp.broadcast_to(token.astype(cfg.dtype), (len(pixels), 1, len(token)))
-        tokens = jnp.concatenate([token, patches], axis=1)
-        tokens = tokens + _positions(self, cfg, tokens.shape[1])
-        tokens = _norm(cfg, "pre_layernorm")(tokens)
-        last, penultimate = _layers(cfg, causal=False)(tokens)
-        pooled = projected = _norm(cfg, "post_layernorm")(last[:, 0])
+        tokens = image_tokens(self, cfg, pixels)
+        tokens = norm(cfg, "pre_layernorm")(tokens)
+        last, penultimate = layers(cfg, causal=False)(tokens)
+        pooled = projected = norm(cfg, "post_layernorm")(last[:, 0])
         if cfg.projection_dim is not None:
             projected = _projection(cfg, "visual_projection")(pooled)
         return ImageStates(last, penultimate, pooled, projected)
@@ -256,7 +237,40 @@ def end_position(ids: Int[Array, "prompt token"], eos: int) -> Int[Array, " prom
     return (ids if eos == LEGACY_EOS else ids == eos).argmax(axis=-1)
 
 
-def _layers(cfg: TowerConfig, causal: bool) -> Callable:
+def image_tokens(
+    module: nn.Module,
+    cfg: CLIPVisionConfig,
+    pixels: Float[Array, "image height width channel"],
+    timm: bool = False,
+) -> Float[Array, "image token feature"]:
+    """A class token and the patches, with their positions; parameters of `module`.
+
+    As `timm` keeps them, patches have a bias, and token and positions leading ones.
+    """
+    side, width = cfg.patch_size, cfg.hidden_size
+    if pixels.shape[1:3] != (cfg.image_size, cfg.image_size):
+        raise ValueError(
+            f"images of {pixels.shape[1:3]}, the tower takes {cfg.image_size}"
+        )
+    patches = nn.Conv(
+        width,
+        kernel_size=(side, side),
+        strides=side,
+        padding="VALID",
+        use_bias=timm,
+        dtype=cfg.dtype,
+        name="patch_embedding",
+    )(pixels)
+    patches = patches.reshape(len(pixels), -1, width)
+    shape = (1, 1, width) if timm else (width,)
+    token = module.param("class_embedding", nn.initializers.normal(0.02), shape)
+    token = jnp.broadcast_to(token.astype(cfg.dtype), (len(pixels), 1, width))
+    tokens = jnp.concatenate([token, patches], axis=1)
+    lead = (1,) if timm else ()
+    return tokens + _positions(module, cfg, *lead, tokens.shape[1])
+
+
+def layers(cfg: TowerConfig, causal: bool) -> Callable:
     """Tokens -> (output of the last layer, of the one before it)."""
     stack = nn.scan(
         _Layer,
@@ -277,7 +291,7 @@ class _Layer(nn.Module):
     def __call__(self, carry, _=None):
         cfg = self.config
         tokens, _ = carry
-        normed = _norm(cfg, "layer_norm1")(tokens)
+        normed = norm(cfg, "layer_norm1")(tokens)
         fused = nn.Dense(3 * cfg.hidden_size, dtype=cfg.dtype, name="qkv")(normed)
         heads = (*tokens.shape[:2], 3, cfg.num_attention_heads, -1)
         query, key, value = jnp.moveaxis(fused.reshape(heads), 2, 0)
@@ -286,14 +300,14 @@ class _Layer(nn.Module):
         mixed = mixed.reshape(tokens.shape)
         out = tokens + nn.Dense(cfg.hidden_size, dtype=cfg.dtype, name="out")(mixed)
         hidden = nn.Dense(cfg.intermediate_size, dtype=cfg.dtype, name="fc1")(
-            _norm(cfg, "layer_norm2")(out)
+            norm(cfg, "layer_norm2")(out)
         )
         hidden = ACTIVATIONS[cfg.hidden_act](hidden)
         out = out + nn.Dense(cfg.hidden_size, dtype=cfg.dtype, name="fc2")(hidden)
         return (out, tokens), None
 
 
-def _norm(cfg: TowerConfig, name: str) -> nn.LayerNorm:
+def norm(cfg: TowerConfig, name: str) -> nn.LayerNorm:
     """Statistics in fp32 (flax's default), as a mean of squared differences."""
     return nn.LayerNorm(
         cfg.layer_norm_eps, dtype=cfg.dtype, use_fast_variance=False, name=name
@@ -305,8 +319,8 @@ def _projection(cfg: TowerConfig, name: str) -> nn.Dense:
     return nn.Dense(cfg.projection_dim, use_bias=False, dtype=cfg.dtype, name=name)
 
 
-def _positions(module: nn.Module, cfg: TowerConfig, count: int):
+def _positions(module: nn.Module, cfg: TowerConfig, *shape: int):
     table = module.param(
-        "position_embedding", nn.initializers.normal(0.02), (count, cfg.hidden_size)
+        "position_embedding", nn.initializers.normal(0.02), (*shape, cfg.hidden_size)
     )
     return table.astype(cfg.dtype)

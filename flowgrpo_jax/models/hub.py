@@ -1,5 +1,6 @@
 """From the name of a model to the folder of its files: an alias, a path or a hub id."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from flowgrpo_jax.errors import UserError
@@ -41,7 +42,19 @@ def folder(model: str) -> Path:
             f"model: {model}: no such folder: must be sprites, a .safetensors file, "
             f"a diffusers folder, a hub id (owner/name) or one of {', '.join(ALIASES)}"
         )
-    return Path(_download(model, name))
+    return _download(f"model: {model}", name, NEEDED)
+
+
+def files(where: str, path: str, needed: Sequence[str]) -> Path:
+    """A file or folder of this machine, or the `needed` files of a hub id.
+
+    Errors begin with `where`, the name of the option that `path` is the value of.
+    """
+    if Path(path).exists():
+        return Path(path)
+    if not _may_be_an_id(path):
+        raise UserError(f"{where}: {path}: no such file or folder, nor a hub id")
+    return _download(f"{where}: {path}", path, needed)
 
 
 def _may_be_an_id(name: str) -> bool:
@@ -49,32 +62,34 @@ def _may_be_an_id(name: str) -> bool:
     return bool(slash and owner and rest and "/" not in rest and owner[0] not in ".~")
 
 
-def _download(model: str, name: str) -> str:
+def _download(where: str, name: str, needed: Sequence[str]) -> Path:
+    """The snapshot of a hub id; errors begin with `where`."""
     import huggingface_hub  # half a second that a run of the embedded model spares
     from huggingface_hub import errors
 
     try:
-        return huggingface_hub.snapshot_download(
-            name, allow_patterns=list(NEEDED), ignore_patterns=list(_VARIANTS)
+        snapshot = huggingface_hub.snapshot_download(
+            name, allow_patterns=list(needed), ignore_patterns=list(_VARIANTS)
         )
     except errors.GatedRepoError as error:  # a RepositoryNotFoundError as well
         raise UserError(
-            f"model: {model}: gated: click 'Agree and access repository' on "
+            f"{where}: gated: click 'Agree and access repository' on "
             f"https://huggingface.co/{name}, then set HF_TOKEN to a token of yours "
             "from https://huggingface.co/settings/tokens"
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise UserError(
-            f"model: {model}: the hub has no {name}: check the spelling, or set "
+            f"{where}: the hub has no {name}: check the spelling, or set "
             "HF_TOKEN if it is private"
         ) from error
     except errors.HFValidationError as error:
-        raise UserError(f"model: {model}: is no hub id (owner/name)") from error
+        raise UserError(f"{where}: is no hub id (owner/name)") from error
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
         raise UserError(
-            f"model: {model}: {name} is not downloaded, or not whole, and the hub is "
+            f"{where}: {name} is not downloaded, or not whole, and the hub is "
             "out of reach: check the network, unset HF_HUB_OFFLINE, or give a folder"
         ) from error
     except (errors.HfHubHTTPError, OSError) as error:
         reason = str(error).strip().partition("\n")[0]
-        raise UserError(f"model: {model}: download failed: {reason}") from error
+        raise UserError(f"{where}: download failed: {reason}") from error
+    return Path(snapshot)

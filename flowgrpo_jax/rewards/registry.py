@@ -53,6 +53,12 @@ REWARDS: dict[str, Callable[..., Reward]] = {
     "jpeg_compressibility": _imported("jpeg", "compressibility"),
     "jpeg_incompressibility": _imported("jpeg", "incompressibility"),
     "ocr": _imported("ocr", "make"),
+    "clipscore": _imported("clipscore", "make"),
+    "pickscore": _imported("pickscore", "make"),
+    "hpsv2": _imported("hpsv2", "make"),
+    "aesthetic": _imported("aesthetic", "make"),
+    "image_similarity": _imported("image_similarity", "make"),
+    "imagereward": _imported("imagereward", "make"),
 }
 
 

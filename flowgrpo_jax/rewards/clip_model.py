@@ -1,0 +1,127 @@
+"""The CLIP of a reward: weights, tokenizer and preprocessing, loaded once for all.
+
+`weights` is a folder or hub id, or a .safetensors file; `processor` is the folder or hub
+id that has the tokenizer and, for a single file, the configuration.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from flowgrpo_jax.data.prompts import Prompt
+from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.models import clip_weights, hub
+from flowgrpo_jax.models.clip import CLIP
+from flowgrpo_jax.rewards.preprocess import Preprocess
+
+CLIP_L = "openai/clip-vit-large-patch14"
+CLIP_H = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+DTYPES = ("float32", "bfloat16")
+SMALL = ("*.json", "merges.txt")
+_WEIGHTS = ("model.safetensors", "model*.safetensors", "open_clip_model.safetensors")
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipModel:
+    """Both towers with what stands before them; methods are pure in `params`."""
+
+    network: CLIP
+    params: Any
+    preprocess: Preprocess
+    tokenizer: Any
+
+    def ids(self, prompts: Sequence[Prompt]) -> Int[np.ndarray, "prompt token"]:
+        """Token ids, cut and padded to the length of the text tower."""
+        encoded = self.tokenizer(
+            [prompt.text for prompt in prompts],
+            padding="max_length",
+            truncation=True,
+            max_length=self.network.config.text.max_position_embeddings,
+        )
+        return np.asarray(encoded["input_ids"], np.int32)
+
+    def embed_images(
+        self, params: Any, images: Float[Array, "image height width 3"]
+    ) -> Float[Array, "image feature"]:
+        """Unit vectors of images in [0, 1]."""
+        bound = self.network.bind({"params": params})
+        return bound.embed_images(self.preprocess(images))
+
+    def logits(
+        self,
+        params: Any,
+        images: Float[Array, "image height width 3"],
+        ids: Int[Array, "image token"],
+    ) -> Float[Array, " image"]:
+        """exp(logit_scale) * cosine of every image in [0, 1] with its prompt."""
+        bound = self.network.bind({"params": params})
+        return bound(self.preprocess(images), ids)
+
+    def cosine(
+        self,
+        params: Any,
+        images: Float[Array, "image height width 3"],
+        ids: Int[Array, "image token"],
+    ) -> Float[Array, " image"]:
+        """Cosine of every image in [0, 1] with its prompt."""
+        scale = jnp.exp(params["logit_scale"].astype(jnp.float32))
+        return self.logits(params, images, ids) / scale
+
+
+def load(
+    reward: str, weights: str, processor: str | None, dtype: str, fit: str = "crop"
+) -> ClipModel:
+    """The model of a reward's options; UserError that names the option at fault.
+
+    Rewards, and training and evaluation, share the parameters of equal weights.
+    """
+    where = f"reward_options.{reward}"
+    check_dtype(where, dtype)
+    found = folder = hub.files(f"{where}.weights", weights, (*SMALL, *_WEIGHTS))
+    if processor is not None:
+        folder = hub.files(f"{where}.processor", processor, SMALL)
+    elif found.is_file():
+        raise UserError(
+            f"{where}.processor: a folder or hub id with the tokenizer and the "
+            f"configuration of {weights} is needed"
+        )
+    network, params = _towers(found, folder, dtype)
+    preprocess = Preprocess.from_folder(folder, network.config.vision.image_size)
+    preprocess = dataclasses.replace(preprocess, fit=fit)
+    return ClipModel(
+        network, params, preprocess, tokenizer(f"{where}.processor", folder)
+    )
+
+
+@functools.cache
+def _towers(found: Path, folder: Path, dtype: str) -> tuple[CLIP, Any]:
+    """Network and parameters; a single file has its configuration in `folder`."""
+    if found.is_file():
+        network, params = clip_weights.read(folder, jnp.dtype(dtype), weights=found)
+    else:
+        network, params = clip_weights.read(found, jnp.dtype(dtype))
+    return network, jax.device_put(params)
+
+
+def check_dtype(where: str, dtype: str) -> None:
+    """UserError for a type that scores are not computed in."""
+    if dtype not in DTYPES:
+        raise UserError(f"{where}.dtype: {dtype}: must be one of {', '.join(DTYPES)}")
+
+
+def tokenizer(where: str, folder: Path) -> Any:
+    """The folder's tokenizer through transformers; UserError if it has none."""
+    from transformers import AutoTokenizer  # two seconds
+
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(f"{where}: {folder}: no tokenizer in it ({reason})") from error

@@ -1,0 +1,64 @@
+"""The reward "image_similarity": cosine with a reference image, by CLIP ViT-L/14.
+
+In [-1, 1]. The prompt's metadata names the file of its reference as `reference_image`.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+from PIL import Image
+
+from flowgrpo_jax.data.prompts import Prompt
+from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.rewards import clip_model
+from flowgrpo_jax.rewards.registry import Context
+from flowgrpo_jax.rewards.scorer import Scorer
+
+KEY = "reference_image"
+
+
+def make(
+    context: Context,
+    weights: str = clip_model.CLIP_L,
+    processor: str | None = None,
+    dtype: str = "float32",
+    microbatch: int = 16,
+) -> Scorer:
+    """Options: folder or hub id of a CLIPModel."""
+    clip = clip_model.load("image_similarity", weights, processor, dtype)
+    embed = jax.jit(clip.embed_images)
+
+    @functools.cache
+    def reference(path: str) -> np.ndarray:
+        return np.asarray(embed(clip.params, jnp.asarray(_read(path)))[0])
+
+    def references(prompts: Sequence[Prompt]) -> np.ndarray:
+        return np.stack([reference(_path(prompt)) for prompt in prompts])
+
+    def score(params, images, wanted):
+        return (clip.embed_images(params, images) * wanted).sum(axis=-1)
+
+    return Scorer("image_similarity", clip.params, score, references, microbatch)
+
+
+def _path(prompt: Prompt) -> str:
+    if not isinstance(path := prompt.metadata.get(KEY), str):
+        raise UserError(
+            f"reward: image_similarity: prompt {prompt.text!r}: its metadata must name "
+            f"an image file as {KEY!r}"
+        )
+    return path
+
+
+def _read(path: str) -> Float[np.ndarray, "1 height width 3"]:
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB"), np.float32)[None] / 255.0
+    except OSError as error:
+        raise UserError(
+            f"reward: image_similarity: {KEY}: {path}: cannot be read ({error})"
+        ) from error
