@@ -86,6 +86,7 @@ def make(name: str, function: Callable, options: Mapping[str, Any]) -> registry.
     """
     wishes = getattr(function, "_reward_wishes", _Wishes())
     try:
+        scores: Any  # a class is a type of object to the checker
         if inspect.isclass(function):
             scores = function(**options)  # loads what it needs, once
         else:
