@@ -1,0 +1,211 @@
+"""LoRA adapters to and from the files of diffusers and PEFT.
+
+Both hold `<module>.lora_A.weight` [rank, in] and `lora_B.weight` [out, rank] for every
+linear layer of the transformer; a fused projection of ours is three of theirs. The
+strength, alpha / rank, stands beside the weights: in the header of diffusers' file (a
+reader that finds none there takes alpha = rank) and in PEFT's adapter_config.json.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import traverse_util
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.models import tensors
+
+DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
+PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+_METADATA = "lora_adapter_metadata"
+_DIFFUSERS_PREFIX, _PEFT_PREFIX = "transformer.", "base_model.model."
+# Variants of LoRA that change the formula.
+_UNSUPPORTED = ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern")
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapter:
+    """Weights by name (`<module>.lora_A.weight`) and alpha; the rank is in them."""
+
+    weights: dict[str, np.ndarray]
+    alpha: float
+
+    @property
+    def rank(self) -> int:
+        name = next(name for name in self.weights if name.endswith("lora_A.weight"))
+        return self.weights[name].shape[0]
+
+    @property
+    def modules(self) -> list[str]:
+        end = ".lora_A.weight"
+        return sorted(
+            name.removesuffix(end) for name in self.weights if name.endswith(end)
+        )
+
+    def folded(self) -> "Adapter":
+        """The same change with alpha = rank, for readers that know no alpha."""
+        scale = np.float32(self.alpha / self.rank)
+        weights = {
+            name: value * scale if name.endswith("lora_B.weight") else value
+            for name, value in self.weights.items()
+        }
+        return Adapter(weights, float(self.rank))
+
+
+def from_variables(lora: Any, table: tensors.Table, alpha: float) -> Adapter:
+    """The adapter of a `lora` tree, in fp32, under the names of the rename table."""
+    weights = {}
+    for module, a, b in _modules(lora, table):
+        weights[f"{module}.lora_A.weight"] = np.asarray(a.T, np.float32, order="C")
+        weights[f"{module}.lora_B.weight"] = np.asarray(b.T, np.float32, order="C")
+    return Adapter(weights, alpha)
+
+
+def to_variables(
+    adapter: Adapter, like: Any, table: tensors.Table, alpha: float
+) -> Any:
+    """A `lora` tree of the shapes of `like` that makes the same change under `alpha`.
+
+    UserError, naming the module, where the adapter has others than `like`.
+    """
+    lora = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), like)
+    if adapter.rank != _rank(like):
+        raise UserError(
+            f"train.lora_rank: {_rank(like)}: the adapter of train.lora_path has rank "
+            f"{adapter.rank}: set it to that"
+        )
+    left = set(adapter.weights)
+    scale = np.float32(adapter.alpha / alpha)
+    for module, a, b in _modules(lora, table):
+        for part, target, factor in (("A", a, np.float32(1)), ("B", b, scale)):
+            name = f"{module}.lora_{part}.weight"
+            if name not in left or adapter.weights[name].T.shape != target.shape:
+                found = adapter.weights.get(name)
+                shape = "missing" if found is None else f"shape {list(found.shape)}"
+                raise UserError(
+                    f"train.lora_path: {name}: {shape}: the adapter must be of this "
+                    f"transformer, with {list(target.T.shape)} here"
+                )
+            target[...] = adapter.weights[name].T * factor
+            left.discard(name)
+    if left:
+        raise UserError(
+            f"train.lora_path: {min(left)}: a module that is not adapted here: the "
+            "adapter must be of the attention projections alone"
+        )
+    return lora
+
+
+def write_diffusers(folder: str | Path, adapter: Adapter) -> Path:
+    """`pytorch_lora_weights.safetensors`, as `pipeline.load_lora_weights` reads it."""
+    metadata = {
+        f"{_DIFFUSERS_PREFIX}{key}": value
+        for key, value in (
+            ("r", adapter.rank),
+            ("lora_alpha", adapter.alpha),
+            ("target_modules", adapter.modules),
+        )
+    }
+    header = {"format": "pt", _METADATA: json.dumps(metadata, sort_keys=True)}
+    path = Path(folder) / DIFFUSERS_FILE
+    save_file(_prefixed(adapter.weights, _DIFFUSERS_PREFIX), path, header)
+    return path
+
+
+def write_peft(folder: str | Path, adapter: Adapter, base: str) -> Path:
+    """A PEFT folder, as `PeftModel.from_pretrained(transformer, folder)` reads it."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = _prefixed(adapter.weights, _PEFT_PREFIX)
+    save_file(weights, folder / PEFT_FILE, {"format": "pt"})
+    config = {
+        "peft_type": "LORA",
+        "base_model_name_or_path": base,
+        "r": adapter.rank,
+        "lora_alpha": adapter.alpha,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "target_modules": adapter.modules,
+    }
+    (folder / PEFT_CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    return folder
+
+
+def read(path: str | Path) -> Adapter:
+    """The adapter of a diffusers LoRA file (or its folder) or of a PEFT folder."""
+    path = Path(path)
+    if (path / PEFT_CONFIG).is_file():
+        config = json.loads((path / PEFT_CONFIG).read_text())
+        weights, _ = _load(path / PEFT_FILE, _PEFT_PREFIX)
+    else:
+        path = path / DIFFUSERS_FILE if path.is_dir() else path
+        weights, header = _load(path, _DIFFUSERS_PREFIX)
+        told = json.loads(header.get(_METADATA, "{}"))
+        config = {key.removeprefix(_DIFFUSERS_PREFIX): told[key] for key in told}
+    for key in _UNSUPPORTED:
+        if config.get(key):
+            raise UserError(
+                f"train.lora_path: {path}: {key}: {config[key]}: not supported: give a "
+                "plain LoRA"
+            )
+    adapter = Adapter(weights, math.nan)
+    alpha = config.get("lora_alpha", adapter.rank)
+    return dataclasses.replace(adapter, alpha=float(alpha))
+
+
+def _load(path: Path, prefix: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    try:
+        with safe_open(path, framework="np") as file:
+            header = file.metadata() or {}
+            weights = {
+                name.removeprefix(prefix): file.get_tensor(name).astype(np.float32)
+                for name in file.keys()
+            }
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"train.lora_path: {path}: cannot be read ({error}): give a "
+            f"{DIFFUSERS_FILE} or a folder that PEFT has written"
+        ) from error
+    if not any(name.endswith(".lora_A.weight") for name in weights):
+        raise UserError(f"train.lora_path: {path}: holds no LoRA (lora_A, lora_B)")
+    return weights, header
+
+
+def _prefixed(weights: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    return {f"{prefix}{name}": value for name, value in weights.items()}
+
+
+def _rank(lora: Any) -> int:
+    """Of a `lora` tree: the last axis of every `a`."""
+    flat = traverse_util.flatten_dict(lora)
+    return next(leaf.shape[-1] for path, leaf in flat.items() if path[-1] == "a")
+
+
+def _modules(
+    lora: Any, table: tensors.Table
+) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """(name in the files, A [in, rank], B [rank, out]) of every adapted layer: views."""
+    flat = traverse_util.flatten_dict(lora)
+    for path in sorted({path[:-1] for path in flat}):
+        a, b = (np.asarray(flat[(*path, name)]) for name in ("a", "b"))
+        *lead, parts, inputs, rank = a.shape
+        kernel = jax.ShapeDtypeStruct(
+            (*lead, inputs, parts * b.shape[-1]), np.dtype(np.float32)
+        )
+        tree = traverse_util.unflatten_dict({(*path, "kernel"): kernel})
+        names = tensors.names(table, tree)
+        pairs = zip(
+            names,
+            a.reshape(-1, inputs, rank),
+            b.reshape(-1, rank, b.shape[-1]),
+            strict=True,
+        )
+        for name, down, up in pairs:
+            yield name.removesuffix(".weight"), down, up
