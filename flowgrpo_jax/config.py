@@ -43,7 +43,7 @@ def base() -> ml_collections.ConfigDict:
             "reward": c({"geneval": 1.0}),
             "reward_options": c(),  # name -> keyword arguments
             # Never optimised, measured at evaluations: diversity, saturation,
-            # high_frequency, objects, or a reward's name
+            # high_frequency, clip_diversity, objects, or a reward's name
             "monitors": ("diversity", "saturation", "high_frequency"),
             "num_iterations": 400,
             "prompts_per_iteration": 48,

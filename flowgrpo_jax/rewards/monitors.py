@@ -8,6 +8,8 @@ fall. `fallen` finds that: the optimised reward is up and a monitor is down.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 from scipy import ndimage
@@ -20,6 +22,8 @@ Pixels = Float[Array | np.ndarray, "sample height width 3"]
 Owners = Int[np.ndarray, " sample"]
 # (images, their prompts, the number of each's prompt) -> name: mean
 Monitor = Callable[[np.ndarray, Sequence[Prompt], np.ndarray], dict[str, float]]
+Measure = Callable[[Pixels, Owners], float]
+CLIP = "clip_diversity"
 
 # Which way is worse: 1 where a fall is, -1 where a rise is. Others are only shown.
 GOOD = {
@@ -34,14 +38,15 @@ def make(
     optimised: Mapping[str, float | int],
     context: registry.Context,
 ) -> Monitor:
-    """All these monitors as one: those of `PIXELS`, objects, or rewards by name.
+    """All these monitors as one: `PIXELS`, `CLIP`, objects, or rewards by name.
 
     A reward that is measured here is held out: UserError if it is optimised.
     """
-    held_out = [name for name in names if name not in (*PIXELS, "objects")]
+    own = (*PIXELS, CLIP, "objects")
+    held_out = [name for name in names if name not in own]
     for name in held_out:
         if not registry.is_known(name):
-            allowed = ", ".join([*PIXELS, "objects", *registry.REWARDS])
+            allowed = ", ".join([*own, *registry.REWARDS])
             raise UserError(f"monitors: {name}: must be one of {allowed}")
         if optimised.get(name):
             raise UserError(
@@ -50,9 +55,12 @@ def make(
     if "objects" in names and context.detector is None:
         raise UserError("monitors: objects: needs a detector, and this model has none")
     rewards = {name: registry.make(name, context) for name in held_out}
+    measures = {name: PIXELS[name] for name in names if name in PIXELS}
+    if CLIP in names:
+        measures[CLIP] = _clip_diversity(**context.options.get(CLIP, {}))
 
     def measure(images, prompts, owner) -> dict[str, float]:
-        found = {name: PIXELS[name](images, owner) for name in names if name in PIXELS}
+        found = {name: of_images(images, owner) for name, of_images in measures.items()}
         if "objects" in names and context.detector is not None:
             found["objects"] = float(np.mean([*map(len, context.detector(images))]))
         for name, reward in rewards.items():
@@ -70,18 +78,53 @@ def diversity(images: Pixels, owner: Owners) -> float:
     The mean over pairs, then over prompts; NaN if no prompt has two samples.
     """
     flat = np.asarray(images, np.float64).reshape(len(images), -1)
-    prompts = []
+    pairs = [np.sqrt(square / flat.shape[1]) for square in _squares(flat, owner)]
+    return float(np.mean([one.mean() for one in pairs])) if pairs else float("nan")
+
+
+def _clip_diversity(
+    weights: str = "openai/clip-vit-large-patch14",
+    processor: str | None = None,
+    dtype: str = "float32",
+    microbatch: int = 16,
+) -> Measure:
+    """Mean cosine distance of two samples of a prompt in CLIP's space; as `diversity`.
+
+    Options: folder or hub id of a CLIPModel.
+    """
+    from flowgrpo_jax.rewards import clip_model
+
+    clip = clip_model.load(CLIP, weights, processor, dtype)
+    embed = jax.jit(clip.embed_images)
+
+    def measure(images: Pixels, owner: Owners) -> float:
+        starts = range(0, len(images), microbatch)
+        parts = [
+            embed(clip.params, jnp.asarray(images[i:][:microbatch])) for i in starts
+        ]
+        vectors = np.concatenate([np.asarray(part, np.float64) for part in parts])
+        # Of unit vectors: |a - b|^2 = 2 (1 - cosine).
+        pairs = [square.mean() / 2 for square in _squares(vectors, owner)]
+        return float(np.mean(pairs)) if pairs else float("nan")
+
+    return measure
+
+
+def _squares(
+    vectors: Float[np.ndarray, "sample feature"], owner: Owners
+) -> list[Float[np.ndarray, " pair"]]:
+    """Squared distances of all pairs of a prompt, for prompts with two samples."""
+    found = []
     for prompt in np.unique(owner):
-        group = flat[owner == prompt]
+        group = vectors[owner == prompt]
         if len(group) < 2:
             continue
         # Distances do not change under a shift, and the Gram matrix rounds less.
         group = group - group.mean(0)
         gram = group @ group.T
         square = np.add.outer(gram.diagonal(), gram.diagonal()) - 2 * gram
-        pairs = square[np.triu_indices(len(group), k=1)].clip(0) / flat.shape[1]
-        prompts.append(np.sqrt(pairs).mean())
-    return float(np.mean(prompts)) if prompts else float("nan")
+        found.append(square[np.triu_indices(len(group), k=1)].clip(0))
+    return found
 
 
 def saturation(images: Pixels, owner: Owners) -> float:
@@ -100,7 +143,7 @@ def high_frequency(images: Pixels, owner: Owners) -> float:
     return float(np.sqrt(np.mean(np.square(rest, dtype=np.float64))))
 
 
-PIXELS: dict[str, Callable[[Pixels, Owners], float]] = {
+PIXELS: dict[str, Measure] = {
     "diversity": diversity,
     "saturation": saturation,
     "high_frequency": high_frequency,

@@ -18,7 +18,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from flowgrpo_jax.data.prompts import Prompt
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.models import clip_weights, tensors
-from flowgrpo_jax.rewards import linear_head, registry
+from flowgrpo_jax.rewards import linear_head, monitors, registry
 from tests.parity.oracle import assert_close
 from tests.parity.tiny_sd3 import clip_tokenizer, randomize
 
@@ -106,6 +106,17 @@ def test_logits(name, scale, folder, theirs, images):
     scores = make(name, **options)(images, PROMPTS)[name]
     cosine = cosines(theirs, folder, as_pil(images))
     assert_close(scores, theirs.logit_scale.exp() * cosine / scale, BAR)
+
+
+def test_diversity_within_a_prompt(folder, theirs, images):
+    """The monitor: mean cosine distance of the pairs of a prompt, then over prompts."""
+    options = {"clip_diversity": {"weights": str(folder), "microbatch": 3}}
+    context = registry.Context(options=options)
+    measure = monitors.make(["clip_diversity"], {}, context)
+    found = measure(images, PROMPTS, np.array([0, 0, 0, 1]))["clip_diversity"]
+    vectors = embedded(theirs, folder, as_pil(images[:3])).numpy()
+    pairs = [1 - vectors[a] @ vectors[b] for a, b in ((0, 1), (0, 2), (1, 2))]
+    assert found == pytest.approx(np.mean(pairs), rel=BAR)
 
 
 def test_differentiable_function_is_the_score(folder, images):
