@@ -124,11 +124,15 @@ def load_prompt_set(name: str, split: str, key: str = "prompts") -> list[Prompt]
 def reward_context(config: ml_collections.ConfigDict) -> registry.Context:
     """What the rewards of a run share: options, and the embedded world's detector."""
     options = {name: values.to_dict() for name, values in config.reward_options.items()}
-    # Every sprite that the detector knows counts, in all tasks alike: its scores are
-    # not those of the benchmark's detector, which counts above 0.9.
-    rules = geneval.Rules(counting_threshold=0.3)
-    options["geneval"] = {"rules": rules} | options.get("geneval", {})
-    return registry.Context(detector.SpriteDetector(), options)
+    finds, own = None, options.get("geneval", {})
+    embedded = config.model == "sprites" or Path(config.model).suffix == ".safetensors"
+    if embedded and not {"detector", "colors"} & set(own):
+        finds = detector.SpriteDetector()
+        # Every sprite that the detector knows counts, in all tasks alike: its scores
+        # are not those of the benchmark's detector, which counts above 0.9.
+        rules = geneval.Rules(counting_threshold=0.3)
+        options["geneval"] = {"rules": rules} | own
+    return registry.Context(finds, options)
 
 
 def make_reward(

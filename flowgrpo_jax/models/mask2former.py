@@ -125,12 +125,19 @@ UNUSED = (
 )
 
 
-def load(folder: str | Path, config: Mask2FormerConfig, sharding: Any = None) -> dict:
-    """Parameters of a transformers folder, on `sharding` or as numpy."""
+def shapes(config: Mask2FormerConfig) -> Any:
+    """Parameters as shapes, in the type that the network computes in."""
     pixels = jnp.zeros((1, 64, 64, 3))
     like = jax.eval_shape(Mask2Former(config).init, jax.random.key(0), pixels)
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, config.dtype), like["params"]
+    )
+
+
+def load(folder: str | Path, config: Mask2FormerConfig, sharding: Any = None) -> dict:
+    """Parameters of a transformers folder, on `sharding` or as numpy."""
     like = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        like["params"],
+        shapes(config),
     )
     return tensors.read(folder, TABLE, like, UNUSED)

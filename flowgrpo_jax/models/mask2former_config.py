@@ -57,3 +57,8 @@ class Mask2FormerConfig:
     def from_folder(cls, folder: str | Path) -> "Mask2FormerConfig":
         """From the config.json of a transformers folder."""
         return cls.from_dict(config_json.read(folder))
+
+    def with_dtype(self, dtype: DTypeLike) -> "Mask2FormerConfig":
+        """The same network computing in `dtype`."""
+        backbone = dataclasses.replace(self.backbone, dtype=dtype)
+        return dataclasses.replace(self, backbone=backbone, dtype=dtype)

@@ -1,5 +1,6 @@
 """What a detector sees in an image; rewards read only this."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -32,3 +33,12 @@ class Detector(Protocol):
     """Finds the objects of a batch of images, a list for each image."""
 
     def __call__(self, images: Images) -> list[list[Detection]]: ...
+
+
+@runtime_checkable
+class ColorNamer(Protocol):
+    """Names the colours of objects, each given with the number of its image."""
+
+    def __call__(
+        self, images: Images, objects: Sequence[tuple[int, Detection]]
+    ) -> list[str]: ...

@@ -5,15 +5,17 @@ detections say what is there (arXiv 2310.11513; arXiv 2505.05470, appendix).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
 from flowgrpo_jax.data.prompts import Prompt
 from flowgrpo_jax.errors import UserError
-from flowgrpo_jax.rewards.detection import Detection, Detector, Images
+from flowgrpo_jax.rewards.detection import ColorNamer, Detection, Detector, Images
+from flowgrpo_jax.rewards.registry import Context
 
 Record = Mapping[str, Any]
 Objects = Mapping[str, Sequence[Detection]]
@@ -142,12 +144,42 @@ def overall(accuracy: Mapping[str, float]) -> float:
     return sum(accuracy.values()) / len(accuracy)
 
 
+def make(
+    context: Context,
+    detector: str | None = None,
+    colors: str | None = None,
+    dtype: str = "float32",
+    microbatch: int = 4,
+    **options: Any,
+) -> "GenEval":
+    """The reward with the context's detector, or with Mask2Former and CLIP.
+
+    `detector` and `colors` are folders or hub ids of their weights, the benchmark's by
+    default; naming one asks for both. `dtype` is what they compute in, `microbatch` the
+    images that a device detects at a time. `options` are those of `GenEval`.
+    """
+    if context.detector is not None and detector is None and colors is None:
+        return GenEval(context.detector, **options)
+    # Networks: minutes to load, and transformers.
+    from flowgrpo_jax.rewards.colors import CLIP_L, ClipColors
+    from flowgrpo_jax.rewards.mask2former import COCO_SWIN_S, Mask2FormerDetector
+
+    if dtype not in ("float32", "bfloat16"):
+        raise UserError(
+            f"reward_options.geneval.dtype: {dtype}: must be float32 or bfloat16"
+        )
+    finds = Mask2FormerDetector(detector or COCO_SWIN_S, jnp.dtype(dtype), microbatch)
+    names = ClipColors(colors or CLIP_L, jnp.dtype(dtype))
+    return GenEval(finds, **options, colors=names)
+
+
 class GenEval:
     """The reward "geneval": the continuous score, with its accuracies beside it.
 
     `extra_object_penalty` p divides a positive score by 1 + p * (objects beyond the
     number requested); without it, extra objects are free outside counting and a
-    policy learns to fill the image.
+    policy learns to fill the image. A detector that names no colours needs `colors`,
+    which is asked only for objects whose colour decides something.
     """
 
     def __init__(
@@ -156,6 +188,7 @@ class GenEval:
         extra_object_penalty: float = 0.0,
         failed_position_scores: bool = False,
         rules: Rules = BENCHMARK,
+        colors: ColorNamer | None = None,
     ):
         if extra_object_penalty < 0:
             raise UserError(
@@ -166,6 +199,7 @@ class GenEval:
         self.extra_object_penalty = extra_object_penalty
         self.failed_position_scores = failed_position_scores
         self.rules = rules
+        self.colors = colors
 
     def __call__(
         self, images: Images, prompts: Sequence[Prompt]
@@ -183,6 +217,8 @@ class GenEval:
                     ' ("tag" and "include"): use GenEval prompts'
                 )
         found = self.detector(images)
+        if self.colors is not None:
+            found = self._colored(self.colors, images, prompts, found)
         rows = [
             self._score(prompt.metadata, detections)
             for prompt, detections in zip(prompts, found, strict=True)
@@ -191,6 +227,29 @@ class GenEval:
             name: np.array([row[name] for row in rows], dtype=np.float32)
             for name in rows[0]
         }
+
+    def _colored(
+        self,
+        name_colors: ColorNamer,
+        images: Images,
+        prompts: Sequence[Prompt],
+        found: Sequence[Sequence[Detection]],
+    ) -> list[list[Detection]]:
+        """The detections, with the colours that a score depends on."""
+        wanted = [
+            (image, one)
+            for image, prompt in enumerate(prompts)
+            for one in _color_matters(prompt.metadata, found[image], self.rules)
+        ]
+        names = name_colors(images, wanted)
+        named = {id(one): name for (_, one), name in zip(wanted, names, strict=True)}
+        return [
+            [
+                replace(one, color=named[id(one)]) if id(one) in named else one
+                for one in detections
+            ]
+            for detections in found
+        ]
 
     def _score(
         self, record: Record, detections: Sequence[Detection]
@@ -209,6 +268,20 @@ class GenEval:
             "objects": float(objects),
             "exact_count": float(objects == requested),
         }
+
+
+def _color_matters(
+    record: Record, detections: Sequence[Detection], rules: Rules
+) -> list[Detection]:
+    """The objects that a clause of the record asks a colour of."""
+    objects = detected(record, detections, rules)
+    return [
+        one
+        for clause in record["include"]
+        if "color" in clause
+        and len(objects.get(clause["class"], [])) >= clause["count"]
+        for one in objects[clause["class"]][: clause["count"]]
+    ]
 
 
 def _color_count(clause: Mapping[str, Any], found: Sequence[Detection]) -> int:

@@ -11,7 +11,6 @@ import numpy as np
 from flowgrpo_jax.data.prompts import Prompt
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.rewards.detection import Detector, Images
-from flowgrpo_jax.rewards.geneval import GenEval
 
 # (images, prompts) -> measurements, one number per image each; the one under the
 # reward's own name is the reward, the others are only reported.
@@ -31,12 +30,6 @@ class Context:
     made: dict[str, Reward] = field(default_factory=dict, compare=False, repr=False)
 
 
-def _geneval(context: Context, **options: Any) -> Reward:
-    if context.detector is None:
-        raise UserError("reward: geneval: needs a detector, and this model has none")
-    return GenEval(context.detector, **options)
-
-
 def _imported(module: str, factory: str) -> Callable[..., Reward]:
     """A factory of another file of this folder, imported when it is asked for."""
 
@@ -49,7 +42,7 @@ def _imported(module: str, factory: str) -> Callable[..., Reward]:
 
 # name -> factory: (context, keyword options) -> reward
 REWARDS: dict[str, Callable[..., Reward]] = {
-    "geneval": _geneval,
+    "geneval": _imported("geneval", "make"),
     "jpeg_compressibility": _imported("jpeg", "compressibility"),
     "jpeg_incompressibility": _imported("jpeg", "incompressibility"),
     "ocr": _imported("ocr", "make"),

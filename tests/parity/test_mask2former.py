@@ -7,17 +7,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from flowgrpo_jax.data.geneval_grammar import COCO80
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.models import mask2former
 from flowgrpo_jax.models.mask2former_config import Mask2FormerConfig
 from flowgrpo_jax.models.mask2former_instances import find_instances, unpack_mask
+from flowgrpo_jax.rewards.mask2former import Mask2FormerDetector, Processor
 from tests.parity.oracle import assert_close
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 PARTS = ("backbone", "pixels")
-LABELS = {i: f"thing {i}" for i in range(5)}
+LABELS = {i: f"thing {i}" for i in range(80)}
 
 
 def reference_config(hidden_dim):
@@ -36,7 +38,7 @@ def reference_config(hidden_dim):
         hidden_dim=hidden_dim,
         encoder_feedforward_dim=32,
         encoder_layers=1,
-        decoder_layers=5,
+        decoder_layers=4,
         num_attention_heads=4,
         dim_feedforward=32,
         num_queries=10,
@@ -57,11 +59,21 @@ def reference_model(hidden_dim=32):
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory):
-    """(their model, our config, our parameters), by way of a saved folder."""
+def folder(tmp_path_factory):
+    """A transformers folder with network and processor."""
     folder = tmp_path_factory.mktemp("mask2former")
+    reference_model().save_pretrained(folder)
+    processor = transformers.Mask2FormerImageProcessorPil(
+        size={"height": 64, "width": 96}
+    )
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pair(folder):
+    """(their model, our config, our parameters)"""
     theirs = reference_model()
-    theirs.save_pretrained(folder)
     config = Mask2FormerConfig.from_folder(folder)
     return theirs, config, mask2former.load(folder, config)
 
@@ -180,3 +192,62 @@ def test_post_processing(size):
             y, x = np.nonzero(maps[theirs])
             box = [x.min(), y.min(), x.max() + 1, y.max() + 1]
             assert found.box[image, ours].tolist() == box
+
+
+@pytest.mark.parametrize(
+    ("size", "options"),
+    [
+        ((96, 96), {"size": {"height": 384, "width": 384}}),
+        (
+            (70, 100),
+            {"size": {"shortest_edge": 80, "longest_edge": 133}, "size_divisor": 16},
+        ),
+        (
+            (190, 64),
+            {"size": {"shortest_edge": 80, "longest_edge": 100}, "resample": 3},
+        ),
+    ],
+)
+def test_processor(tmp_path, size, options):
+    """Resizing to 1/255 of what PIL makes, and the normalisation."""
+    theirs = transformers.Mask2FormerImageProcessorPil(**options)
+    theirs.save_pretrained(tmp_path)
+    ours = Processor.from_folder(tmp_path)
+    images = np.random.default_rng(0).integers(0, 256, (2, *size, 3), np.uint8)
+    wanted = theirs(list(images), return_tensors="np")["pixel_values"]
+    found = ours(jnp.asarray(images / 255, jnp.float32))
+    step = 1.01 / 255 / min(ours.std)
+    np.testing.assert_allclose(np.moveaxis(found, -1, 1), wanted, atol=step)
+
+
+def test_detector(folder):
+    """Image to boxes and names; the oracle is their processor, network and rules."""
+    draw = np.random.default_rng(2)
+    small = draw.uniform(size=(3, 5, 5, 3))
+    images = np.repeat(np.repeat(small, 16, axis=1), 20, axis=2).astype(np.float32)
+    threshold = 0.02
+    found = Mask2FormerDetector(str(folder), microbatch=1, threshold=threshold)(images)
+
+    processor = transformers.Mask2FormerImageProcessorPil.from_pretrained(folder)
+    inputs = processor(
+        list(np.rint(images * 255).astype(np.uint8)), return_tensors="pt"
+    )
+    with torch.no_grad():
+        outputs = reference_model()(**inputs)
+    wanted = processor.post_process_instance_segmentation(
+        outputs, threshold, target_sizes=[(80, 100)] * 3, return_binary_maps=True
+    )
+    assert sum(map(len, found)) > 5
+    for ours, theirs in zip(found, wanted, strict=True):
+        info = theirs["segments_info"]
+        order = sorted(range(len(info)), key=lambda i: -info[i]["score"])
+        names = [COCO80[info[i]["label_id"]] for i in order]
+        assert [one.class_name for one in ours] == names
+        for one, i in zip(ours, order, strict=True):
+            mask = theirs["segmentation"][i].numpy() > 0
+            assert abs(one.score - info[i]["score"]) < 1e-3
+            # A pixel at the mask's very edge may fall to either side.
+            assert (one.mask != mask).mean() < 5e-3
+            y, x = np.nonzero(mask)
+            edges = np.array([x.min(), y.min(), x.max() + 1, y.max() + 1])
+            assert np.abs(np.array(one.box) - edges).max() <= 1

@@ -56,8 +56,8 @@ def test_wrong_requests():
         combine({"pixscore": 1.0})
     with pytest.raises(UserError, match="^reward: {}: .*geneval"):
         combine({})
-    with pytest.raises(UserError, match="^reward: geneval: needs a detector"):
-        make("geneval")
+    with pytest.raises(UserError, match=r"^reward_options.geneval.detector: none: no "):
+        make("geneval", Context(options={"geneval": {"detector": "none"}}))
     with pytest.raises(UserError, match="^reward: geneval: weight nan: "):
         combine({"geneval": float("nan")}, Context(_detector))
     with pytest.raises(UserError, match="^reward: geneval: options .*penalty"):

@@ -1,0 +1,107 @@
+"""Colours of objects by CLIP, as GenEval names them.
+
+Zero-shot among ten colours with the benchmark's three wordings; the picture is the
+object's box with everything outside of its mask painted grey.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, UInt8
+from PIL import Image
+
+from flowgrpo_jax.data.geneval_grammar import COLORS10
+from flowgrpo_jax.models import clip_weights, hub
+from flowgrpo_jax.models.clip import normalise
+from flowgrpo_jax.models.tokenizers import Tokenizer
+from flowgrpo_jax.rewards.detection import Detection, Images
+from flowgrpo_jax.rewards.preprocess import Preprocess
+
+CLIP_L = "openai/clip-vit-large-patch14"
+OPTION = "reward_options.geneval.colors"
+FILES = ("*.json", "merges.txt", "model*.safetensors")
+
+GREY = np.uint8(0x99)
+WORDINGS = (
+    "a photo of a {color} {name}",
+    "a photo of a {color}-colored {name}",
+    "a photo of a {color} object",
+)
+
+
+class ClipColors:
+    """`rewards.detection.ColorNamer` by the folder or hub id of a CLIPModel."""
+
+    def __init__(
+        self,
+        weights: str = CLIP_L,
+        dtype: DTypeLike = jnp.float32,
+        microbatch: int = 32,  # crops at a time
+    ):
+        folder = hub.files(OPTION, weights, FILES)
+        network, params = clip_weights.read(folder, dtype)
+        self._params = jax.device_put(params)
+        self._side = network.config.vision.image_size
+        length = network.config.text.max_position_embeddings
+        self._tokens = Tokenizer(folder, "clip", length)
+        self._microbatch = microbatch
+        self._classifiers: dict[str, np.ndarray] = {}
+        normalised = Preprocess.from_folder(folder, self._side)
+
+        def embed(params, crops):
+            return network.bind({"params": params}).embed_images(normalised(crops))
+
+        def classify(params, ids):
+            vectors = network.bind({"params": params}).embed_text(ids)
+            vectors = vectors.reshape(len(COLORS10), len(WORDINGS), -1)
+            return normalise(vectors.mean(axis=1))
+
+        self._embed, self._classify = jax.jit(embed), jax.jit(classify)
+
+    def __call__(
+        self, images: Images, objects: Sequence[tuple[int, Detection]]
+    ) -> list[str]:
+        """A colour of the ten for each object, given with its image's number."""
+        crops = [crop(images[image], found, self._side) for image, found in objects]
+        names = []
+        for start in range(0, len(crops), self._microbatch):
+            batch = np.stack(crops[start : start + self._microbatch])
+            spare = [(0, self._microbatch - len(batch))] + [(0, 0)] * 3
+            pixels = np.pad(batch, spare).astype(np.float32) / 255
+            vectors = np.asarray(self._embed(self._params, jnp.asarray(pixels)))
+            for (_, found), vector in zip(objects[start:], vectors, strict=False):
+                likeness = self._colors_of(found.class_name) @ vector
+                names.append(COLORS10[int(likeness.argmax())])
+        return names[: len(objects)]
+
+    def _colors_of(self, name: str) -> Float[np.ndarray, "color feature"]:
+        """Unit vectors of the colours of a class; made once."""
+        if name not in self._classifiers:
+            texts = [
+                wording.format(color=color, name=name)
+                for color in COLORS10
+                for wording in WORDINGS
+            ]
+            ids = jnp.asarray(self._tokens(texts))
+            vectors = self._classify(self._params, ids)
+            self._classifiers[name] = np.asarray(vectors)
+        return self._classifiers[name]
+
+
+def crop(
+    image: Float[Array | np.ndarray, "height width 3"], found: Detection, side: int
+) -> UInt8[np.ndarray, "side side 3"]:
+    """The object's box on grey, its shorter side resized to `side`, the middle cut out."""
+    pixels = np.rint(np.asarray(image) * 255).clip(0, 255).astype(np.uint8)
+    if found.mask is not None:
+        pixels = np.where(found.mask[..., None], pixels, GREY)
+    x0, y0, x1, y1 = map(round, found.box)
+    picture = Image.fromarray(pixels).crop((x0, y0, x1, y1))
+    width, height = (int(side * length / min(picture.size)) for length in picture.size)
+    picture = picture.resize((width, height), Image.Resampling.BICUBIC)
+    # As torchvision, which rounds halves to even.
+    left, top = round((width - side) / 2), round((height - side) / 2)
+    return np.asarray(picture.crop((left, top, left + side, top + side)))
