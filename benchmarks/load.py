@@ -1,0 +1,116 @@
+"""Host memory and time of loading a transformer folder with random bf16 weights.
+
+    python benchmarks/load.py [--model=sd3.5-medium] [--layers=24] [--folder=DIR]
+
+Writes the folder (5 GB for SD3.5-medium with its positional table), reads its bytes
+once for comparison, and loads it in a fresh process. The bars: peak memory 1.3 times
+the folder, time 3 times that of reading its bytes.
+"""
+
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+
+from flowgrpo_jax.models import mmdit_config, tensors
+from flowgrpo_jax.models.mmdit import MMDiT, MMDiTConfig
+from flowgrpo_jax.models.presets import TRANSFORMERS
+
+_MODEL = flags.DEFINE_enum("model", "sd3.5-medium", TRANSFORMERS, "Which size.")
+_LAYERS = flags.DEFINE_integer("layers", None, "Fewer than the model has.")
+_FOLDER = flags.DEFINE_string("folder", None, "Where to write; a temporary folder.")
+_LOAD = flags.DEFINE_bool("load", False, "Load `folder` and report (the child).")
+CHUNK = 1 << 24
+
+
+def shapes(config: MMDiTConfig) -> dict:
+    """The parameters in bf16, and the whole positional table."""
+    structs = [
+        jax.ShapeDtypeStruct(shape, jnp.float32)
+        for shape in (
+            (1, 64, 64, config.in_channels),
+            (1,),
+            (1, 205, config.joint_attention_dim),
+            (1, config.pooled_projection_dim),
+        )
+    ]
+    tree = jax.eval_shape(MMDiT(config).init, jax.random.key(0), *structs)["params"]
+    side = config.pos_embed_max_size
+    tree["pos_embed"]["table"] = jax.ShapeDtypeStruct(
+        (side, side, config.width), jnp.bfloat16
+    )
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), tree)
+
+
+def write(folder: str, config: MMDiTConfig) -> None:
+    """Random weights: one block of random numbers over and over."""
+    noise = np.random.default_rng(0).standard_normal(CHUNK, np.float32)
+    noise = noise.astype(jnp.bfloat16)
+    tree = jax.tree.map(lambda x: np.resize(noise, x.shape), shapes(config))
+    tensors.write(folder, tree, mmdit_config.table(config))
+
+
+def read_bytes(folder: str) -> float:
+    """Seconds to read all files of the folder, chunk by chunk."""
+    buffer, start = bytearray(CHUNK), time.perf_counter()
+    for file in Path(folder).iterdir():
+        with file.open("rb") as stream:
+            while stream.readinto(buffer):
+                pass
+    return time.perf_counter() - start
+
+
+def load(folder: str, config: MMDiTConfig) -> None:
+    """Load onto the device and print seconds and the highest memory in bytes."""
+    like = shapes(config)
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    like = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like
+    )
+    start = time.perf_counter()
+    tree = tensors.read(folder, mmdit_config.table(config), like)
+    jax.block_until_ready(tree)
+    seconds = time.perf_counter() - start
+    # Not getrusage's maximum: it comes with what the parent had when it forked.
+    status = Path("/proc/self/status").read_text().split()
+    peak = 1024 * int(status[status.index("VmHWM:") + 1])
+    print(seconds, peak, sum(leaf.nbytes for leaf in jax.tree.leaves(tree)))
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    given = dict(TRANSFORMERS[_MODEL.value])
+    layers = _LAYERS.value or given["num_layers"]
+    dual = [n for n in given.get("dual_attention_layers", ()) if n < layers]
+    given |= {"num_layers": layers, "dual_attention_layers": dual}
+    config = MMDiTConfig.from_dict(given)
+    if _LOAD.value:
+        load(_FOLDER.value, config)
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = _FOLDER.value or temporary
+        me = [sys.executable, __file__, f"--model={_MODEL.value}", f"--layers={layers}"]
+        write(folder, config)
+        size = sum(file.stat().st_size for file in Path(folder).iterdir())
+        plain = min(read_bytes(folder) for _ in range(2))
+        child = subprocess.run(
+            [*me, f"--folder={folder}", "--load"],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        seconds, peak, landed = map(float, child.stdout.split()[-3:])
+    print(f"folder {size / 1e9:.2f} GB, landed {landed / 1e9:.2f} GB")
+    print(f"reading its bytes {plain:.1f} s")
+    print(f"loading {seconds:.1f} s: {seconds / plain:.2f} times that (bar 3)")
+    print(f"peak host memory {peak / 1e9:.2f} GB: {peak / size:.2f} (bar 1.3)")
+
+
+if __name__ == "__main__":
+    app.run(main)
