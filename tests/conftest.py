@@ -8,21 +8,26 @@ import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
-# Most of the time goes into compiling: what one test process has compiled, the others
-# take from it. The first process makes the folder and the workers inherit its name.
-_OWN_CACHE = "JAX_COMPILATION_CACHE_DIR" not in os.environ
-if _OWN_CACHE:
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp()
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
-
 from jaxtyping import install_import_hook
 
 install_import_hook("flowgrpo_jax", "beartype.beartype")
 
 
-def pytest_unconfigure():
-    if _OWN_CACHE:
-        shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+def pytest_configure(config):
+    """What one test process has compiled, the others take from a folder of this run.
+
+    Most of the time goes into compiling. The first process makes the folder; workers
+    inherit its name.
+    """
+    if not hasattr(config, "workerinput"):
+        config.compiled = tempfile.mkdtemp()
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = config.compiled
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+
+
+def pytest_unconfigure(config):
+    if not hasattr(config, "workerinput"):
+        shutil.rmtree(config.compiled, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
