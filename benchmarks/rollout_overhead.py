@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app
 
-from flowgrpo_jax import assemble, programs
+from flowgrpo_jax import assemble, programs, text_table
 from flowgrpo_jax import config as configs
 from flowgrpo_jax.planner import Planner
 from flowgrpo_jax.runtime import mesh as meshes
@@ -34,7 +34,7 @@ def main(_):
     model, variables = assemble.load_model(config)
     specs = meshes.specs(variables, programs.SHARDING_RULES, mesh)
     sampler = assemble.make_sampler(config, model)
-    table = assemble.TextTable(model, variables, ["a photo of a red circle"] * PROMPTS)
+    table = text_table.make(model, variables, ["a photo of a red circle"] * PROMPTS)
     text = meshes.place(
         table.rows(["a photo of a red circle"] * PROMPTS), programs.WHOLE, mesh
     )

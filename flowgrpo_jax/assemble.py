@@ -10,19 +10,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
 from flax import traverse_util
 
+from flowgrpo_jax import programs, text_table
+from flowgrpo_jax.config import is_embedded
 from flowgrpo_jax.data import tfds_prompts
 from flowgrpo_jax.data.prompts import Prompt, load_prompts
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.flow import rollout, schedule, transition
 from flowgrpo_jax.flow.plan import Plan
+from flowgrpo_jax.models import hub, lora_files, sd3
 from flowgrpo_jax.models.flow_model import FlowModel, Variables, guided
-from flowgrpo_jax.models.text import TextEmbedding
 from flowgrpo_jax.rewards import geneval, monitors, registry
 from flowgrpo_jax.rl import losses
 from flowgrpo_jax.rl import update as rl_update
+from flowgrpo_jax.runtime import mesh as meshes
 from flowgrpo_jax.sprites import detector, world
 from flowgrpo_jax.sprites import model as sprites_model
 from flowgrpo_jax.sprites import monitors as sprites_monitors
@@ -35,14 +37,57 @@ PROMPT_SETS = {
 
 
 def load_model(
+    config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh | None = None
+) -> tuple[FlowModel, Variables]:
+    """The networks and pretrained weights that `model` names.
+
+    On the host; or large ones straight on the `mesh`, if one is given.
+    """
+    if is_embedded(config.model):
+        return _load_embedded(config)
+    folder = hub.folder(config.model)
+    model = _large_model(config, folder)
+    like = sd3.shapes(model, weights_dtype(config))
+    if mesh is not None:
+        specs = meshes.specs(like, programs.SHARDING_RULES, mesh)
+        like = meshes.abstract(like, specs, mesh)
+    return model, sd3.read(folder, model, like)
+
+
+def abstract_model(
     config: ml_collections.ConfigDict,
 ) -> tuple[FlowModel, Variables]:
-    """The networks and pretrained weights (on the host) that `model` names."""
+    """The networks and the shapes of their weights; aliases need no download."""
+    if is_embedded(config.model):
+        model, loaded = _load_embedded(config)
+        return model, jax.eval_shape(lambda: loaded)
+    planned = config.model in hub.ALIASES
+    model = _large_model(config, None if planned else hub.folder(config.model))
+    return model, sd3.shapes(model, weights_dtype(config))
+
+
+def weights_dtype(config: ml_collections.ConfigDict) -> Any:
+    """Of a large transformer: what learns whole is kept in fp32."""
+    return jnp.dtype(config.dtype if config.train.use_lora else "float32")
+
+
+def _large_model(config: ml_collections.ConfigDict, folder: Path | None) -> FlowModel:
+    return sd3.make_model(
+        config.model,
+        folder,
+        config.resolution,
+        config.max_sequence_length,
+        config.train.lora_rank if config.train.use_lora else 0,
+        config.train.lora_alpha,
+        jnp.dtype(config.dtype),
+    )
+
+
+def _load_embedded(config) -> tuple[FlowModel, Variables]:
     name = config.model
-    if name != "sprites" and not name.endswith(".safetensors"):
+    if config.resolution:
         raise UserError(
-            f"model: {name}: must be sprites (the embedded model) or a "
-            ".safetensors file of its weights"
+            f"resolution: {config.resolution}: must be 0: the embedded model has one"
         )
     path = sprites_model.WEIGHTS if name == "sprites" else Path(name)
     if not path.is_file():
@@ -72,11 +117,58 @@ def new_model(config: ml_collections.ConfigDict) -> tuple[FlowModel, Variables]:
     return model, jax.device_get(jax.jit(model.init)(jax.random.key(config.seed)))
 
 
-def starting_model(config: ml_collections.ConfigDict) -> tuple[FlowModel, Variables]:
+def starting_model(
+    config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh | None = None
+) -> tuple[FlowModel, Variables]:
     """What a run begins with: pretraining with nothing, unless `model` is a file."""
     pretraining = config.train.objective == "flow_matching"
+    if pretraining and not is_embedded(config.model):
+        raise UserError(
+            f"model: {config.model}: train.objective flow_matching learns from scenes "
+            "of the embedded world: must be sprites"
+        )
     fresh = pretraining and config.model == "sprites"
-    return new_model(config) if fresh else load_model(config)
+    return new_model(config) if fresh else load_model(config, mesh)
+
+
+def warm_start(
+    config: ml_collections.ConfigDict, model: FlowModel, trainable: Variables
+) -> Variables:
+    """What a run trains, beginning with the adapter of `train.lora_path`, if any."""
+    path = config.train.lora_path
+    if not path:
+        return trainable
+    if not config.train.use_lora or is_embedded(config.model):
+        raise UserError(
+            f"train.lora_path: {path}: needs train.use_lora and a diffusers model"
+        )
+    return {"lora": sd3.with_adapter(path, trainable["lora"], model)}
+
+
+def save_result(path: Path, model: FlowModel, variables: Variables) -> None:
+    """The result of a run in its workdir, as others read it.
+
+    The embedded model's weights; of a large one the LoRA file or the transformer.
+    """
+    if is_embedded(model.name):
+        host = jax.device_get(variables)
+        sprites_model.save(path / "weights.safetensors", host, model)
+    elif "lora" in variables:
+        lora_files.write_diffusers(path, sd3.adapter(variables, model))
+    else:
+        sd3.write_transformer(path / "transformer", variables, model)
+
+
+def make_text_table(
+    config: ml_collections.ConfigDict,
+    model: FlowModel,
+    variables: Variables,
+    texts: Sequence[str],
+) -> text_table.TextTable:
+    """Embeddings of these prompts and of the negative one."""
+    return text_table.make(
+        model, variables, texts, config.embedding_cache, config.negative_prompt
+    )
 
 
 def trainable_part(
@@ -125,8 +217,7 @@ def reward_context(config: ml_collections.ConfigDict) -> registry.Context:
     """What the rewards of a run share: options, and the embedded world's detector."""
     options = {name: values.to_dict() for name, values in config.reward_options.items()}
     finds, own = None, options.get("geneval", {})
-    embedded = config.model == "sprites" or Path(config.model).suffix == ".safetensors"
-    if embedded and not {"detector", "colors"} & set(own):
+    if is_embedded(config.model) and not {"detector", "colors"} & set(own):
         finds = detector.SpriteDetector()
         # Every sprite that the detector knows counts, in all tasks alike: its scores
         # are not those of the benchmark's detector, which counts above 0.9.
@@ -291,36 +382,3 @@ def make_behaviour(config: ml_collections.ConfigDict) -> rl_update.Behaviour | N
         return rl_update.Behaviour(0.0, 0.0, 0, 0.0, train.behaviour_every)
     first, rate, start, most = train.behaviour_ramp
     return rl_update.Behaviour(first, rate, int(start), most, train.behaviour_every)
-
-
-@functools.cache
-def _text_encoder(model: FlowModel) -> Callable:
-    return jax.jit(model.encode_text)
-
-
-class TextTable:
-    """Embeddings of all prompts of a run, made once; rows are picked per iteration."""
-
-    def __init__(
-        self, model: FlowModel, variables: Variables, texts: list[str], batch: int = 64
-    ):
-        self._row = {text: i for i, text in enumerate(dict.fromkeys(["", *texts]))}
-        encode = _text_encoder(model)
-        weights = jax.device_put({"text": variables["text"]})
-        ids = model.tokenizer(list(self._row))
-        padded = np.concatenate([ids, np.repeat(ids[:1], -len(ids) % batch, axis=0)])
-        parts = [
-            jax.device_get(encode(weights, jax.device_put(padded[i : i + batch])))
-            for i in range(0, len(padded), batch)
-        ]
-        self._table: Any = jax.tree.map(lambda *rows: np.concatenate(rows), *parts)
-
-    def rows(self, texts: list[str]) -> TextEmbedding:
-        """Embeddings of these prompts, in order, on the host."""
-        index = np.array([self._row[text] for text in texts])
-        return jax.tree.map(lambda rows: rows[index], self._table)
-
-    @property
-    def empty(self) -> TextEmbedding:
-        """The one row of the empty (negative) prompt."""
-        return self.rows([""])

@@ -40,6 +40,8 @@ _CHOICES: dict[str, Iterable[str]] = {
 _RANGES: dict[str, tuple[float, float]] = {
     "seed": (0, 2**32 - 1),  # larger ones would repeat the noise of smaller ones
     "num_iterations": (0, math.inf),
+    "resolution": (0, math.inf),
+    "max_sequence_length": (1, 512),
     "prompts_per_iteration": (1, math.inf),
     "group_size": (1, math.inf),
     "updates_per_iteration": (1, math.inf),

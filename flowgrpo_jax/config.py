@@ -11,7 +11,9 @@ from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.rewards import registry
 
 # Keys that a resumed run may change: they do not shape what was already computed.
-MAY_DIFFER = frozenset({"num_iterations", "mesh", "checkpoint", "log"})
+MAY_DIFFER = frozenset(
+    {"num_iterations", "mesh", "checkpoint", "log", "embedding_cache"}
+)
 # Groups whose keys are the user's: names of rewards, tasks or axes.
 OPEN = frozenset(
     {
@@ -30,13 +32,36 @@ def _group(*values: Any) -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(*values, allow_dotted_keys=True)
 
 
+# What Flow-GRPO trained SD3.5-M with, whatever the task (arXiv 2505.05470, its code).
+SD3: Mapping[str, Any] = {
+    "resolution": 512,
+    "max_sequence_length": 128,
+    "dtype": "bfloat16",
+    "train.use_lora": True,
+    "train.lora_rank": 32,
+    "train.lora_alpha": 64.0,
+    "train.learning_rate": 3e-4,
+    "sample.schedule": "sd3",
+    "sample.shift": 3.0,
+    "eval.guidance_scale": 4.5,
+    "eval.every": 60,
+    "checkpoint.every": 60,
+}
+
+
 def base() -> ml_collections.ConfigDict:
     """Every key of every config, with its default and its meaning."""
     c = _group
     return c(
         {
             "seed": 42,
-            "model": "sprites",  # embedded model, weights file or diffusers folder
+            # The embedded model (sprites), a .safetensors file of its weights, a diffusers
+            # folder, a hub id, or sd3-medium | sd3.5-medium | sd3.5-large.
+            "model": "sprites",
+            "resolution": 0,  # pixels along a side; 0 = the model's own
+            "max_sequence_length": 256,  # T5 tokens of a prompt
+            "negative_prompt": "",  # what guidance leads away from
+            "embedding_cache": "~/.cache/flowgrpo_jax/embeddings",
             "recipe": "flow_grpo",  # row of recipes.py; choose with file.py:recipe=...
             "prompts": "sprites",  # prompt set, .txt or .jsonl for training
             # Name, or package.module.function -> weight; 0 = measured only
@@ -125,6 +150,7 @@ def base() -> ml_collections.ConfigDict:
                     "use_lora": True,
                     "lora_rank": 32,
                     "lora_alpha": 64.0,
+                    "lora_path": "",  # begin with this LoRA file or PEFT folder
                     "ema": True,  # evaluate and export the EMA
                     "ema_decay": 0.9,
                     "ema_every": 8,  # optimizer steps
@@ -156,30 +182,62 @@ def base() -> ml_collections.ConfigDict:
     )
 
 
+def is_embedded(model: str) -> bool:
+    """Whether `model` is the embedded one or a file of its weights."""
+    return model == "sprites" or model.endswith(".safetensors")
+
+
 def make(
     arg: str | None = None,
     recipe: str = "flow_grpo",
     task: Mapping[str, Any] | None = None,
+    by_recipe: Mapping[str, Mapping[str, Any]] | None = None,
     **values: Any,
 ) -> ml_collections.ConfigDict:
     """Defaults, `task`, the recipe's row, `values` (dotted with `__`), then `arg`.
 
     `task` is what suits a task whatever the recipe, where the recipe leaves it open;
-    `values` change the recipe. `arg` is what follows the colon of --config=file.py:..., as `key=value,key=value`
-    with top-level keys (model, recipe, ...).
+    `by_recipe` changes one recipe and `values` any. `arg` is what follows the colon of --config=file.py:...,
+    as `key=value,key=value` with top-level keys (model, recipe, ...). A model of the
+    SD3 family also takes what `SD3` and the recipe's authors give it.
     """
     chosen = parse_argument(arg)
     config = base()
     config.recipe = chosen.pop("recipe", recipe)
-    for key, value in (task or {}).items():
-        _assign(config, key, value)
-    for key, value in recipes.recipe(config.recipe).values.items():
-        _assign(config, key, value)
-    for key, value in values.items():
-        _assign(config, key.replace("__", "."), value)
-    for key, value in chosen.items():
-        _assign(config, key, value)
+    row = recipes.recipe(config.recipe)
+    embedded = is_embedded(chosen.get("model", values.get("model", config.model)))
+    layers: list[Mapping[str, Any]] = [
+        {} if embedded else SD3,
+        task or {},
+        row.values,
+        {} if embedded else row.authors.get("sd3.5-medium", {}),
+        (by_recipe or {}).get(config.recipe, {}),
+        {key.replace("__", "."): value for key, value in values.items()},
+        chosen,
+    ]
+    for layer in layers:
+        for key, value in layer.items():
+            _assign(config, key, value)
     return config
+
+
+def for_model(
+    arg: str | None,
+    sprites: Mapping[str, Any] | None = None,
+    sd3: Mapping[str, Any] | None = None,
+) -> ml_collections.ConfigDict:
+    """`make` with the arguments that the task has for the model that `arg` chooses.
+
+    UserError if the task has none.
+    """
+    model = parse_argument(arg).get("model", "sprites" if sprites else "sd3.5-medium")
+    given = sprites if is_embedded(model) else sd3
+    if given is None:
+        raise UserError(
+            f"model: {model}: this task is not of the embedded world: take "
+            "model=sd3.5-medium, a diffusers folder or a hub id"
+        )
+    return make(arg, **{"model": model} | dict(given))
 
 
 def parse_argument(arg: str | None) -> dict[str, str]:

@@ -19,6 +19,7 @@ from flowgrpo_jax.pipeline import Pipeline
 from flowgrpo_jax.rewards import geneval
 from flowgrpo_jax.rewards.monitors import Monitor
 from flowgrpo_jax.rewards.registry import Reward
+from flowgrpo_jax.text_table import TextTable
 
 
 def evaluation_set(
@@ -55,7 +56,7 @@ class Evaluator:
         mesh: jax.sharding.Mesh,
         variable_specs: Any,
         prompts: Sequence[Prompt],
-        text: assemble.TextTable,
+        text: TextTable,
         reward: Reward,
         monitor: Monitor,
     ):
@@ -80,7 +81,7 @@ class Evaluator:
             config, model, mesh, variable_specs, texts, text, samplers
         )
 
-    def set_text(self, text: assemble.TextTable) -> None:
+    def set_text(self, text: TextTable) -> None:
         """Take the prompts' embeddings (again, when the text encoder has moved)."""
         self._pipeline.set_text(text)
 
@@ -128,7 +129,10 @@ def summarize(
 
 
 def table(before: Mapping[str, Any], after: Mapping[str, Any] | None = None) -> str:
-    """Accuracy by task as text: guided and unguided, before and after if given."""
+    """Accuracy by task as text: guided and unguided, before and after if given.
+
+    Where no reward measures accuracy, the rewards.
+    """
     tasks = [
         name[len("eval_") : -len("_accuracy")]
         for name in before
@@ -142,8 +146,20 @@ def table(before: Mapping[str, Any], after: Mapping[str, Any] | None = None) -> 
         for when, scores in runs
         if f"{prefix}overall_accuracy" in scores
     ]
+    if not tasks:
+        return _reward_table([scores for _, scores in runs])
     lines = [f"{'accuracy':<15}" + "".join(f"{head:>18}" for head, _ in columns)]
     for row, task in enumerate(tasks):
         cells = "".join(f"{100 * cells[row]:>17.1f}%" for _, cells in columns)
         lines.append(f"{task:<15}{cells}")
+    return "\n".join(lines)
+
+
+def _reward_table(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Mean rewards as text, a column per run."""
+    names = [name for name in runs[0] if name.startswith("eval_reward_")]
+    lines = [
+        f"{name:<40}" + "".join(f"{scores[name]:>12.4f}" for scores in runs)
+        for name in names
+    ]
     return "\n".join(lines)

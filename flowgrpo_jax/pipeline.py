@@ -8,11 +8,12 @@ import ml_collections
 import numpy as np
 from jaxtyping import Float, Int
 
-from flowgrpo_jax import assemble, programs
+from flowgrpo_jax import programs
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.flow import packing, plan, rollout
-from flowgrpo_jax.models.flow_model import FlowModel
+from flowgrpo_jax.models.flow_model import FlowModel, decoding
 from flowgrpo_jax.runtime import mesh as meshes
+from flowgrpo_jax.text_table import TextTable
 
 
 class Pipeline:
@@ -33,13 +34,13 @@ class Pipeline:
         mesh: jax.sharding.Mesh,
         variable_specs: Any,
         texts: Sequence[str],
-        table: assemble.TextTable,
+        table: TextTable,
         samplers: Mapping[str, rollout.Sampler],
     ):
         self._config, self._mesh, self._texts = config, mesh, list(texts)
         self.set_text(table)
         self._decode = programs.make_decode(
-            mesh, model.autoencoder.decode, config.microbatch
+            mesh, decoding(variable_specs), model.decode, config.microbatch
         )
         self._rollouts = {
             name: programs.make_rollout(
@@ -49,7 +50,7 @@ class Pipeline:
         }
         self._plans = {name: _every_step(one) for name, one in samplers.items()}
 
-    def set_text(self, table: assemble.TextTable) -> None:
+    def set_text(self, table: TextTable) -> None:
         """Take the prompts' embeddings (again, when the text encoder has moved)."""
         self._text, self._empty = meshes.place(
             (table.rows(self._texts), table.empty), programs.WHOLE, self._mesh
@@ -82,7 +83,7 @@ class Pipeline:
             self._text,
             self._empty,
         )
-        decoded = jax.device_get(self._decode(made.clean))
+        decoded = jax.device_get(self._decode(decoding(variables), made.clean))
         images = packing.collect(decoded, packed)[:, 0]
         if not np.isfinite(images).all():
             raise UserError(

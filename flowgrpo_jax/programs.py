@@ -4,6 +4,7 @@ Each runs under the mesh by shard_map: a device sees its own microbatches and wh
 parameters. Weights, embeddings and tables come in as arguments, never as constants.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -74,24 +75,35 @@ def make_rollout(
 
 
 def make_decode(
-    mesh: Mesh, decode: Callable[[jax.Array], jax.Array], microbatch: int
+    mesh: Mesh,
+    variable_specs: Any,
+    decode: Callable[[Any, jax.Array], jax.Array],
+    microbatch: int,
 ) -> Callable:
-    """Clean latents [pack, leaf, ...] to images in [0, 1], so many at once."""
+    """(variables, clean latents [pack, leaf, ...]) -> images in [0, 1].
 
-    def local(clean):
+    Of the variables only what decodes; so many latents at once.
+    """
+
+    def local(variables, clean):
+        one_batch = functools.partial(decode, meshes.gather(variables, variable_specs))
         lead, shape = clean.shape[:2], clean.shape[2:]
         count = lead[0] * lead[1]
         flat = jnp.pad(
             clean.reshape(count, *shape), ((0, -count % microbatch), *((0, 0),) * 3)
         )
-        images = jax.lax.map(decode, flat.reshape(-1, microbatch, *shape))
+        images = jax.lax.map(one_batch, flat.reshape(-1, microbatch, *shape))
         return images.reshape(-1, *images.shape[2:])[:count].reshape(
             *lead, *images.shape[2:]
         )
 
     return jax.jit(
         jax.shard_map(
-            local, mesh=mesh, in_specs=PACKS, out_specs=PACKS, check_vma=False
+            local,
+            mesh=mesh,
+            in_specs=(variable_specs, PACKS),
+            out_specs=PACKS,
+            check_vma=False,
         )
     )
 

@@ -157,7 +157,7 @@ def _images(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(numbers, images) of all images, prompt after prompt, some at a time."""
     texts = [prompt.text for prompt in prompts]
-    placed = restore.place(restored, texts)
+    placed = restore.place(config, restored, texts)
     sampler = assemble.make_eval_sampler(
         config, restored.model, config.eval.guidance_scale
     )

@@ -15,6 +15,7 @@ from flowgrpo_jax.models.flow_model import FlowModel, Variables, overlay
 from flowgrpo_jax.runtime import mesh as meshes
 from flowgrpo_jax.runtime.checkpoint import Checkpointer
 from flowgrpo_jax.runtime.workdir import read_config
+from flowgrpo_jax.text_table import TextTable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,10 +74,12 @@ class Placed:
     mesh: jax.sharding.Mesh
     specs: Any
     variables: Any
-    text: assemble.TextTable
+    text: TextTable
 
 
-def place(restored: Restored, texts: Sequence[str]) -> Placed:
+def place(
+    config: ml_collections.ConfigDict, restored: Restored, texts: Sequence[str]
+) -> Placed:
     """Put the weights on all devices here, whatever mesh they were trained on."""
     mesh = meshes.make_mesh({"data": -1})
     specs = meshes.specs(restored.variables, programs.SHARDING_RULES, mesh)
@@ -84,5 +87,5 @@ def place(restored: Restored, texts: Sequence[str]) -> Placed:
         mesh,
         specs,
         meshes.place(restored.variables, specs, mesh),
-        assemble.TextTable(restored.model, restored.variables, list(texts)),
+        assemble.make_text_table(config, restored.model, restored.variables, texts),
     )

@@ -31,6 +31,14 @@ FLAGS = flags.FlagValues()
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The base model of this config; default the embedded one.", FLAGS
 )
+_MODEL = flags.DEFINE_string(
+    "model",
+    None,
+    "A diffusers folder, hub id or alias, sampled as diffusers does: 28 steps, "
+    "guidance 7, the model's own resolution, 256 T5 tokens.",
+    FLAGS,
+)
+_NEGATIVE = flags.DEFINE_string("negative_prompt", None, "Default the config's.", FLAGS)
 _WORKDIR = flags.DEFINE_string("workdir", None, "The tuned model of this run.", FLAGS)
 _CHECKPOINT = flags.DEFINE_integer(
     "checkpoint", None, "Iterations done; default the newest.", flag_values=FLAGS
@@ -97,10 +105,18 @@ def main() -> None:
         raise UserError(f"--checkpoint: {_CHECKPOINT.value}: give its --workdir too")
     prompts = _prompts()
     config = _CONFIG.value
+    if _MODEL.value is not None:
+        if config is not None or workdir is not None:
+            raise UserError(
+                f"--model: {_MODEL.value}: --config and --workdir name one already"
+            )
+        config = model_config(_MODEL.value)
     if config is None and workdir is None:
         config = configs.make()
     config = restore.choose_config(config, workdir)
     config = with_options(config, _SEED.value, _GUIDANCE.value, _NUM_STEPS.value)
+    if _NEGATIVE.value is not None:
+        config.negative_prompt = _NEGATIVE.value
     _check_search(config)
     judge = _judge(config, prompts) if _SEARCH.value else None
     output = commands.writable_folder(Path(_OUTPUT.value), "--output")
@@ -110,7 +126,8 @@ def main() -> None:
         restored = restore.tuned(config, workdir, _CHECKPOINT.value)
     texts = [prompt.text for prompt in prompts]
     for text in texts:
-        if unknown := unknown_words(restored.model.tokenizer, text):
+        tokenizer = restored.model.tokenizer
+        if tokenizer and (unknown := unknown_words(tokenizer, text)):
             names = ", ".join(unknown)
             print(f"warning: {text}: unknown words: {names}", file=sys.stderr)
     if _SEARCH.value is None:
@@ -119,6 +136,17 @@ def main() -> None:
         images = _search(config, restored, texts, judge)
     save(output, images, texts)
     print(f"{images.shape[0] * images.shape[1]} images in {output}, all in grid.png")
+
+
+def model_config(model: str) -> ConfigDict:
+    """A config that samples `model` with the defaults of diffusers' SD3 pipeline."""
+    from flowgrpo_jax import config as configs
+
+    config = configs.make(model=model)
+    if not configs.is_embedded(model):
+        config.sample.eval_num_steps, config.eval.guidance_scale = 28, 7.0
+        config.resolution, config.max_sequence_length = 0, 256
+    return config
 
 
 def with_options(
@@ -144,7 +172,7 @@ def sample(config, restored, texts: Sequence[str], num_images: int) -> np.ndarra
     from flowgrpo_jax.pipeline import Pipeline
 
     scale = config.eval.guidance_scale
-    placed = restore.place(restored, texts)
+    placed = restore.place(config, restored, texts)
     pipeline = Pipeline(
         config,
         restored.model,
@@ -171,12 +199,12 @@ def _search(config, restored, texts: Sequence[str], judge: Judge | None) -> np.n
     from flowgrpo_jax.search import methods, noise_optimization, setting
 
     model, scale = restored.model, config.eval.guidance_scale
-    table = assemble.TextTable(model, restored.variables, list(texts))
+    table = assemble.make_text_table(config, model, restored.variables, texts)
     first = setting.Setting(
         sampler=assemble.make_eval_sampler(config, model, scale),
         variables=jax.device_put(restored.variables),
         text=(),
-        decode=model.autoencoder.decode,
+        decode=model.decode,
         latent_shape=model.latent_shape,
         key=jax.random.key(config.eval.seed),
         microbatch=config.microbatch,

@@ -26,7 +26,7 @@ from flowgrpo_jax import config as configs
 from flowgrpo_jax.data import prompts as prompt_data
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.flow import packing
-from flowgrpo_jax.models.flow_model import Variables, overlay
+from flowgrpo_jax.models.flow_model import Variables, decoding, overlay
 from flowgrpo_jax.rewards import monitors
 from flowgrpo_jax.rl import update as rl_update
 from flowgrpo_jax.runtime import images as grids
@@ -36,8 +36,8 @@ from flowgrpo_jax.runtime.checkpoint import Checkpointer
 from flowgrpo_jax.runtime.metrics import MetricWriter, peak_memory_gb, read_metrics
 from flowgrpo_jax.runtime.progress import GracefulStop, Progress
 from flowgrpo_jax.runtime.workdir import atomic_write, open_workdir
-from flowgrpo_jax.sprites import model as sprites_model
 from flowgrpo_jax.sprites import pretraining
+from flowgrpo_jax.text_table import TextTable
 from flowgrpo_jax.workload import Workload
 
 SAMPLES = 48  # images on the contact sheet, the same noise every time
@@ -72,7 +72,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> bool:
                     run, state, start, checkpoints, writer, stop, progress, place
                 )
         if finished:
-            run.save(state, place.path / "weights.safetensors")
+            run.save(state, place.path)
         _report(place.path, finished)
         return finished
 
@@ -138,7 +138,10 @@ def _report(workdir: Path, finished: bool) -> None:
 def _show_samples(run, state, iteration, writer, place) -> None:
     images = run.sample_sheet(state)
     grids.save_grid(
-        place.samples / f"iteration_{iteration:06d}.png", images, columns=12, scale=3
+        place.samples / f"iteration_{iteration:06d}.png",
+        images,
+        columns=12,
+        scale=max(1, 96 // images.shape[1]),  # small pictures are enlarged
     )
     writer.images(iteration, {"eval_images": images[:16]})
 
@@ -149,7 +152,7 @@ class Run:
     def __init__(self, config: ml_collections.ConfigDict):
         self.config = config
         self.mesh = meshes.make_mesh(config.mesh.to_dict())
-        self.model, self._loaded = assemble.starting_model(config)
+        self.model, self._loaded = assemble.starting_model(config, self.mesh)
         self.work = Workload(config, self.mesh, self.model, self._loaded)
         self.pretraining = self.work.pretraining
         self.images_per_iteration = config.prompts_per_iteration
@@ -173,7 +176,7 @@ class Run:
     def _set_up_weights(self) -> None:
         work = self.work
         trainable = assemble.trainable_part(self.config, self.model, self._loaded)
-        self._initial = jax.device_get(trainable)
+        self._initial = assemble.warm_start(self.config, self.model, trainable)
         frozen = work.frozen_part(self._loaded, self._initial)
         self._frozen = meshes.place(frozen, work.frozen_specs, self.mesh)
 
@@ -195,9 +198,9 @@ class Run:
             texts += [prompt.text for prompt in self._prompts]
             self._seen: set[str] = set()
             self._seen_until = 0
-        self._text = assemble.TextTable(self.model, self._loaded, texts)
+        self._text = self._text_table(self._loaded, texts)
         self._empty = self._place(
-            self.model.tokenizer([""]) if self.pretraining else self._text.empty
+            self._tokenizer([""]) if self.pretraining else self._text.empty
         )
         self._texts = texts
         self._reward_context = assemble.reward_context(config)
@@ -235,7 +238,7 @@ class Run:
             text,
             self._empty,
         )
-        decoded = jax.device_get(work.decode(made.clean))
+        decoded = jax.device_get(work.decode(decoding(self._frozen), made.clean))
         sampled = time.monotonic()
 
         images = packing.collect(decoded, packed)
@@ -288,7 +291,7 @@ class Run:
             self.work.encode(self._place(scenes), self._place(numbers, programs.PACKS)),
             self._place(entries, programs.SPLIT),
             meshes.random_key(self.mesh, config.seed, iteration),
-            self._place(self.model.tokenizer(captions)),
+            self._place(self._tokenizer(captions)),
             self._empty,
         )
         metrics = _flatten(jax.device_get(info))
@@ -316,7 +319,7 @@ class Run:
 
     def save(self, state: rl_update.TrainState, path: Path) -> None:
         """Write the variables that were evaluated: the result of the run."""
-        sprites_model.save(path, jax.device_get(self._variables(state)), self.model)
+        assemble.save_result(path, self.model, self._variables(state))
 
     def sample_sheet(self, state: rl_update.TrainState) -> np.ndarray:
         """The contact sheet: some held-out prompts of every task, fixed noise."""
@@ -333,11 +336,18 @@ class Run:
         variables = overlay(self._frozen, chosen)
         if self.pretraining:  # the encoder moves, so its table does too
             self._evaluator.set_text(
-                assemble.TextTable(self.model, jax.device_get(variables), self._texts)
+                self._text_table(jax.device_get(variables), self._texts)
             )
         return variables
 
     # -- small things --------------------------------------------------------------
+
+    def _tokenizer(self, texts: list[str]) -> np.ndarray:
+        assert self.model.tokenizer is not None  # pretraining is of the embedded model
+        return self.model.tokenizer(texts)
+
+    def _text_table(self, variables: Variables, texts: list[str]) -> TextTable:
+        return assemble.make_text_table(self.config, self.model, variables, texts)
 
     def _place(self, tree: Any, spec: Any = programs.WHOLE) -> Any:
         return meshes.place(tree, spec, self.mesh)

@@ -3,6 +3,7 @@
 `train` lays weights under it; `estimate` compiles it for chips that are not there.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -12,7 +13,13 @@ import optax
 from jax.sharding import Mesh
 
 from flowgrpo_jax import assemble, credit, programs
-from flowgrpo_jax.models.flow_model import FlowModel, Variables, overlay, without
+from flowgrpo_jax.models.flow_model import (
+    FlowModel,
+    Variables,
+    decoding,
+    overlay,
+    without,
+)
 from flowgrpo_jax.models.text import TextEmbedding
 from flowgrpo_jax.planner import Planner
 from flowgrpo_jax.rl import losses
@@ -68,7 +75,9 @@ class Workload:
         config, model, mesh = self.config, self.model, self.mesh
         sampler = assemble.make_sampler(config, model, "old_velocity" in self.needs)
         if self.pretraining:
-            self.encode = programs.make_scene_encoder(mesh, model.autoencoder.encode)
+            self.encode = programs.make_scene_encoder(
+                mesh, functools.partial(model.encode, {})
+            )
         else:
             self.planner = Planner(config, mesh.size)
             assemble.check_actions(sampler, self.planner.kinds)
@@ -76,7 +85,7 @@ class Workload:
                 mesh, self.variables_specs, sampler, model.latent_shape
             )
             self.decode = programs.make_decode(
-                mesh, model.autoencoder.decode, config.microbatch
+                mesh, decoding(self.frozen_specs), model.decode, config.microbatch
             )
         self.update = programs.make_update(
             mesh,
@@ -166,7 +175,7 @@ class Workload:
         split = self._placed(entries, programs.SPLIT)
         return {
             "rollout": rollout,
-            "decode": (made.clean,),
+            "decode": (decoding(frozen), made.clean),
             "update": (state, frozen, self.pool(made), split, key, table, empty),
         }
 

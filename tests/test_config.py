@@ -141,3 +141,25 @@ def test_the_geneval_config_leaves_the_recipe_alone(name):
         held = configs.get(config, key)
         assert getattr(held, "to_dict", lambda held=held: held)() == value, key
     checks.check(config)
+
+
+def test_a_task_follows_its_model():
+    """Oracle: Flow-GRPO's config table (its code, config/grpo.py, SD3.5-M)."""
+    folder = Path(__file__).parents[1] / "configs"
+    make = runpy.run_path(str(folder / "geneval.py"))["get_config"]
+    paper = make("model=sd3.5-medium")
+    assert (paper.resolution, paper.max_sequence_length) == (512, 128)
+    assert (paper.sample.num_steps, paper.sample.eval_num_steps) == (10, 40)
+    assert paper.sample.guidance_scale == paper.eval.guidance_scale == 4.5
+    assert (paper.prompts_per_iteration, paper.group_size) == (48, 24)
+    assert (paper.train.lora_rank, paper.train.lora_alpha) == (32, 64.0)
+    assert paper.train.use_lora and paper.dtype == "bfloat16"
+    assert (paper.train.beta, paper.train.learning_rate) == (0.04, 3e-4)
+    assert make("model=sd3.5-medium,recipe=flow_grpo_fast").train.beta == 0.0
+    assert make().model == "sprites" and not make().train.use_lora
+    pickscore = runpy.run_path(str(folder / "pickscore.py"))["get_config"]
+    assert pickscore().model == "sd3.5-medium" and pickscore().train.beta == 0.01
+    assert pickscore("recipe=flow_grpo_fast").train.beta == 0.0
+    assert pickscore("model=a/b").train.beta == 0.01
+    with pytest.raises(UserError, match="model: sprites: this task is not of the"):
+        pickscore("model=sprites")

@@ -74,7 +74,7 @@ def toy_setting(velocity, num_steps=6, kind="ode", level=0.0, text=(), **changed
     return settings.Setting(**given | changed)
 
 
-def decode(latents):
+def decode(variables, latents):
     return jnp.clip(latents, 0.0, 1.0)
 
 
@@ -182,7 +182,7 @@ def test_cfg_rejection_keeps_the_largest_differences():
     np.testing.assert_allclose(found.scores, expected[order], rtol=1e-4)
     plain, _ = settings.plain(setting, order.tolist())
     np.testing.assert_allclose(found.latents, plain, atol=1e-5)
-    np.testing.assert_allclose(found.images, decode(plain), atol=1e-5)
+    np.testing.assert_allclose(found.images, decode({}, plain), atol=1e-5)
 
 
 def test_cfg_rejection_spends_what_it_says():
@@ -377,7 +377,7 @@ def near(target):
 @pytest.mark.parametrize("kind, level", [("ode", 0.0), ("dance", 0.3)])
 def test_dno_raises_a_quadratic_reward(kind, level):
     """Oracle: the plain sample's reward, and 0, the largest one."""
-    setting = toy_setting(Toy(), kind=kind, level=level, decode=lambda x: x)
+    setting = toy_setting(Toy(), kind=kind, level=level, decode=lambda _, x: x)
     reward = near(0.7)
     plain, _ = settings.plain(setting, [0])
     free = noise_optimization.Options(regularization=0.0)
@@ -393,7 +393,7 @@ def test_dno_with_its_regulariser_keeps_noise_likely():
     """Oracle: the noise's variance, which the bound for 192 blocks of 4 leaves above
     .45; without the regulariser the noise shrinks until all pixels are the target.
     """
-    setting = toy_setting(Toy(), latent_shape=(16, 16, 3), decode=lambda x: x)
+    setting = toy_setting(Toy(), latent_shape=(16, 16, 3), decode=lambda _, x: x)
     plain, _ = settings.plain(setting, [0])
     left = {}
     for gamma in (0.0, 1.0):

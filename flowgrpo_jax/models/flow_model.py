@@ -1,13 +1,14 @@
 """A text-to-image flow model as the rest of the package sees it.
 
 `velocity(variables, latents, sigma, text)` is the only function that sampling and
-learning call. `variables` is a dict of plain pytrees: `transformer`, `text` and, for
-a LoRA policy, `lora`; a role of GRPO (policy, reference, EMA) is such a dict.
+learning call. `variables` is a dict of plain pytrees: `transformer`, `vae` or `text`
+where the model has one, and for a LoRA policy `lora`; a role of GRPO (policy,
+reference, EMA) is such a dict.
 """
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -44,19 +45,33 @@ def without(base: Variables, part: Variables) -> Variables:
     return rest
 
 
+def decoding(variables: Variables) -> Variables:
+    """The part of `variables` (or of their specs) that `FlowModel.decode` reads."""
+    return {name: tree for name, tree in variables.items() if name == "vae"}
+
+
+Images = Float[Array, "sample height width channel"]
+Latents = Float[Array, "sample row column latent"]
+
+
+@runtime_checkable
+class Autoencoder(Protocol):
+    """Images in [0, 1] to latents and back, with weights of its own or none."""
+
+    def encode(self, params: Variables, images: Images) -> Latents: ...
+
+    def decode(self, params: Variables, latents: Latents) -> Images: ...
+
+
 @dataclasses.dataclass(frozen=True)
 class IdentityAutoencoder:
-    """Latents are pixels in [-1, 1]; the interface that a VAE has."""
+    """Latents are pixels in [-1, 1]; no weights."""
 
-    def encode(
-        self, images: Float[Array, "sample height width channel"]
-    ) -> Float[Array, "sample height width channel"]:
+    def encode(self, params: Variables, images: Images) -> Latents:
         """Images in [0, 1] to latents."""
         return 2.0 * images - 1.0
 
-    def decode(
-        self, latents: Float[Array, "sample height width channel"]
-    ) -> Float[Array, "sample height width channel"]:
+    def decode(self, params: Variables, latents: Latents) -> Images:
         """Latents to images in [0, 1]."""
         return jnp.clip(0.5 * latents + 0.5, 0.0, 1.0)
 
@@ -67,19 +82,22 @@ class FlowModel:
 
     name: str
     config: MMDiTConfig
-    text_encoder: nn.Module
-    tokenizer: WordTokenizer
-    autoencoder: IdentityAutoencoder
+    autoencoder: Autoencoder
+    latent_shape: tuple[int, int, int]  # height, width and channels of one latent
+    # Text: an encoder that is small enough to learn beside the transformer, or ones
+    # that are too large to stay in memory.
+    text_encoder: nn.Module | None = None
+    tokenizer: WordTokenizer | None = None
+    prompts: Any = None
     predicts: str = "velocity"  # or "sample": the network gives the clean latent
 
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """Height, width and channels of one latent."""
-        return (
-            self.config.sample_size,
-            self.config.sample_size,
-            self.config.in_channels,
-        )
+    def encode(self, variables: Variables, images: Images) -> Latents:
+        """Images in [0, 1] to clean latents."""
+        return self.autoencoder.encode(variables.get("vae", {}), images)
+
+    def decode(self, variables: Variables, latents: Latents) -> Images:
+        """Clean latents to images in [0, 1]."""
+        return self.autoencoder.decode(variables.get("vae", {}), latents)
 
     def velocity(
         self,
@@ -114,25 +132,33 @@ class FlowModel:
         self, variables: Variables, ids: Int[Array, "prompt token"]
     ) -> TextEmbedding:
         """Embed token ids (see `tokenizer`)."""
+        assert self.text_encoder is not None
         answer = self.text_encoder.apply({"params": variables["text"]}, ids)
         return cast(TextEmbedding, answer)
 
     def init(self, key: Array, lora: bool = False) -> Variables:
-        """Fresh random variables: all of them, or with `lora` the adapter alone."""
+        """Fresh random variables of the networks that learn.
+
+        Transformer and text encoder, or with `lora` the adapter alone.
+        """
         text_key, key = jax.random.split(key)
-        ids = jnp.asarray(self.tokenizer([""]))
-        text = self.text_encoder.init(text_key, ids)["params"]
-        embedding = self.encode_text({"text": text}, ids)
-        latents = jnp.zeros((1, *self.latent_shape))
         config = self.config
         if not lora:
             config = dataclasses.replace(config, lora_rank=0)
         collections = MMDiT(config).init(
-            key, latents, jnp.ones(1), embedding.context, embedding.pooled
+            key,
+            jnp.zeros((1, *self.latent_shape)),
+            jnp.ones(1),
+            jnp.zeros((1, 1, config.joint_attention_dim)),
+            jnp.zeros((1, config.pooled_projection_dim)),
         )
         if lora:
             return {"lora": collections["lora"]}
-        return {"transformer": collections["params"], "text": text}
+        made = {"transformer": collections["params"]}
+        if self.text_encoder is not None and self.tokenizer is not None:
+            ids = jnp.asarray(self.tokenizer([""]))
+            made["text"] = self.text_encoder.init(text_key, ids)["params"]
+        return made
 
 
 def guided(

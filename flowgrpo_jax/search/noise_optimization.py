@@ -68,7 +68,8 @@ def noise_optimization(
     """
     if iterations < 1:
         raise UserError(f"iterations: {iterations}: must be at least 1")
-    image = jax.eval_shape(setting.decode, settings.noise(setting, [0]))
+    first = settings.noise(setting, [0])
+    image = jax.eval_shape(setting.decode, setting.variables, first)
     check_differentiable(reward, image)
     count = 1 if setting.sampler.kind == "ode" else 1 + setting.num_steps
     noises = jnp.concatenate([settings.noise(setting, [0], k) for k in range(count)])
@@ -169,7 +170,7 @@ def _improve(static, variables, text, noises, state, key):
 
     def loss(noises):
         latent = _sample(sampler, variables, text, noises)
-        score = reward(decode(latent))[0]
+        score = reward(decode(variables, latent))[0]
         surprise = noise_regularizer(noises, key, options.block, options.shuffles)
         return options.regularization * surprise - score, (score, latent)
 

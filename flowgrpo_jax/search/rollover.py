@@ -120,7 +120,7 @@ def _look(static, variables, text, latent, time):
     clean, eps = interpolants.get(name).predict(
         velocity, variables, latent, time, settings.rows(text, latent.shape[0])
     )
-    return clean, eps, decode(clean)
+    return clean, eps, decode(variables, clean)
 
 
 @functools.partial(jax.jit, static_argnums=0)

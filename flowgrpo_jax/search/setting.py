@@ -32,7 +32,7 @@ class Setting:
       variables: the weights that the velocity takes.
       text: what it takes after sigma: one row for the prompt and what all samples
         share (the empty prompt); () for a velocity without text.
-      decode: clean latents to images in [0, 1]; traceable.
+      decode: (variables, clean latents) to images in [0, 1]; traceable.
       key, prompt: member m's noise is that of the rollout for this prompt number.
       microbatch: latents that go through the network at once; one shape compiles once.
     """
@@ -40,7 +40,7 @@ class Setting:
     sampler: rollout.Sampler
     variables: Any
     text: tuple
-    decode: Callable[[Array], Array]
+    decode: Callable[[Any, Array], Array]
     latent_shape: tuple[int, int, int]
     key: Key[Array, ""]
     prompt: int = 0
@@ -148,7 +148,7 @@ def plain(setting: Setting, members: Sequence[int]) -> tuple[Latents, int]:
 
 def decode(setting: Setting, latents: Latents) -> Images:
     """Images in [0, 1], on the host."""
-    one_batch = functools.partial(_decode, setting.decode)
+    one_batch = functools.partial(_decode, setting.decode, setting.variables)
     return np.asarray(in_microbatches(one_batch, setting.microbatch, latents))
 
 
@@ -161,5 +161,5 @@ def _step(sampler, variables, text, step, latents, fresh):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _decode(function, latents):
-    return function(latents)
+def _decode(function, variables, latents):
+    return function(variables, latents)

@@ -65,19 +65,21 @@ def make_model(
         text_encoder=WordEncoder(tokenizer.size, size.width, size.max_words),
         tokenizer=tokenizer,
         autoencoder=IdentityAutoencoder(),
+        latent_shape=(world.SIZE, world.SIZE, 3),
         predicts="sample",
     )
 
 
 def save(path: str | Path, variables: Variables, model: FlowModel) -> None:
     """Write variables, any LoRA folded in, and the model's size to one file."""
-    config = model.config
+    config, tokenizer = model.config, model.tokenizer
+    assert tokenizer is not None
     size = Size(
         width=config.width,
         depth=config.num_layers,
         heads=config.num_attention_heads,
         patch=config.patch_size,
-        max_words=model.tokenizer.max_length,
+        max_words=tokenizer.max_length,
     )
     folded = lora.fold(variables, config.lora_alpha)
     weights.save(path, folded, dataclasses.asdict(size))

@@ -155,8 +155,8 @@ def test_identity_autoencoder():
     """Closed form: 2x - 1 and back, clipped to [0, 1]."""
     images = jnp.asarray(np.random.default_rng(0).random((2, 3, 3, 3), np.float32))
     coder = IdentityAutoencoder()
-    latents = coder.encode(images)
+    latents = coder.encode({}, images)
     np.testing.assert_allclose(latents, 2 * images - 1)
-    np.testing.assert_allclose(coder.decode(latents), images, atol=1e-6)
-    far = coder.decode(jnp.full((1, 1, 1, 3), 7.0))
+    np.testing.assert_allclose(coder.decode({}, latents), images, atol=1e-6)
+    far = coder.decode({}, jnp.full((1, 1, 1, 3), 7.0))
     np.testing.assert_array_equal(far, np.ones((1, 1, 1, 3)))

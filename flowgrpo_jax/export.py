@@ -1,0 +1,147 @@
+"""The result of a run as diffusers and PEFT read it, with a model card.
+
+python -m flowgrpo_jax.export --workdir=DIR --out=OUT                 LoRA files
+python -m flowgrpo_jax.export --workdir=DIR --out=OUT --transformer   the whole network
+
+LoRA: OUT/pytorch_lora_weights.safetensors for pipeline.load_lora_weights(OUT), and the
+PEFT folder OUT/peft. A transformer, any LoRA folded in, goes to OUT/transformer.
+"""
+
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from flowgrpo_jax import commands
+from flowgrpo_jax.errors import UserError
+
+FLAGS = flags.FlagValues()
+_WORKDIR = flags.DEFINE_string("workdir", None, "The run.", FLAGS)
+_CHECKPOINT = flags.DEFINE_integer(
+    "checkpoint", None, "Iterations done; default the newest.", flag_values=FLAGS
+)
+_OUT = flags.DEFINE_string("out", "export", "Folder of the files.", FLAGS)
+_TRANSFORMER = flags.DEFINE_bool(
+    "transformer", False, "The whole transformer, not the LoRA.", FLAGS
+)
+_FOLD_ALPHA = flags.DEFINE_bool(
+    "fold_alpha",
+    False,
+    "For readers that ignore the file's metadata: alpha = rank, the rest in B.",
+    FLAGS,
+)
+
+
+def main() -> None:
+    from flowgrpo_jax import config as configs
+    from flowgrpo_jax import restore
+
+    workdir = _WORKDIR.value
+    config = restore.choose_config(None, workdir)
+    assert workdir is not None  # choose_config says so
+    if configs.is_embedded(config.model):
+        raise UserError(
+            f"model: {config.model}: the embedded model is no diffusers model: its "
+            f"result is {workdir}/weights.safetensors"
+        )
+    out = commands.writable_folder(Path(_OUT.value), "--out")
+    restored = restore.tuned(config, workdir, _CHECKPOINT.value)
+    transformer = _TRANSFORMER.value or not config.train.use_lora
+    written = export(config, restored, out, transformer, _FOLD_ALPHA.value)
+    card = model_card(config, Path(workdir), restored.checkpoint, transformer)
+    (out / "README.md").write_text(card)
+    print("\n".join(str(path) for path in [*written, out / "README.md"]))
+
+
+def export(
+    config: ConfigDict, restored, out: Path, transformer: bool, fold_alpha: bool = False
+) -> list[Path]:
+    """Write a `restore.Restored` to `out`; the files or folders."""
+    from flowgrpo_jax.models import lora_files, sd3
+
+    if transformer:
+        path = out / "transformer"
+        sd3.write_transformer(path, restored.variables, restored.model)
+        return [path]
+    adapter = sd3.adapter(restored.variables, restored.model)
+    if fold_alpha:
+        adapter = adapter.folded()
+    return [
+        lora_files.write_diffusers(out, adapter),
+        lora_files.write_peft(out / "peft", adapter, hub_id(config.model)),
+    ]
+
+
+def hub_id(model: str) -> str:
+    """The hub id of an alias; folders and ids as they are."""
+    from flowgrpo_jax.models import hub
+
+    return hub.ALIASES.get(model, model)
+
+
+def model_card(
+    config: ConfigDict, workdir: Path, checkpoint: int | None, transformer: bool
+) -> str:
+    """README.md: what was trained, from which prompts and rewards, and its scores."""
+    from flowgrpo_jax import evaluation
+    from flowgrpo_jax.runtime.metrics import read_metrics
+
+    base = hub_id(config.model)
+    rewards = ", ".join(
+        f"{name} ({weight:g})" for name, weight in config.reward.items()
+    )
+    scores = [row for row in read_metrics(workdir) if row["kind"] == "eval"]
+    table = evaluation.table(scores[0], scores[-1]) if scores else "none measured"
+    return f"""---
+base_model: {base}
+library_name: diffusers
+tags: [text-to-image, reinforcement-learning, flow-grpo]
+---
+# {workdir.name}: {config.recipe} on {base}
+
+Tuned with flowgrpo_jax for {checkpoint} iterations of
+{config.prompts_per_iteration} prompts x {config.group_size} images at
+{config.resolution or "the model's own"} pixels.
+
+- Rewards: {rewards}
+- Prompts: {config.prompts} (training), {config.eval.prompts} (scores)
+- Weights: {"EMA" if config.train.ema else "last step"}, {_what(config, transformer)}
+- Sampling in the scores: {config.sample.eval_num_steps} steps, guidance
+  {config.eval.guidance_scale:g}
+
+## Use
+
+```python
+{_usage(base, transformer)}
+```
+
+## Scores, before and after
+
+```
+{table}
+```
+"""
+
+
+def _what(config: ConfigDict, transformer: bool) -> str:
+    if transformer:
+        return "the whole transformer"
+    return f"LoRA of rank {config.train.lora_rank}, alpha {config.train.lora_alpha:g}"
+
+
+def _usage(base: str, transformer: bool) -> str:
+    head = f'base = "{base}"\n'
+    if transformer:
+        return head + (
+            'transformer = SD3Transformer2DModel.from_pretrained("transformer")\n'
+            "pipeline = StableDiffusion3Pipeline.from_pretrained(\n"
+            "    base, transformer=transformer)"
+        )
+    return head + (
+        "pipeline = StableDiffusion3Pipeline.from_pretrained(base)\n"
+        'pipeline.load_lora_weights(".")'
+    )
+
+
+if __name__ == "__main__":
+    commands.run(main, FLAGS)

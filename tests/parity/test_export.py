@@ -1,0 +1,156 @@
+"""A policy trained here, in diffusers and in PEFT; and an adapter of PEFT's, here."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import torch
+from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import safe_open
+
+from flowgrpo_jax import export, restore, sample
+from flowgrpo_jax.models import lora_files, sd3
+from flowgrpo_jax.train import train
+from tests.parity.test_pipeline import (
+    PROMPTS,
+    assert_same_images,
+    config_of,
+    pipeline,  # noqa: F401
+    theirs,
+)
+
+RANK, ALPHA = 32, 64.0
+TARGETS = [
+    f"attn.{name}"
+    for name in (
+        *("to_q", "to_k", "to_v", "to_out.0"),
+        *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+    )
+]
+
+
+def lora_config(folder, cache):
+    config = config_of(folder, cache)
+    config.train.lora_rank, config.train.lora_alpha = RANK, ALPHA
+    return config
+
+
+@pytest.fixture(scope="module")
+def tuned(pipeline, tmp_path_factory):  # noqa: F811
+    """(config, restored) of a run of two iterations on JPEG size."""
+    cache = tmp_path_factory.mktemp("cache")
+    config = lora_config(pipeline[1], cache)
+    prompts = cache / "prompts.txt"
+    prompts.write_text("\n".join(PROMPTS))
+    config.prompts = config.eval.prompts = str(prompts)
+    config.reward = {"jpeg_compressibility": 1.0}
+    config.num_iterations, config.prompts_per_iteration, config.group_size = 2, 2, 2
+    config.sample.num_steps, config.sample.eval_num_steps = 3, 2
+    config.eval.images_per_task = config.eval.final_images_per_task = 2
+    config.eval.sde, config.log.tensorboard = False, False
+    config.train.ema_every = 1
+    config.train.learning_rate = 0.03  # a change that shows after four updates
+    workdir = tmp_path_factory.mktemp("run")
+    assert train(config, workdir)
+    config.sample.eval_num_steps = 28
+    return config, restore.tuned(config, workdir), workdir
+
+
+@pytest.fixture(scope="module")
+def ours(tuned):
+    """The tuned policy's images; they differ from the base model's."""
+    config, restored, _ = tuned
+    images = sample.sample(config, restored, PROMPTS, 1)[:, 0]
+    base = sample.sample(config, restore.base(config), PROMPTS, 1)[:, 0]
+    assert np.abs(images - base).max() > 10 / 255
+    return images
+
+
+@pytest.mark.parametrize("fold_alpha", [False, True])
+def test_lora_in_diffusers(pipeline, tuned, ours, tmp_path, fold_alpha):  # noqa: F811
+    """Oracle: diffusers with load_lora_weights; without metadata where alpha is folded."""
+    config, restored, _ = tuned
+    export.export(config, restored, tmp_path, False, fold_alpha)
+    if fold_alpha:
+        strip_metadata(tmp_path / lora_files.DIFFUSERS_FILE)
+    loaded = StableDiffusion3Pipeline.from_pretrained(pipeline[1])
+    loaded.load_lora_weights(tmp_path)
+    assert_same_images(ours, theirs(loaded, config, 4.5))
+
+
+def strip_metadata(path):
+    with safe_open(path, framework="np") as file:
+        weights = {name: file.get_tensor(name) for name in file.keys()}
+    lora_files.save_file(weights, path, {"format": "pt"})
+
+
+def test_lora_in_peft(pipeline, tuned, ours, tmp_path):  # noqa: F811
+    """Oracle: PeftModel.from_pretrained on diffusers' transformer."""
+    config, restored, _ = tuned
+    export.export(config, restored, tmp_path, False)
+    loaded = StableDiffusion3Pipeline.from_pretrained(pipeline[1])
+    adapted = PeftModel.from_pretrained(loaded.transformer, tmp_path / "peft")
+    loaded.transformer = adapted.merge_and_unload()
+    assert_same_images(ours, theirs(loaded, config, 4.5))
+
+
+def test_transformer_in_diffusers(pipeline, tuned, ours, tmp_path):  # noqa: F811
+    """Oracle: diffusers with the folded transformer of its from_pretrained."""
+    config, restored, _ = tuned
+    export.export(config, restored, tmp_path, True)
+    network = SD3Transformer2DModel.from_pretrained(tmp_path / "transformer")
+    loaded = StableDiffusion3Pipeline.from_pretrained(pipeline[1], transformer=network)
+    assert_same_images(ours, theirs(loaded, config, 4.5))
+
+
+def test_model_card(tuned):
+    """Oracle: the config; what was trained and measured stands there."""
+    config, restored, workdir = tuned
+    card = export.model_card(config, workdir, restored.checkpoint, False)
+    for told in ("jpeg_compressibility (1)", "for 2 iterations", "alpha 64", "EMA"):
+        assert told in card
+    assert "eval_reward_jpeg_compressibility" in card
+
+
+@pytest.mark.parametrize("layout", ["peft", "diffusers"])
+def test_an_adapter_of_peft(pipeline, tmp_path, layout):  # noqa: F811
+    """Oracle: PEFT's own LoRA (rank 4, alpha 6) in diffusers' pipeline; warm start."""
+    folder = pipeline[1]
+    loaded = StableDiffusion3Pipeline.from_pretrained(folder)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        adapted = get_peft_model(
+            loaded.transformer,
+            LoraConfig(
+                r=4, lora_alpha=6, target_modules=TARGETS, init_lora_weights=False
+            ),
+        )
+    if layout == "peft":
+        path = tmp_path / "adapter"
+        adapted.save_pretrained(path)
+        assert json.loads((path / "adapter_config.json").read_text())["lora_alpha"] == 6
+    else:
+        path = tmp_path / lora_files.DIFFUSERS_FILE
+        held = lora_files.Adapter(_weights(adapted), 6.0)
+        lora_files.write_diffusers(tmp_path, held)
+    loaded.transformer = adapted.merge_and_unload()
+
+    config = lora_config(folder, tmp_path / "cache")
+    config.train.lora_rank, config.train.lora_path = 4, str(path)
+    model, variables = restore.base(config).model, restore.base(config).variables
+    fresh = restore.assemble.trainable_part(config, model, variables)
+    started = restore.assemble.warm_start(config, model, jax.device_get(fresh))
+    warm = restore.Restored(model, variables | started)
+    images = sample.sample(config, warm, PROMPTS, 1)[:, 0]
+    assert_same_images(images, theirs(loaded, config, 4.5))
+    assert sd3.adapter(warm.variables, model).rank == 4
+
+
+def _weights(adapted):
+    return {
+        name.removeprefix("base_model.model.").replace(".default", ""): value.numpy()
+        for name, value in adapted.state_dict().items()
+        if "lora_" in name
+    }

@@ -1,0 +1,106 @@
+"""A whole pipeline folder: our images against those of diffusers from the same noise."""
+
+import jax
+import numpy as np
+import pytest
+import torch
+
+from flowgrpo_jax import config as configs
+from flowgrpo_jax import restore, sample
+from flowgrpo_jax.data import embedding_cache
+from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.models.sd3 import PromptEncoders
+from tests.parity import tiny_sd3
+
+PROMPTS = ["a photo of the red circle", "the sign that reads hello"]
+NEGATIVE = "blue square"
+STEPS, TOKENS = 28, 24
+
+
+@pytest.fixture(scope="session")
+def pipeline(tmp_path_factory):
+    """(diffusers' pipeline, its folder)."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    return tiny_sd3.write_pipeline(folder), folder
+
+
+def config_of(folder, cache, guidance=4.5, negative="", recipe="flow_grpo"):
+    config = configs.make(f"model={folder},recipe={recipe}")
+    config.embedding_cache = str(cache)
+    config.dtype, config.resolution = "float32", 64
+    config.max_sequence_length, config.negative_prompt = TOKENS, negative
+    config.microbatch = 2
+    return sample.with_options(config, 3, guidance, STEPS)
+
+
+def theirs(pipeline, config, guidance):
+    """Images of diffusers from the noise that our package gives these prompts."""
+    side, images = config.resolution // 8, []
+    for number, prompt in enumerate(PROMPTS):
+        key = jax.random.key(config.eval.seed)
+        for counter in (number, 0, 0):  # prompt, member, step
+            key = jax.random.fold_in(key, counter)
+        noise = jax.random.normal(key, (side, side, 16))
+        latents = torch.from_numpy(np.array(noise)).permute(2, 0, 1)[None]
+        made = pipeline(
+            prompt,
+            negative_prompt=config.negative_prompt,
+            height=config.resolution,
+            width=config.resolution,
+            num_inference_steps=STEPS,
+            guidance_scale=guidance,
+            latents=latents,
+            max_sequence_length=TOKENS,
+            output_type="np",
+        )
+        images.append(made.images[0])
+    return np.stack(images)
+
+
+def assert_same_images(ours, wanted):
+    """At most 1/255 in the mean and 3/255 anywhere; the images are no blanks."""
+    assert wanted.std() > 0.02
+    difference = np.abs(ours - wanted)
+    assert difference.mean() <= 1 / 255 and difference.max() <= 3 / 255
+
+
+@pytest.mark.parametrize("guidance, negative", [(4.5, ""), (1.0, ""), (4.5, NEGATIVE)])
+def test_images(pipeline, tmp_path, guidance, negative):
+    """Oracle: diffusers' StableDiffusion3Pipeline, fp32."""
+    theirs_pipeline, folder = pipeline
+    config = config_of(folder, tmp_path, guidance, negative)
+    images = sample.sample(config, restore.base(config), PROMPTS, 1)[:, 0]
+    assert_same_images(images, theirs(theirs_pipeline, config, guidance))
+
+
+def test_prompts_are_encoded_once(pipeline, tmp_path, monkeypatch, capsys):
+    """Oracle: the contract; the second table finds all on disk, encoders stay away."""
+    config = config_of(pipeline[1], tmp_path)
+    restored = restore.base(config)
+    first = restore.place(config, restored, PROMPTS).text
+    assert "encoding 3 prompts" in capsys.readouterr().out
+    monkeypatch.delattr(PromptEncoders, "encoding")
+    second = restore.place(config, restored, PROMPTS[:1]).text
+    np.testing.assert_array_equal(
+        second.rows(PROMPTS[:1]).context, first.rows(PROMPTS[:1]).context
+    )
+    files = restored.model.prompts.files()
+    names = {f"{path.parent.name}/{path.name}" for path in files}
+    assert "text_encoder_3/model.safetensors" in names
+    assert len(embedding_cache.fingerprint(files, tmp_path)) == 64
+
+
+def test_what_cannot_be(pipeline, tmp_path):
+    """Oracle: the lines, by hand."""
+    config = config_of(pipeline[1], tmp_path)
+    config.resolution = 72
+    with pytest.raises(UserError, match="resolution: 72: must be 0 .*own, 64.* of 16"):
+        restore.base(config)
+    config.resolution = 64
+    config.train.lora_path, config.train.use_lora = "x", False
+    with pytest.raises(UserError, match="train.lora_path: x: needs train.use_lora"):
+        restore.assemble.warm_start(config, restored_model(config), {})
+
+
+def restored_model(config):
+    return restore.base(config).model
