@@ -10,6 +10,7 @@ from flowgrpo_jax import config as configs
 from flowgrpo_jax import recipes
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.flow import schedule, transition
+from flowgrpo_jax.models import mmdit_config
 from flowgrpo_jax.rewards import registry
 from flowgrpo_jax.rl import advantage, losses
 
@@ -18,6 +19,7 @@ PLANS = ("all", "subset", *_WINDOWS, "branch", "tree", "ode")
 _CHOICES: dict[str, Iterable[str]] = {
     "recipe": recipes.RECIPES,
     "dtype": ("float32", "bfloat16"),
+    "remat": mmdit_config.REMAT,
     "sample.plan": PLANS,
     "sample.schedule": schedule.SCHEDULES,
     "sample.sde_type": [kind for kind in transition.TRANSITIONS if kind != "ode"],

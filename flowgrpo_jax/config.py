@@ -76,6 +76,9 @@ def base() -> ml_collections.ConfigDict:
             "updates_per_iteration": 2,  # optimizer steps per rollout
             "microbatch": 8,  # images that go through the network at once
             "dtype": "float32",  # of matmuls and residuals; or bfloat16
+            # What a block keeps for its gradients: none (all of it) | dense | attention |
+            # full (its input alone; a pass more of work, little memory)
+            "remat": "none",
             "mesh": c({"data": -1, "fsdp": 1}),
             "sample": c(
                 {

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
 
 from flowgrpo_jax.flow import rollout
 from flowgrpo_jax.models.flow_model import overlay
@@ -47,16 +48,18 @@ def make_rollout(
     variable_specs: Any,
     sampler: rollout.Sampler,
     latent_shape: tuple[int, int, int],
+    dtype: DTypeLike | None = None,
 ) -> Callable:
     """(variables, key, tables, text table, empty text) -> Rollout.
 
-    Tables and results lead with [pack]; `text table` has one row per prompt.
+    Tables and results lead with [pack]; `text table` has one row per prompt. `dtype`:
+    the layers'; whole copies of sharded parameters are of this type.
     """
 
     def local(variables, key, tables, text, empty):
         return rollout.rollout(
             sampler,
-            meshes.gather(variables, variable_specs),
+            meshes.gather(variables, variable_specs, dtype),
             key,
             tables,
             text_lookup(text, empty),
@@ -158,21 +161,23 @@ def make_update(
     optimizer: optax.GradientTransformation,
     ema: rl_update.Ema,
     behaviour: rl_update.Behaviour | None = None,
+    dtype: DTypeLike | None = None,
 ) -> Callable:
     """(state, frozen, pool, entries, key, text table, empty) -> (state, info).
 
     `pool` [pack, ...] is what entries point into and `fetch_from` reads. The policy is
     `frozen` overlaid with the trainable variables; of the fixed policies those that
     the loss `needs` are made: "frozen" itself, "old" (the behaviour policy, or the
-    learner as it was when the iteration began) and "ema". The state is donated.
+    learner as it was when the iteration began) and "ema". The state is donated. `dtype`
+    as for the rollout; gradients are summed and reduced in fp32.
     """
     trainable_specs = state_specs.trainable
 
     def local(trainable, old, average, frozen, pool, entries, key, text, empty):
-        frozen = meshes.gather(frozen, frozen_specs)
+        frozen = meshes.gather(frozen, frozen_specs, dtype)
 
         def variables(part):
-            return overlay(frozen, meshes.gather(part, trainable_specs))
+            return overlay(frozen, meshes.gather(part, trainable_specs, dtype))
 
         policies = losses.Policies(
             frozen=frozen if "frozen" in needs else None,
@@ -185,7 +190,7 @@ def make_update(
             ),
             fetch_from(pool, key),
             entries,
-            meshes.gather(trainable, trainable_specs),
+            meshes.gather(trainable, trainable_specs, dtype),
             text_lookup(text, empty),
         )
         whole = {

@@ -154,6 +154,7 @@ class Run:
         self.mesh = meshes.make_mesh(config.mesh.to_dict())
         self.model, self._loaded = assemble.starting_model(config, self.mesh)
         self.work = Workload(config, self.mesh, self.model, self._loaded)
+        self.model = self.work.model
         self.pretraining = self.work.pretraining
         self.images_per_iteration = config.prompts_per_iteration
         if not self.pretraining:

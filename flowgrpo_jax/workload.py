@@ -3,16 +3,21 @@
 `train` lays weights under it; `estimate` compiles it for chips that are not there.
 """
 
+import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
 from jax.sharding import Mesh
 
 from flowgrpo_jax import assemble, credit, programs
+from flowgrpo_jax.flow.packing import Job, Packed
+from flowgrpo_jax.models import attention
 from flowgrpo_jax.models.flow_model import (
     FlowModel,
     Variables,
@@ -24,6 +29,7 @@ from flowgrpo_jax.models.text import TextEmbedding
 from flowgrpo_jax.planner import Planner
 from flowgrpo_jax.rl import losses
 from flowgrpo_jax.rl import update as rl_update
+from flowgrpo_jax.rl.update import Entries
 from flowgrpo_jax.runtime import mesh as meshes
 
 
@@ -38,7 +44,8 @@ class Workload:
         loaded: Variables,
     ):
         """`loaded`: the model's variables, or their shapes (jax.ShapeDtypeStruct)."""
-        self.config, self.mesh, self.model = config, mesh, model
+        self.config, self.mesh = config, mesh
+        self.model = _for_devices(model, config, mesh)
         self.pretraining = config.train.objective == "flow_matching"
         self.needs = assemble.fixed_policies(config)
         self.behaviour = assemble.make_behaviour(config)
@@ -82,7 +89,11 @@ class Workload:
             self.planner = Planner(config, mesh.size)
             assemble.check_actions(sampler, self.planner.kinds)
             self.rollout = programs.make_rollout(
-                mesh, self.variables_specs, sampler, model.latent_shape
+                mesh,
+                self.variables_specs,
+                sampler,
+                model.latent_shape,
+                jnp.dtype(config.dtype),
             )
             self.decode = programs.make_decode(
                 mesh, decoding(self.frozen_specs), model.decode, config.microbatch
@@ -101,6 +112,7 @@ class Workload:
             self.optimizer,
             rl_update.Ema(config.train.ema_decay, config.train.ema_every),
             self.behaviour,
+            jnp.dtype(config.dtype),
         )
 
     # -- variables -------------------------------------------------------------------
@@ -146,18 +158,21 @@ class Workload:
         )
         return entries, stats
 
-    def arguments(self, text: TextEmbedding) -> dict[str, tuple]:
-        """Abstract arguments of rollout, decode and update, placed as in a run.
-
-        `text`: the shapes of one prompt's embedding.
-        """
+    def first_iteration(self) -> tuple[Sequence[Job], Packed, Entries]:
+        """The plans of iteration 0 and its entries, had all images other rewards."""
         jobs = self.planner.jobs(0)
         packed = self.planner.pack(jobs)
         leaves = credit.leaves_of(jobs, self.config.train.advantage_key)
-        scores = np.arange(len(leaves.prompt)) % 7.0
+        scores = np.random.default_rng(0).normal(size=len(leaves.prompt))
         measured = dict.fromkeys([*self.config.reward, "avg"], scores)
-        entries, _ = self.entries(jobs, packed, leaves, measured)
+        return jobs, packed, self.entries(jobs, packed, leaves, measured)[0]
 
+    def arguments(self, text: TextEmbedding) -> dict[str, tuple]:
+        """Abstract arguments of rollout, decode and update, placed as in a run.
+
+        `text`: the shapes of one prompt's embedding, [1, ...].
+        """
+        jobs, packed, entries = self.first_iteration()
         frozen = self._placed(self.frozen, self.frozen_specs)
         state = self._placed(self.state, self.state_specs)
         key = self._placed(jax.eval_shape(jax.random.key, 0))
@@ -181,6 +196,18 @@ class Workload:
 
     def _placed(self, tree: Any, spec: Any = programs.WHOLE) -> Any:
         return meshes.abstract(tree, spec, self.mesh)
+
+
+def _for_devices(
+    model: FlowModel, config: ml_collections.ConfigDict, mesh: Mesh
+) -> FlowModel:
+    """The network with the attention of these devices and the config's policy."""
+    network = model.config
+    kind = attention.choose(
+        mesh.devices.flat[0], network.dtype, network.attention_head_dim
+    )
+    chosen = dataclasses.replace(network, attention=kind, remat=config.remat)
+    return dataclasses.replace(model, config=chosen)
 
 
 def _rows(text: TextEmbedding, count: int) -> TextEmbedding:

@@ -20,13 +20,24 @@ AXES = ("data", "fsdp")
 Rules = Sequence[tuple[str, tuple[str | None, ...]]]
 
 
-def make_mesh(shape: Mapping[str, int]) -> Mesh:
-    """Mesh over all devices; one axis may be -1, "the rest". UserError if it misfits."""
+def make_mesh(
+    shape: Mapping[str, int], devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """Mesh over the devices, those of this machine unless others are given.
+
+    One axis may be -1, "the rest". UserError if the shape misfits.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = _sizes(shape, len(devices))
+    chosen = np.array(devices[: int(np.prod(sizes))]).reshape(sizes)
+    return Mesh(chosen, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _sizes(shape: Mapping[str, int], count: int) -> tuple[int, ...]:
     unknown = set(shape) - set(AXES)
     if unknown:
         raise UserError(f"mesh: {min(unknown)}: the axes are {', '.join(AXES)}")
     sizes = [int(shape.get(axis, 1)) for axis in AXES]
-    count = jax.device_count()
     others = abs(int(np.prod(sizes)))
     if sizes.count(-1) == 1 and others:
         sizes[sizes.index(-1)] = max(1, count // others)
@@ -35,8 +46,7 @@ def make_mesh(shape: Mapping[str, int]) -> Mesh:
             f"mesh: {dict(shape)}: needs positive sizes whose product is at most the "
             f"{count} devices here (one axis may be -1)"
         )
-    devices = np.array(jax.devices()[: np.prod(sizes)]).reshape(sizes)
-    return Mesh(devices, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return tuple(sizes)
 
 
 def specs(tree: Any, rules: Rules, mesh: Mesh) -> Any:
@@ -99,7 +109,7 @@ def random_key(mesh: Mesh, seed: int, *counters: int) -> jax.Array:
         return place(key, PartitionSpec(), mesh)
 
 
-def gather(tree: Any, spec: Any, dtype: DTypeLike = None) -> Any:
+def gather(tree: Any, spec: Any, dtype: DTypeLike | None = None) -> Any:
     """Whole parameters from their shards, inside shard_map.
 
     Those that have an axis take `dtype` before they travel: where layers compute in

@@ -1,0 +1,112 @@
+"""One iteration of a small SD3.5-like network on every shape of eight devices."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from flowgrpo_jax import assemble, programs
+from flowgrpo_jax import config as configs
+from flowgrpo_jax.flow import packing
+from flowgrpo_jax.models.flow_model import overlay
+from flowgrpo_jax.models.text import TextEmbedding
+from flowgrpo_jax.runtime import mesh as meshes
+from flowgrpo_jax.sprites import model as sprites_model
+from flowgrpo_jax.workload import Workload
+
+PROMPTS, TOKENS, WIDTH = 8, 5, 32
+MESHES = [(1, 8), (2, 4), (8, 1)]
+
+
+def small_model():
+    """(model, variables): a dual block, plain ones, and the last; nothing is zero."""
+    size = sprites_model.Size(width=WIDTH, depth=3, heads=2, patch=8)
+    model = sprites_model.make_model(size)
+    config = dataclasses.replace(model.config, dual_attention_layers=(0,))
+    model = dataclasses.replace(model, config=config, predicts="velocity")
+    variables = jax.jit(model.init)(jax.random.key(0))
+    rng = np.random.default_rng(0)
+    return model, jax.tree.map(
+        lambda x: np.asarray(x + 0.05 * rng.standard_normal(x.shape), np.float32),
+        variables,
+    )
+
+
+@functools.cache
+def iteration(data: int, fsdp: int):
+    """(images in the order of prompts, measurements, gradients) of one update."""
+    config = configs.make(
+        prompts_per_iteration=PROMPTS,
+        group_size=2,
+        updates_per_iteration=1,
+        microbatch=2,
+        sample__num_steps=3,
+        train__use_lora=False,
+        train__max_grad_norm=1e9,
+    )
+    devices = jax.devices()[: data * fsdp]
+    mesh = meshes.make_mesh({"data": data, "fsdp": fsdp}, devices)
+    model, variables = small_model()
+    work = Workload(config, mesh, model, variables)
+    rng = np.random.default_rng(1)
+
+    def text(rows):
+        context = rng.standard_normal((rows, TOKENS, WIDTH)).astype(np.float32)
+        pooled = rng.standard_normal((rows, WIDTH)).astype(np.float32)
+        return meshes.place(TextEmbedding(context, pooled), programs.WHOLE, mesh)
+
+    trainable = jax.device_get(assemble.trainable_part(config, model, variables))
+    state = work.initial_state(meshes.place(trainable, work.trainable_specs, mesh))
+    frozen = meshes.place(
+        work.frozen_part(variables, trainable), work.frozen_specs, mesh
+    )
+    _, packed, entries = work.first_iteration()
+    table, empty, key = text(PROMPTS), text(1), meshes.random_key(mesh, 0)
+    tables = meshes.place(packed.tables, programs.PACKS, mesh)
+    policy = overlay(frozen, work.sampling_part(state))
+    made = work.rollout(policy, key, tables, table, empty)
+    images = packing.collect(np.asarray(made.clean), packed)
+    placed = meshes.place(entries, programs.SPLIT, mesh)
+    state, info = work.update(state, frozen, work.pool(made), placed, key, table, empty)
+    # After one step from zero Adam's first moment is a tenth of the gradient.
+    return images, *jax.device_get((info, optax.tree.get(state.optimizer, "mu")))
+
+
+@pytest.mark.parametrize("data, fsdp", MESHES)
+def test_images(data, fsdp):
+    """Oracle: an invariance; bitwise those of one device."""
+    np.testing.assert_array_equal(iteration(data, fsdp)[0], iteration(1, 1)[0])
+
+
+@pytest.mark.parametrize("data, fsdp", MESHES)
+def test_loss_and_gradients(data, fsdp):
+    """Oracle: an invariance; the order of sums is all that differs.
+
+    Relative to the largest gradient of a parameter; to the sum of |values| of a mean
+    of both signs.
+    """
+    info, grads = iteration(data, fsdp)[1:]
+    info_alone, grads_alone = iteration(1, 1)[1:]
+    for name in ("policy_loss", "kl_loss", "grad_norm"):
+        scale = max(1.0, abs(float(info_alone[name][0])))
+        assert abs(info[name] - info_alone[name])[0] <= 1e-6 * scale, name
+
+    def close(path, mine, alone):
+        error, most = np.abs(mine - alone).max(), np.abs(alone).max()
+        assert error <= 1e-6 * most, (jax.tree_util.keystr(path), error, most)
+
+    jax.tree_util.tree_map_with_path(close, grads, grads_alone)
+
+
+def test_large_matrices_are_in_shards():
+    """Oracle: by hand; all but norms, biases and the small embeddings are split."""
+    model, variables = small_model()
+    mesh = meshes.make_mesh({"data": 1, "fsdp": 8})
+    specs = meshes.specs(variables["transformer"], programs.SHARDING_RULES, mesh)
+    sharded = jax.tree.map(lambda s: "fsdp" in s, specs, is_leaf=lambda s: s is None)
+    flat = jax.tree_util.tree_leaves_with_path(sharded)
+    whole = {jax.tree_util.keystr(path) for path, split in flat if not split}
+    assert not {path for path in whole if "qkv" in path and "kernel" in path}
