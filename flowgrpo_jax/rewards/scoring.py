@@ -1,0 +1,197 @@
+"""Rewards on threads of their own, with a deadline: none of them can hang a run.
+
+While a batch of images is scored the next one may be sampled. Results are put together
+in the order in which the batches came, whichever was ready first.
+"""
+
+import functools
+import queue
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from flowgrpo_jax.data.prompts import Prompt
+from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.rewards.detection import Images
+from flowgrpo_jax.rewards.registry import Combined, Reward
+
+FAILURES = ("stop", "skip")
+Table = dict[str, np.ndarray]
+
+
+class RewardFailure(UserError):
+    """A reward gave nothing that can be used; the line names it."""
+
+
+class Batch(NamedTuple):
+    """Images whose scores are being made, one call per reward."""
+
+    size: int
+    calls: Mapping[str, Future]
+
+
+class Scorer:
+    """The combined rewards of a run; a `Reward` that raises only `RewardFailure`.
+
+    A reward is called from one thread only, and several rewards run side by side. One
+    with the attribute `on_device` runs on the caller's thread instead: programs on one
+    mesh must be started in one order.
+
+    Args:
+      deadline: seconds that `finish` waits for all that it is asked for.
+    """
+
+    def __init__(self, combined: Combined, deadline: float = 600.0):
+        self._combined, self._deadline = combined, deadline
+        self._lines = {name: _Line(name) for name in combined.rewards}
+
+    def __call__(self, images: Images, prompts: Sequence[Prompt]) -> Table:
+        return self.finish([self.start(images, prompts)])
+
+    def start(self, images: Images, prompts: Sequence[Prompt]) -> Batch:
+        """Begin to score these images and return at once."""
+        calls = {}
+        for name, reward in self._combined.rewards.items():
+            call = functools.partial(_score, name, reward, images, prompts)
+            if getattr(reward, "on_device", False):
+                calls[name] = _done(call)
+            else:
+                calls[name] = self._lines[name].submit(call)
+        return Batch(len(images), calls)
+
+    def finish(self, batches: Sequence[Batch], skip: bool = False) -> Table:
+        """All measurements of all images, in the order of the batches, and "avg".
+
+        RewardFailure for a reward that raised, gave something else than one finite
+        number per image, or is not ready at the deadline. With `skip` the line is only
+        printed, and what is missing is NaN.
+        """
+        until = time.monotonic() + self._deadline
+        tables = {}
+        for name in self._combined.rewards:
+            parts = [
+                self._part(name, batch.calls[name], until, skip) for batch in batches
+            ]
+            tables[name] = _joined(name, parts, [batch.size for batch in batches])
+            _check_finite(name, tables[name][name], skip)
+        return self._combined.merge(tables)
+
+    def _part(self, name: str, call: Future, until: float, skip: bool) -> Table | None:
+        try:
+            return call.result(max(0.0, until - time.monotonic()))
+        except TimeoutError:
+            call.cancel()  # if it waits behind another one
+            line = f"reward.{name}: no scores within {self._deadline:g} s of waiting "
+            failure = RewardFailure(line + "(reward_deadline)")
+        except RewardFailure as error:
+            failure = error
+        if not skip:
+            raise failure
+        print(f"skipped: {failure}", file=sys.stderr, flush=True)
+        return None
+
+
+def _score(
+    name: str, reward: Reward, images: Images, prompts: Sequence[Prompt]
+) -> Table:
+    """One reward of one batch; whatever goes wrong in it is a RewardFailure."""
+    try:
+        with jax.transfer_guard("allow"):  # the loop's ban is not theirs
+            return _checked(name, reward(images, prompts), len(images))
+    except UserError as error:
+        raise RewardFailure(str(error)) from error
+    except Exception as error:  # a user's function may do anything
+        text = " ".join(str(error).split())[:300]
+        raise RewardFailure(f"reward.{name}: {type(error).__name__}: {text}") from error
+
+
+class _Line:
+    """Calls that wait for one thread, which does not keep the process alive."""
+
+    def __init__(self, name: str):
+        self._name = name
+        self._waiting: queue.SimpleQueue | None = None
+
+    def submit(self, call: Callable[[], Table]) -> Future:
+        if self._waiting is None:
+            self._waiting = queue.SimpleQueue()
+            weakref.finalize(self, self._waiting.put, None)
+            threading.Thread(
+                target=_serve, args=(self._waiting,), name=self._name, daemon=True
+            ).start()
+        future: Future = Future()
+        self._waiting.put((future, call))
+        return future
+
+
+def _serve(waiting: queue.SimpleQueue) -> None:
+    while (entry := waiting.get()) is not None:
+        future, call = entry
+        if future.set_running_or_notify_cancel():
+            _run(future, call)
+
+
+def _done(call: Callable[[], Table]) -> Future:
+    future: Future = Future()
+    _run(future, call)
+    return future
+
+
+def _run(future: Future, call: Callable[[], Table]) -> None:
+    try:
+        future.set_result(call())
+    except RewardFailure as error:
+        future.set_exception(error)
+
+
+def _checked(name: str, measured: Any, count: int) -> Table:
+    """What the reward returned, as arrays; RewardFailure if it is something else."""
+    if not isinstance(measured, Mapping) or name not in measured:
+        keys = list(measured) if isinstance(measured, Mapping) else measured
+        raise RewardFailure(
+            f"reward.{name}: returns {str(keys)[:80]}: must return a dict with {name}"
+        )
+    table = {key: np.asarray(values) for key, values in measured.items()}
+    for key, values in table.items():
+        if values.shape != (count,) or values.dtype.kind not in "fiub":
+            raise RewardFailure(
+                f"reward.{name}: {key} of {count} images is {values.dtype} of shape "
+                f"{values.shape}: must be one number per image"
+            )
+    return table
+
+
+def _joined(name: str, parts: Sequence[Table | None], sizes: Sequence[int]) -> Table:
+    """One table of all batches; NaN where a batch has none."""
+    made = [part for part in parts if part is not None]
+    keys = list(made[0]) if made else [name]
+    if any(set(part) != set(keys) for part in made):
+        raise RewardFailure(f"reward.{name}: measures other things in every batch")
+    return {
+        key: np.concatenate(
+            [
+                np.full(size, np.nan, np.float32) if part is None else part[key]
+                for part, size in zip(parts, sizes, strict=True)
+            ]
+        )
+        for key in keys
+    }
+
+
+def _check_finite(name: str, values: np.ndarray, skip: bool) -> None:
+    """RewardFailure for a score that is no number; with `skip` it becomes NaN."""
+    bad = np.flatnonzero(~np.isfinite(values))
+    if not len(bad):
+        return
+    if not skip:
+        raise RewardFailure(
+            f"reward.{name}: {values[bad[0]]} of sample {bad[0]}: must be finite"
+        )
+    values[bad] = np.nan
