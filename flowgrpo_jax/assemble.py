@@ -21,7 +21,7 @@ from flowgrpo_jax.flow import rollout, schedule, transition
 from flowgrpo_jax.flow.plan import Plan
 from flowgrpo_jax.models import hub, lora_files, sd3
 from flowgrpo_jax.models.flow_model import FlowModel, Variables, guided
-from flowgrpo_jax.rewards import geneval, monitors, registry
+from flowgrpo_jax.rewards import geneval, monitors, registry, scoring
 from flowgrpo_jax.rl import losses
 from flowgrpo_jax.rl import update as rl_update
 from flowgrpo_jax.runtime import mesh as meshes
@@ -228,20 +228,22 @@ def reward_context(config: ml_collections.ConfigDict) -> registry.Context:
 
 def make_reward(
     config: ml_collections.ConfigDict, context: registry.Context | None = None
-) -> registry.Reward:
+) -> scoring.Scorer:
     """The weighted rewards that a run learns from."""
     context = context or reward_context(config)
-    return _on_host(registry.combine(config.reward.to_dict(), context))
+    combined = registry.combine(config.reward.to_dict(), context)
+    return scoring.Scorer(combined, config.reward_deadline)
 
 
 def make_eval_reward(
     config: ml_collections.ConfigDict, context: registry.Context | None = None
-) -> registry.Reward:
+) -> scoring.Scorer:
     """The weighted rewards of evaluations: those of training unless others are told."""
     if not config.eval.reward:
         return make_reward(config, context)
     context = context or reward_context(config)
-    return _on_host(registry.combine(config.eval.reward.to_dict(), context))
+    combined = registry.combine(config.eval.reward.to_dict(), context)
+    return scoring.Scorer(combined, config.reward_deadline)
 
 
 def make_monitor(

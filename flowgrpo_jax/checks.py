@@ -11,7 +11,7 @@ from flowgrpo_jax import recipes
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.flow import schedule, transition
 from flowgrpo_jax.models import mmdit_config
-from flowgrpo_jax.rewards import registry
+from flowgrpo_jax.rewards import registry, scoring
 from flowgrpo_jax.rl import advantage, losses
 
 _WINDOWS = ("window", "random_window", "progressive_window")
@@ -20,6 +20,7 @@ _CHOICES: dict[str, Iterable[str]] = {
     "recipe": recipes.RECIPES,
     "dtype": ("float32", "bfloat16"),
     "remat": mmdit_config.REMAT,
+    "reward_failure": scoring.FAILURES,
     "sample.plan": PLANS,
     "sample.schedule": schedule.SCHEDULES,
     "sample.sde_type": [kind for kind in transition.TRANSITIONS if kind != "ode"],
@@ -48,6 +49,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "group_size": (1, math.inf),
     "updates_per_iteration": (1, math.inf),
     "microbatch": (1, math.inf),
+    "reward_deadline": (0, math.inf),
+    "reward_batches": (1, math.inf),
     "sample.noise_correlation": (0, 1),
     "sample.window_every": (1, math.inf),
     "sample.window_decay": (0, math.inf),

@@ -12,7 +12,10 @@ from flowgrpo_jax.rewards import registry
 
 # Keys that a resumed run may change: they do not shape what was already computed.
 MAY_DIFFER = frozenset(
-    {"num_iterations", "mesh", "checkpoint", "log", "embedding_cache"}
+    {
+        *("num_iterations", "mesh", "checkpoint", "log", "embedding_cache"),
+        *("reward_deadline", "reward_failure", "reward_batches"),
+    }
 )
 # Groups whose keys are the user's: names of rewards, tasks or axes.
 OPEN = frozenset(
@@ -70,6 +73,9 @@ def base() -> ml_collections.ConfigDict:
             # Never optimised, measured at evaluations: diversity, saturation,
             # high_frequency, clip_diversity, objects, or a reward's name
             "monitors": ("diversity", "saturation", "high_frequency"),
+            "reward_deadline": 600.0,  # seconds to wait for rewards, once sampled
+            "reward_failure": "stop",  # or skip: groups without rewards teach nothing
+            "reward_batches": 1,  # of a rollout: one is scored while the next is sampled
             "num_iterations": 400,
             "prompts_per_iteration": 48,
             "group_size": 24,  # images per prompt

@@ -41,6 +41,15 @@ def leaves_of(jobs: Sequence[Job], advantage_key: str) -> Leaves:
     return Leaves(prompt, key.reshape(-1), own, np.concatenate(credited))
 
 
+def scored(leaves: Leaves, scores: np.ndarray) -> Leaves:
+    """Without the prompts of which any image has the score NaN: all rewards failed.
+
+    Their images rate nothing, and no action answers for them.
+    """
+    whole = ~np.isin(leaves.prompt, leaves.prompt[np.isnan(scores)])
+    return leaves._replace(own=leaves.own & whole, credited=leaves.credited & whole)
+
+
 def _key(label: LeafLabel, advantage_key: str) -> tuple[int, int, int]:
     if advantage_key == "prompt":
         return (0, 0, label.column)
@@ -74,18 +83,8 @@ def of_actions(
         parents = job.plan.table[job.plan.trained, 0]
         at = job.plan.table[parents, 1]
         keys.append(number * (job.plan.num_steps + 1) + at)
-    # An anchor's own image is no one's: it does not enter a group or a global std.
-    new_number = np.cumsum(leaves.credited) - 1
-    credit = np.concatenate(rows)
-    credit = np.where(credit >= 0, new_number[credit], -1)
-    return _advantages(
-        config,
-        {name: values[leaves.credited] for name, values in measured.items()},
-        leaves.prompt[leaves.credited],
-        leaves.key[leaves.credited],
-        credit,
-        np.concatenate(keys),
-    )
+    credit, edge_key = np.concatenate(rows), np.concatenate(keys)
+    return _advantages(config, measured, leaves, credit, edge_key)
 
 
 def of_samples(
@@ -95,16 +94,20 @@ def of_samples(
 ) -> tuple[np.ndarray, dict[str, float]]:
     """Advantages [leaf] of all images, and metrics of the groups."""
     each = np.arange(len(leaves.prompt))[:, None]
-    return _advantages(config, measured, leaves.prompt, leaves.key, each, leaves.prompt)
+    return _advantages(config, measured, leaves, each, leaves.prompt)
 
 
-def _advantages(config, measured, prompt, key, credit, edge_key):
-    train = config.train
+def _advantages(config, measured, leaves, credit, edge_key):
+    # An anchor's own image is no one's, and one without a score tells nothing: they
+    # enter no group and no global std.
+    used, train = leaves.credited, config.train
+    number = np.where(used, np.cumsum(used) - 1, -1)
+    credit = np.where(credit >= 0, number[credit], -1)
     return advantage.advantages(
-        measured,
+        {name: values[used] for name, values in measured.items()},
         config.reward.to_dict(),
-        prompt,
-        key,
+        leaves.prompt[used],
+        leaves.key[used],
         credit,
         edge_key,
         std=train.advantage_std,
@@ -176,13 +179,15 @@ def sample_entries(
 ) -> Entries:
     """Entries of images [prompt, member] for forward-process objectives.
 
+    A prompt whose rewards are NaN teaches nothing: its entries have no weight.
     `together` says who shares an entry: one image, the best and the worst as a pair,
     or the whole group; `train.select` "best" leaves the others out. Each is drawn
     `train.draws` times, at another sigma and with other noise.
     """
     prompts, group = rewards.shape
     draws = config.train.draws
-    flat = rewards.reshape(-1)
+    known = np.isfinite(rewards.reshape(-1))
+    flat = np.where(known, rewards.reshape(-1), 0)
     owner = np.repeat(np.arange(prompts), group)
     if together == "pair":
         members = advantage.best_and_worst(flat, owner, 1, 1)
@@ -208,7 +213,7 @@ def sample_entries(
         max(1, config.microbatch // members.shape[1]),
         item=where + offset,
         prompt=prompt,
-        weight=np.ones(members.shape, np.float32),
+        weight=known[members].astype(np.float32),
         advantage=advantages.reshape(-1)[members].astype(np.float32),
         reward=flat[members].astype(np.float32),
         number=members % group,

@@ -24,10 +24,20 @@ class Planner:
         most = max(1, per_chunk // devices)
         fitting = max(n for n in range(1, most + 1) if per_chunk % n == 0)
         self.per_pack = packing.jobs_per_pack(self.kinds[0], fitting, config.microbatch)
+        self._check_batches(-(-prompts // self.per_pack))
         self._packer = packing.Packer(
             packing.shape_of(self.kinds, self.per_pack, config.microbatch),
             config.microbatch,
         )
+
+    def _check_batches(self, packs: int) -> None:
+        batches, each = self._config.reward_batches, -(-packs // self._devices)
+        if each % batches:
+            allowed = [str(n) for n in range(1, each + 1) if each % n == 0]
+            raise UserError(
+                f"reward_batches: {batches}: must divide the {each} packs of a device: "
+                f"take one of {', '.join(allowed)}"
+            )
 
     def jobs(self, iteration: int) -> list[packing.Job]:
         """One job per prompt of the iteration."""

@@ -77,6 +77,19 @@ def make_rollout(
     )
 
 
+def make_join(mesh: Mesh) -> Callable:
+    """(part, ...) -> one tree, where each has as many packs of every device."""
+
+    def local(*parts):
+        return jax.tree.map(lambda *rows: jnp.concatenate(rows), *parts)
+
+    return jax.jit(
+        jax.shard_map(
+            local, mesh=mesh, in_specs=PACKS, out_specs=PACKS, check_vma=False
+        )
+    )
+
+
 def make_decode(
     mesh: Mesh,
     variable_specs: Any,

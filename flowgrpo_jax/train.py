@@ -21,13 +21,14 @@ import jax
 import ml_collections
 import numpy as np
 
-from flowgrpo_jax import assemble, checks, credit, evaluation, programs
+from flowgrpo_jax import assemble, checks, credit, evaluation, overlap, programs
 from flowgrpo_jax import config as configs
 from flowgrpo_jax.data import prompts as prompt_data
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.flow import packing
 from flowgrpo_jax.models.flow_model import Variables, decoding, overlay
 from flowgrpo_jax.rewards import monitors
+from flowgrpo_jax.rewards.scoring import RewardFailure
 from flowgrpo_jax.rl import update as rl_update
 from flowgrpo_jax.runtime import images as grids
 from flowgrpo_jax.runtime import mesh as meshes
@@ -40,6 +41,7 @@ from flowgrpo_jax.sprites import pretraining
 from flowgrpo_jax.text_table import TextTable
 from flowgrpo_jax.workload import Workload
 
+MOST_LOST = 3  # iterations in a row without any reward, where failures are skipped
 SAMPLES = 48  # images on the contact sheet, the same noise every time
 
 
@@ -92,36 +94,48 @@ def _loop(run, state, start, checkpoints, writer, stop, progress, place):
             )
             return state, False
 
-        # -- evaluation ------------------------------------------------------------
-        final = iteration in (0, last)
-        if final or (config.eval.every and iteration % config.eval.every == 0):
-            begin = time.monotonic()
-            scores = run.evaluate(state, final)
-            evals = [row for row in read_metrics(place.path) if row["kind"] == "eval"]
-            worse = monitors.fallen(
-                evals[0] if evals else scores,
-                scores,
-                config.reward.to_dict(),
-                config.eval.monitor_threshold,
-            )
-            scores["eval_monitors_worse"] = len(worse)
-            seconds = {"time/evaluation": time.monotonic() - begin}
-            writer.write(iteration, scores | seconds, kind="eval")
-            _show_samples(run, state, iteration, writer, place)
-            progress.message(f"iteration {iteration}\n{evaluation.table(scores)}")
-            if worse:
-                progress.message(monitors.warning(worse))
-            progress.skip()
-        if iteration == last:
-            return state, True
+        try:
+            # -- evaluation --------------------------------------------------------
+            final = iteration in (0, last)
+            if final or (config.eval.every and iteration % config.eval.every == 0):
+                _evaluate(run, state, iteration, final, writer, progress, place)
+            if iteration == last:
+                return state, True
 
-        # -- one iteration ---------------------------------------------------------
-        state, metrics = run.step(state, iteration)
+            # -- one iteration -----------------------------------------------------
+            state, metrics = run.step(state, iteration)
+        except RewardFailure as failure:  # before the update: the state is as it was
+            writer.flush()
+            checkpoints.save(iteration, state)
+            raise RewardFailure(
+                f"{failure}: the run is saved at iteration {iteration}, and the same "
+                "command goes on from there"
+            ) from failure
         if iteration % config.log.every == 0:
             writer.write(iteration, metrics)
-        shown = metrics.get("reward_avg", metrics.get("loss"))
+        shown = metrics.get("reward_avg", metrics.get("loss", np.nan))
         progress.update(iteration, shown, run.images_per_iteration)
     raise AssertionError("the loop ends at its last iteration")
+
+
+def _evaluate(run, state, iteration, final, writer, progress, place) -> None:
+    begin = time.monotonic()
+    scores = run.evaluate(state, final)
+    evals = [row for row in read_metrics(place.path) if row["kind"] == "eval"]
+    worse = monitors.fallen(
+        evals[0] if evals else scores,
+        scores,
+        run.config.reward.to_dict(),
+        run.config.eval.monitor_threshold,
+    )
+    scores["eval_monitors_worse"] = len(worse)
+    seconds = {"time/evaluation": time.monotonic() - begin}
+    writer.write(iteration, scores | seconds, kind="eval")
+    _show_samples(run, state, iteration, writer, place)
+    progress.message(f"iteration {iteration}\n{evaluation.table(scores)}")
+    if worse:
+        progress.message(monitors.warning(worse))
+    progress.skip()
 
 
 def _report(workdir: Path, finished: bool) -> None:
@@ -206,6 +220,7 @@ class Run:
         self._texts = texts
         self._reward_context = assemble.reward_context(config)
         self._reward = assemble.make_reward(config, self._reward_context)
+        self._lost = 0
 
     def initial_state(self) -> rl_update.TrainState:
         """The state before the first iteration, on the mesh."""
@@ -232,21 +247,26 @@ class Run:
         key = meshes.random_key(self.mesh, config.seed, iteration)
         jobs = work.planner.jobs(iteration)
         packed = work.planner.pack(jobs)
-        made = work.rollout(
-            overlay(self._frozen, work.sampling_part(state)),
-            key,
-            self._place(packed.tables, programs.PACKS),
-            text,
-            self._empty,
-        )
-        decoded = jax.device_get(work.decode(decoding(self._frozen), made.clean))
+        leaves = credit.leaves_of(jobs, config.train.advantage_key)
+        variables = overlay(self._frozen, work.sampling_part(state))
+
+        def start(tables):
+            tables = self._place(tables, programs.PACKS)
+            made = work.rollout(variables, key, tables, text, self._empty)
+            return made, work.decode(decoding(self._frozen), made.clean)
+
+        def score(images, first):
+            _check_finite(config, iteration, {"images": images})
+            numbers = leaves.prompt[first : first + len(images)]
+            return self._reward.start(images, [prompts[k] for k in numbers])
+
+        batches = packing.split(packed, config.reward_batches, self.mesh.size)
+        made, images, scores = overlap.sample(batches, start, work.join, score)
         sampled = time.monotonic()
 
-        images = packing.collect(decoded, packed)
-        images = images.reshape(-1, *images.shape[2:])
-        _check_finite(config, iteration, {"images": images})
-        leaves = credit.leaves_of(jobs, config.train.advantage_key)
-        measured = self._reward(images, [prompts[k] for k in leaves.prompt])
+        measured, leaves, failed = self._finish_rewards(scores, leaves)
+        if failed.get("reward_failed") == 1.0:
+            return state, failed
         entries, stats = work.entries(jobs, packed, leaves, measured)
         scored = time.monotonic()
 
@@ -263,7 +283,7 @@ class Run:
             f"reward_{name}": float(np.mean(values[leaves.own]))
             for name, values in measured.items()
         }
-        metrics |= stats | self._count_prompts(iteration)
+        metrics |= failed | stats | self._count_prompts(iteration)
         metrics |= _count_work(config, jax.device_get((made.evaluations, made.rounds)))
         metrics["decoded_images"] = len(images)
         metrics["nfe_update"] = int(entries.weight.any(axis=-1).sum())
@@ -278,6 +298,21 @@ class Run:
             "time/update": time.monotonic() - scored,
             "time/images_per_second": self.images_per_iteration / seconds,
         }
+
+    def _finish_rewards(self, scores, leaves):
+        """The rewards, the leaves that have them, and what share of prompts has not."""
+        skip = self.config.reward_failure == "skip"
+        measured = self._reward.finish(scores, skip)
+        leaves = credit.scored(leaves, measured["avg"])
+        if not skip:
+            return measured, leaves, {}
+        failed = 1.0 - len(set(leaves.prompt[leaves.own])) / len(set(leaves.prompt))
+        self._lost = self._lost + 1 if failed == 1.0 else 0
+        if self._lost == MOST_LOST:
+            raise RewardFailure(
+                f"reward_failure: skip: {MOST_LOST} iterations in a row had no rewards"
+            )
+        return measured, leaves, {"reward_failed": failed}
 
     def _pretraining_step(self, state, iteration):
         config, begin = self.config, time.monotonic()

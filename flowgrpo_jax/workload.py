@@ -95,6 +95,7 @@ class Workload:
                 model.latent_shape,
                 jnp.dtype(config.dtype),
             )
+            self.join = programs.make_join(mesh)
             self.decode = programs.make_decode(
                 mesh, decoding(self.frozen_specs), model.decode, config.microbatch
             )
@@ -151,7 +152,7 @@ class Workload:
         entries = credit.sample_entries(
             config,
             packed,
-            measured["avg"].reshape(by_prompt),
+            np.where(leaves.credited, measured["avg"], np.nan).reshape(by_prompt),
             advantages.reshape(by_prompt),
             self.objective.together,
             devices,

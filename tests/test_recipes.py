@@ -10,6 +10,7 @@ from flowgrpo_jax import train as trainer
 from flowgrpo_jax.planner import Planner
 from flowgrpo_jax.rl import losses
 from tests import toy
+from tests.tiny_run import reward_spread, use
 
 G = 8  # members, where a row does not say
 PROMPTS = 2
@@ -44,13 +45,6 @@ PRICE = {
 }
 
 
-def brightness(images, prompts):
-    """A reward that random pictures differ in."""
-    del prompts
-    bright = images.mean(axis=(1, 2, 3))
-    return {"geneval": bright, "avg": bright}
-
-
 def tiny_config(weights_file, recipe, **values):
     group = {} if "group_size" in recipes.RECIPES[recipe].values else {"group_size": G}
     guidance = {"sample__guidance_scale": 1.0, "eval__guidance_scale": 1.0}
@@ -68,7 +62,7 @@ def tiny_config(weights_file, recipe, **values):
 
 
 def one_iteration(config, monkeypatch):
-    monkeypatch.setattr(trainer.assemble, "make_reward", lambda *_: brightness)
+    use(monkeypatch, reward_spread)
     checks.check(config)
     run = trainer.Run(config)
     return run.step(run.initial_state(), 0)

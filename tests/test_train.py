@@ -17,57 +17,12 @@ from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.runtime.metrics import read_metrics
 from flowgrpo_jax.sprites import model as sprites_model
 from tests.tiny import SIZE, tiny_model
-
-
-def reward_spread(images, prompts):
-    """A reward that random pictures differ in."""
-    del prompts
-    brightness = images.mean(axis=(1, 2, 3))
-    return {
-        "geneval": brightness,
-        "avg": brightness,
-        "accuracy": np.float32(brightness > 0.5),
-    }
+from tests.tiny_run import reward_spread, rows, tiny_config, use
 
 
 @pytest.fixture(autouse=True)
 def bright_is_good(monkeypatch):
-    monkeypatch.setattr(
-        trainer.assemble,
-        "make_reward",
-        lambda config, context: trainer.assemble._on_host(reward_spread),
-    )
-
-
-def tiny_config(weights_file, **values):
-    return configs.make(
-        model=weights_file,
-        num_iterations=4,
-        prompts_per_iteration=2,
-        group_size=4,
-        microbatch=4,
-        mesh={"data": 2},
-        sample__num_steps=3,
-        sample__eval_num_steps=2,
-        sample__guidance_scale=1.0,
-        eval__guidance_scale=1.0,
-        eval__every=2,
-        eval__images_per_task=1,
-        eval__final_images_per_task=1,
-        checkpoint__every=2,
-        log__tensorboard=False,
-        train__use_lora=False,
-        train__parameters="attn|proj_out",
-        **values,
-    )
-
-
-def rows(workdir):
-    """All rows without the fields that tell time."""
-    return [
-        {k: v for k, v in row.items() if not k.startswith("time/")}
-        for row in read_metrics(workdir)
-    ]
+    use(monkeypatch, reward_spread)
 
 
 @pytest.fixture(scope="module")
@@ -87,11 +42,7 @@ def undisturbed(weights_file, tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer.Run, "step", counted)
-        patch.setattr(
-            trainer.assemble,
-            "make_reward",
-            lambda config, context: trainer.assemble._on_host(reward_spread),
-        )
+        use(patch, reward_spread)
         jax.monitoring.register_event_duration_secs_listener(listen)
         assert trainer.train(tiny_config(weights_file), workdir)
     return workdir, compiled
@@ -198,7 +149,7 @@ def test_pretraining_is_the_same_loop(tmp_path, monkeypatch):
 
 
 def test_a_reward_that_is_no_number_stops_the_run(weights_file, tmp_path, monkeypatch):
-    """Oracle: one line that names it; the checkpoint before and its rows stay."""
+    """Oracle: one line that names it; what was done until then is saved."""
     calls = []
 
     def broken(images, prompts):
@@ -209,14 +160,11 @@ def test_a_reward_that_is_no_number_stops_the_run(weights_file, tmp_path, monkey
             {"geneval": measured["geneval"] * np.nan} if len(calls) > 3 else {}
         )
 
-    monkeypatch.setattr(
-        trainer.assemble,
-        "make_reward",
-        lambda config, context: trainer.assemble._on_host(broken),
-    )
+    use(monkeypatch, broken)
     with pytest.raises(UserError, match="^reward.geneval: nan of sample 0: must be"):
         trainer.train(tiny_config(weights_file), tmp_path)
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["2"]
+    saved = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert saved == ["2", "3"]
     assert rows(tmp_path)[-1]["iteration"] == 2
 
 

@@ -16,6 +16,7 @@ from flowgrpo_jax import train as trainer
 from flowgrpo_jax.models.flow_model import FlowModel, IdentityAutoencoder
 from flowgrpo_jax.models.mmdit import MMDiTConfig
 from flowgrpo_jax.models.text import TextEmbedding, WordTokenizer
+from tests.tiny_run import use
 
 STD = 0.5
 TARGET = np.array([1.0, 0.5])
@@ -68,12 +69,12 @@ def reward(images, prompts):
     """Minus the squared distance to the target."""
     del prompts
     near = -np.square(images.reshape(len(images), 2) - TARGET).sum(axis=1)
-    return {"geneval": near, "avg": near}
+    return {"geneval": near}
 
 
-def make_run(monkeypatch, recipe: str, **values) -> trainer.Run:
+def make_run(monkeypatch, recipe: str, scores=reward, **values) -> trainer.Run:
     """A run of a recipe on the toy; `values` are config values."""
-    monkeypatch.setattr(trainer.assemble, "make_reward", lambda _: reward)
+    use(monkeypatch, scores)
     monkeypatch.setattr(
         trainer.assemble, "starting_model", lambda _: (MODEL, VARIABLES)
     )

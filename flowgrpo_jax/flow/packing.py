@@ -10,6 +10,7 @@ import heapq
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from flowgrpo_jax.flow.plan import DETERMINISTIC, ROOT, Plan
@@ -294,6 +295,33 @@ def pack_all(
     number = np.arange(len(jobs))
     place = np.stack([position[number // per_pack], number % per_pack], axis=1)
     return Packed(tables, place, per_pack)
+
+
+def split(packed: Packed, parts: int, devices: int) -> list[Packed]:
+    """Its packs in so many parts, equally many of every device in each.
+
+    Jobs stay in their order: the first part holds the first of them. ValueError if
+    the packs of a device cannot be parted so.
+    """
+    each = len(packed.tables.rounds) // devices
+    if each % parts:
+        raise ValueError(f"{each} packs of a device in {parts} equal parts")
+    size = each // parts
+    pack, number = packed.place.T
+    device, turn = pack // each, pack % each
+    place = np.stack([device * size + turn % size, number], axis=1)
+
+    def taken(part):
+        def rows(column):
+            by_device = column.reshape(devices, parts, size, *column.shape[1:])
+            return by_device[:, part].reshape(devices * size, *column.shape[1:])
+
+        return jax.tree.map(rows, packed.tables)
+
+    return [
+        Packed(taken(part), place[turn // size == part], packed.per_pack)
+        for part in range(parts)
+    ]
 
 
 def collect(values: np.ndarray, packed: Packed) -> np.ndarray:

@@ -16,12 +16,14 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Array, Float
 
 from flowgrpo_jax.data.prompts import Prompt
 from flowgrpo_jax.errors import UserError
-from flowgrpo_jax.rewards.detection import Images
 from flowgrpo_jax.rewards.registry import Combined, Reward
 
+# Values in [0, 1]; a JAX array may stay on its device until a reward needs it.
+Images = Float[Array | np.ndarray, "image height width channel"]
 FAILURES = ("stop", "skip")
 Table = dict[str, np.ndarray]
 

@@ -109,3 +109,22 @@ def test_second_order_steps_know_their_grandparent():
     np.testing.assert_array_equal(
         [tables.leaf.before[0], tables.leaf.earlier[0]], [2, 4]
     )
+
+
+def test_parts_of_a_rollout():
+    """Oracle: the whole; every job's rows are in the part that holds the job, in order,
+    and parts of a device follow each other as its packs do."""
+    one = plan.chains(4, (0, 1), ((0,), (1,)))
+    jobs = [packing.Job(prompt, one) for prompt in range(7)]  # the last pack is empty
+    packer = packing.Packer(packing.shape_of([one], 1, 2), 2)
+    whole = packing.pack_all(packer, jobs, 1, devices=2)
+    parts = packing.split(whole, 2, devices=2)
+    prompts = [packing.collect(part.tables.prompt[:, 0], part) for part in parts]
+    assert np.concatenate(prompts)[:, 0].tolist() == list(range(7))
+    for device in range(2):
+        mine = slice(2 * device, 2 * device + 2)
+        joined = np.concatenate([part.tables.noise.prompt[mine] for part in parts])
+        each = slice(4 * device, 4 * device + 4)
+        np.testing.assert_array_equal(joined, whole.tables.noise.prompt[each])
+    with pytest.raises(ValueError, match="^4 packs of a device in 3 equal parts"):
+        packing.split(whole, 3, devices=2)
