@@ -23,6 +23,7 @@ setup(
         "jax>=0.10.2,<0.12",  # the versions that the tests have passed on
         "jaxtyping",
         "ml_collections",
+        "msgpack",
         "numpy",
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12",

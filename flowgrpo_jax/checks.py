@@ -113,7 +113,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         ("eval.reward", config.eval.reward),
     ):
         for name in weights:
-            if not registry.is_known(name):
+            if not registry.is_known(name, config.reward_options.get(name, ())):
                 raise configs.not_one_of(key, name, registry.REWARDS)
     if not any(config.reward.values()):
         raise UserError(f"reward: {config.reward.to_dict()}: one weight must not be 0")

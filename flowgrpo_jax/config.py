@@ -15,6 +15,14 @@ MAY_DIFFER = frozenset(
     {
         *("num_iterations", "mesh", "checkpoint", "log", "embedding_cache"),
         *("reward_deadline", "reward_failure", "reward_batches"),
+        # Where rewards are asked, and how patiently.
+        *(
+            f"reward_options.*.{name}"
+            for name in (
+                *("server", "url", "token_env", "timeout", "deadline", "retries"),
+                *("batch", "concurrency", "encoding", "replay"),
+            )
+        ),
     }
 )
 # Groups whose keys are the user's: names of rewards, tasks or axes.

@@ -2,7 +2,7 @@
 
 import importlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,12 +30,22 @@ class Context:
     made: dict[str, Reward] = field(default_factory=dict, compare=False, repr=False)
 
 
+
+def _geneval(context: Context, **options: Any) -> Reward:
+    if context.detector is None:
+        raise UserError("reward: geneval: needs a detector, and this model has none")
+    return GenEval(context.detector, **options)
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(f"flowgrpo_jax.rewards.{name}")
+
+
 def _imported(module: str, factory: str) -> Callable[..., Reward]:
     """A factory of another file of this folder, imported when it is asked for."""
 
     def make_one(context: Context, **options: Any) -> Reward:
-        imported = importlib.import_module(f"flowgrpo_jax.rewards.{module}")
-        return getattr(imported, factory)(context, **options)
+        return getattr(_module(module), factory)(context, **options)
 
     return make_one
 
@@ -52,32 +62,45 @@ REWARDS: dict[str, Callable[..., Reward]] = {
     "aesthetic": _imported("aesthetic", "make"),
     "image_similarity": _imported("image_similarity", "make"),
     "imagereward": _imported("imagereward", "make"),
+    "judge": _imported("judge", "judge"),
+    "qwenvl": _imported("judge", "qwen_vl"),
+    "unifiedreward": _imported("judge", "unified_reward"),
 }
 
 
-_CUSTOM = "flowgrpo_jax.rewards.custom"  # which imports this file
-
-
-def is_known(name: str) -> bool:
-    """Whether it is a reward's name, or the dotted path of a user's function."""
-    return name in REWARDS or "." in name
+def is_known(name: str, options: Iterable[str] = ()) -> bool:
+    """Whether it is a reward's name, a user's function, or one that a server has."""
+    return name in REWARDS or "." in name or "server" in options
 
 
 def make(name: str, context: Context | None = None) -> Reward:
     """The reward of that name, the same one for the same context.
 
-    Raises UserError for an unknown name or option.
+    Two options are every reward's: `server`, the url of one that computes it, and
+    `replay`, a file that keeps its scores. Raises UserError for an unknown name or
+    option.
     """
     context = context or Context()
     if name not in context.made:
-        context.made[name] = _make(name, context)
+        options = dict(context.options.get(name, {}))
+        path = options.pop("replay", None)
+        reward = _make(name, context, options)
+        if path is not None:
+            reward = _module("replay").Replay(name, reward, path, options)
+        context.made[name] = reward
     return context.made[name]
 
 
-def _make(name: str, context: Context) -> Reward:
-    options = context.options.get(name, {})
+def _make(name: str, context: Context, options: Mapping[str, Any]) -> Reward:
+    if "server" in options:
+        try:
+            return _module("remote").Remote(name, **options)
+        except TypeError as error:
+            raise UserError(
+                f"reward: {name}: options {dict(options)}: {error}"
+            ) from error
     if name not in REWARDS and "." in name:
-        return importlib.import_module(_CUSTOM).from_path(name, options)
+        return _module("custom").from_path(name, options)
     if name not in REWARDS:
         raise UserError(f"reward: {name}: must be one of {', '.join(REWARDS)}")
     try:
