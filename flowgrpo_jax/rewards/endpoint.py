@@ -90,7 +90,7 @@ class Endpoint:
         secure = parts.scheme == "https"
         kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
         connection = kind(
-            parts.hostname, parts.port, timeout=_left(until, self.timeout)
+            parts.hostname or "", parts.port, timeout=_left(until, self.timeout)
         )
         headers = {"Content-Type": content_type, "Connection": "close"}
         if self.token:
