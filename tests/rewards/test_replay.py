@@ -89,15 +89,15 @@ def test_what_is_no_number_is_asked_again(asked, tmp_path):
 def test_in_a_config(reward, asked, tmp_path, monkeypatch):
     """Oracle: a count; a file of something else, or in use, is one line."""
     monkeypatch.setitem(registry.REWARDS, "paid", lambda context: reward)
-    context = Context(options={"paid": {"replay": str(tmp_path / "x" / "kept")}})
-    made = registry.make("paid", context)
+    options = {"paid": {"replay": str(tmp_path / "x" / "kept")}}
+    made = registry.make("paid", Context(options=options))
     made(IMAGES, PROMPTS)
     made(IMAGES, PROMPTS)
     assert asked == [4]
     with pytest.raises(
         UserError, match="^reward_options.paid.replay: .*in use by anoth"
     ):
-        registry.make("paid", context)
+        registry.make("paid", Context(options=options))
     (tmp_path / "notes").write_text("dear diary\n")
     with pytest.raises(UserError, match="notes: holds no scores: take another file"):
         replay(reward, tmp_path / "notes")
