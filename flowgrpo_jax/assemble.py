@@ -217,19 +217,13 @@ def reward_context(config: ml_collections.ConfigDict) -> registry.Context:
     """What the rewards of a run share: options, and the embedded world's detector."""
     options = {name: values.to_dict() for name, values in config.reward_options.items()}
     finds, own = None, options.get("geneval", {})
-    if is_embedded(config.model) and not {"detector", "colors"} & set(own):
+    if is_embedded(config.model) and not {"detector", "colors", "server"} & set(own):
         finds = detector.SpriteDetector()
         # Every sprite that the detector knows counts, in all tasks alike: its scores
         # are not those of the benchmark's detector, which counts above 0.9.
         rules = geneval.Rules(counting_threshold=0.3)
         options["geneval"] = {"rules": rules} | own
     return registry.Context(finds, options)
-    # Every sprite that the detector knows counts, in all tasks alike: its scores are
-    # not those of the benchmark's detector, which counts above 0.9.
-    rules = geneval.Rules(counting_threshold=0.3)
-    own = options.get("geneval", {})
-    options["geneval"] = own if "server" in own else {"rules": rules} | own
-    return registry.Context(detector.SpriteDetector(), options)
 
 
 def make_reward(

@@ -30,13 +30,6 @@ class Context:
     made: dict[str, Reward] = field(default_factory=dict, compare=False, repr=False)
 
 
-
-def _geneval(context: Context, **options: Any) -> Reward:
-    if context.detector is None:
-        raise UserError("reward: geneval: needs a detector, and this model has none")
-    return GenEval(context.detector, **options)
-
-
 def _module(name: str) -> Any:
     return importlib.import_module(f"flowgrpo_jax.rewards.{name}")
 
