@@ -28,19 +28,15 @@ START = BEST - float(TARGET @ TARGET)
 class Plain(IdentityAutoencoder):
     """Latents are what is rewarded."""
 
-    def encode(self, images):
+    def encode(self, params, images):
         return images
 
-    def decode(self, latents):
+    def decode(self, params, latents):
         return latents
 
 
 class Toy(FlowModel):
     """A FlowModel without networks; the text says nothing."""
-
-    @property
-    def latent_shape(self):
-        return (1, 1, 2)
 
     def encode_text(self, variables, ids):
         blank = jnp.zeros((*ids.shape, 1))
@@ -61,6 +57,7 @@ MODEL = Toy(
     text_encoder=nn.Module(),
     tokenizer=WordTokenizer(("word",)),
     autoencoder=Plain(),
+    latent_shape=(1, 1, 2),
 )
 VARIABLES = {"transformer": {"mean": np.zeros(2, np.float32)}, "text": {}}
 

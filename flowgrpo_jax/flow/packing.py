@@ -32,8 +32,9 @@ class Steps(NamedTuple):
     """How latents come to be: the parent's row and the two ends of the step.
 
     A root is its own parent, on a step of no length: it is its noise. `fresh` is 1
-    for a stochastic step; `noise` is the row of the noise of either. `before` is the grandparent's row of a second-order step and the parent's row
-    of any other, `earlier` its sigma (None where a pack has no second-order step).
+    for a stochastic step; `noise` is the row of the noise of either. `before` is the
+    grandparent's row of a second-order step and the parent's row of any other,
+    `earlier` its sigma (None where a pack has no second-order step).
     """
 
     parent: Ints
@@ -149,7 +150,7 @@ class Packer:
         every = {k: _joined([n[k] for n in nodes]) for k in _COLUMNS}
         noisy = every["noisy"] > 0
         every["noise"] = np.where(noisy, np.cumsum(noisy) - 1, 0)
-        clean = _joined([_is_leaf(p) for p in plans]).astype(bool)
+        clean = every["row"] < 0  # leaves have no row
         inner = {k: v[~clean] for k, v in every.items()}
         outer = {k: v[clean] for k, v in every.items()}
 
@@ -231,10 +232,6 @@ def _node_columns(job: Job, row: np.ndarray) -> dict[str, np.ndarray]:
         "member": np.where(noise < 2**30, noise + job.member, noise),
         "counter": np.where(root, 0, start + 1),
     }
-
-
-def _is_leaf(plan: Plan) -> np.ndarray:
-    return plan.table[:, 1] == plan.num_steps
 
 
 def _joined(parts: list[np.ndarray]) -> np.ndarray:

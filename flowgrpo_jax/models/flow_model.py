@@ -173,18 +173,27 @@ def guided(
     def guided_velocity(variables, latents, sigma, text, empty):
         if scale == 1.0:
             return velocity(variables, latents, sigma, text)
-        samples = latents.shape[0]
-        both = jax.tree.map(
-            lambda given, none: jnp.concatenate(
-                [given, jnp.broadcast_to(none, given.shape)]
-            ),
-            text,
-            empty,
+        with_text, without = with_and_without_text(
+            velocity, variables, latents, sigma, text, empty
         )
-        doubled = velocity(
-            variables, jnp.tile(latents, (2, 1, 1, 1)), jnp.tile(sigma, 2), both
-        )
-        with_text, without = doubled[:samples], doubled[samples:]
         return without + scale * (with_text - without)
 
     return guided_velocity
+
+
+def with_and_without_text(
+    velocity: Callable[..., Array], variables, latents, sigma, text, empty
+) -> tuple[Array, Array]:
+    """Velocities with every sample's text and with the empty one, as one batch."""
+    samples = latents.shape[0]
+    both = jax.tree.map(
+        lambda given, none: jnp.concatenate(
+            [given, jnp.broadcast_to(none, given.shape)]
+        ),
+        text,
+        empty,
+    )
+    doubled = velocity(
+        variables, jnp.tile(latents, (2, 1, 1, 1)), jnp.tile(sigma, 2), both
+    )
+    return doubled[:samples], doubled[samples:]

@@ -186,7 +186,7 @@ def _sample(sampler, variables, text, noises) -> settings.Latents:
     Of the steps only the latents between them are kept for the gradient.
     """
     sigmas = jnp.asarray(sampler.sigmas, jnp.float32)
-    steps = jnp.arange(len(sampler.sigmas) - 1)
+    steps = jnp.arange(sampler.num_steps)
     fresh = jnp.zeros_like(noises, shape=(len(steps), *noises.shape[1:]))
     if len(noises) > 1:
         fresh = noises[1:]

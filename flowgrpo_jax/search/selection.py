@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.models.flow_model import with_and_without_text
 from flowgrpo_jax.search import setting as settings
 from flowgrpo_jax.search.setting import Result, Reward, Setting
 
@@ -112,30 +113,16 @@ def _judged_step(
     sampler, velocity, scale = static
     count = latents.shape[0]
     sigma = jnp.asarray(sampler.sigmas, jnp.float32)[step]
-    with_text, without = _both(velocity, variables, latents, sigma, text)
+    with_text, without = with_and_without_text(
+        velocity,
+        variables,
+        latents,
+        jnp.full(count, sigma),
+        *settings.rows(text, count),
+    )
     difference = with_text - without
     after = settings.advance(
         sampler, latents, without + scale * difference, fresh, step
     )
     square = jnp.square((1 - sigma) * difference).reshape(count, -1)
     return after, square.mean(axis=1)
-
-
-def _both(velocity, variables, latents, sigma, text):
-    """Velocities with the prompt and without, as one doubled batch."""
-    count = latents.shape[0]
-    own, empty = settings.rows(text, count)
-    both = jax.tree.map(
-        lambda given, none: jnp.concatenate(
-            [given, jnp.broadcast_to(none, given.shape)]
-        ),
-        own,
-        empty,
-    )
-    doubled = velocity(
-        variables,
-        jnp.tile(latents, (2, 1, 1, 1)),
-        jnp.full(2 * count, sigma),
-        both,
-    )
-    return doubled[:count], doubled[count:]

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from flowgrpo_jax.flow import rollout, transition
+from flowgrpo_jax.flow import rollout
+from flowgrpo_jax.flow.packing import Noise
 
 Images = Float[np.ndarray, "sample height width channel"]
 # Images [sample, height, width, 3] in [0, 1] to one score each, on the host.
@@ -48,7 +49,7 @@ class Setting:
 
     @property
     def num_steps(self) -> int:
-        return len(self.sampler.sigmas) - 1
+        return self.sampler.num_steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,13 +70,13 @@ class Result:
 def noise(setting: Setting, members: Sequence[int], counter: int = 0) -> Latents:
     """Standard normal noise of members: counter 0 to begin with, k + 1 for step k."""
     member = jnp.asarray(members, jnp.int32)
-    prompt = jnp.full_like(member, setting.prompt)
-    keys = rollout.sample_keys(setting.key, prompt, member)
-
-    def one(key):
-        return jax.random.normal(jax.random.fold_in(key, counter), setting.latent_shape)
-
-    return jax.vmap(one)(keys)
+    prompt, counters = (jnp.full_like(member, n) for n in (setting.prompt, counter))
+    return rollout.fresh_noise(
+        setting.sampler,
+        setting.key,
+        Noise(prompt, member, counters),
+        setting.latent_shape,
+    )
 
 
 def rows(text: tuple, count: int) -> tuple:
@@ -94,22 +95,9 @@ def advance(
     step: Int[Array, ""],
 ) -> Latents:
     """Where step number `step` of the sampler leads; an ODE's ignores `fresh`."""
-    sigmas = jnp.asarray(sampler.sigmas, jnp.float32)
-    level = jnp.asarray(sampler.noise_level, jnp.float32)
-
-    def one(x, v, z):
-        gaussian = transition.gaussian(
-            sampler.kind,
-            x,
-            v,
-            sigmas[step],
-            sigmas[step + 1],
-            sigma_max=sigmas[1],
-            noise_level=level[step] if level.ndim else level,
-        )
-        return transition.sample(gaussian, z)
-
-    return jax.vmap(one)(latents, velocity, fresh)
+    steps = jnp.full(latents.shape[0], step)
+    always = jnp.ones(latents.shape[0])
+    return rollout.draw(sampler, latents, velocity, fresh, steps, steps + 1, always)
 
 
 def in_microbatches(function: Callable, size: int, *arrays: Array) -> Any:
