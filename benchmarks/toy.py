@@ -5,6 +5,8 @@ Both rate 192 images of one prompt an iteration (algorithms.md 20c, test 18). Th
 gradient is read from Adam's first moment after one update of the untouched policy.
 """
 
+import operator
+
 import numpy as np
 import optax
 from absl import app, flags
@@ -18,6 +20,7 @@ class _Patch:
     """What pytest's monkeypatch does, for good."""
 
     setattr = staticmethod(setattr)
+    setitem = staticmethod(operator.setitem)
 
 
 def gradients(recipe: str, **values) -> np.ndarray:

@@ -21,7 +21,6 @@ from tests.tiny_run import use
 STD = 0.5
 TARGET = np.array([1.0, 0.5])
 BEST = -2 * STD**2  # reward of the policy whose mean is the target
-START = BEST - float(TARGET @ TARGET)
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ def make_run(monkeypatch, recipe: str, scores=reward, **values) -> trainer.Run:
     """A run of a recipe on the toy; `values` are config values."""
     use(monkeypatch, scores)
     monkeypatch.setattr(
-        trainer.assemble, "starting_model", lambda _: (MODEL, VARIABLES)
+        trainer.assemble, "starting_model", lambda *_: (MODEL, VARIABLES)
     )
     config = configs.make(
         recipe=recipe,
