@@ -5,8 +5,7 @@ and after, of three seeds: docs/results.md. About 0.7 s an iteration on two CPU 
 Command: python -m flowgrpo_jax.main --config=configs/geneval.py
 Choose:  configs/geneval.py:recipe=flow_grpo (every step stochastic, as in the paper)
          configs/geneval.py:model=sd3.5-medium (the paper's run: 0.63 to 0.95 overall,
-         arXiv 2505.05470, table 1, on 24 A800; not repeated here; its authors tell
-         hours of the OCR run alone, see configs/ocr.py)
+         arXiv 2505.05470, table 1, on 24 A800; not repeated here)
 """
 
 from flowgrpo_jax import config as configs
