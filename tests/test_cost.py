@@ -1,5 +1,7 @@
 """Formulas of cost against published counts and against this package's networks."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,11 +9,14 @@ import pytest
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from flowgrpo_jax import cost
+from flowgrpo_jax.models import presets
 from flowgrpo_jax.models.mmdit import MMDiT, MMDiTConfig
 from flowgrpo_jax.runtime import mesh as meshes
 
-MEDIUM = MMDiTConfig(dual_attention_layers=tuple(range(13)), qk_norm="rms_norm")
-LARGE = MMDiTConfig(num_layers=38, num_attention_heads=38, qk_norm="rms_norm")
+MEDIUM, LARGE = (
+    MMDiTConfig.from_dict(presets.TRANSFORMERS[name])
+    for name in ("sd3.5-medium", "sd3.5-large")
+)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +78,7 @@ def test_seconds():
 
 def test_saved_activations():
     """Oracle: by hand; 24 blocks of 1229 tokens of 1536 bf16 numbers are 0.09 GB."""
-    config = MMDiTConfig(dtype=jnp.bfloat16)
+    config = dataclasses.replace(MEDIUM, dtype=jnp.bfloat16)
     assert cost.saved_activations(config, 1229) / cost.GB == pytest.approx(0.0906, 1e-3)
 
 

@@ -8,10 +8,13 @@ from diffusers import AutoencoderKL, SD3Transformer2DModel
 from torch.utils.flop_counter import FlopCounterMode
 
 from flowgrpo_jax import cost
+from flowgrpo_jax.models import presets
 from flowgrpo_jax.models.mmdit import MMDiTConfig
 
-MEDIUM = MMDiTConfig(dual_attention_layers=tuple(range(13)), qk_norm="rms_norm")
-LARGE = MMDiTConfig(num_layers=38, num_attention_heads=38, qk_norm="rms_norm")
+MEDIUM, LARGE = (
+    MMDiTConfig.from_dict(presets.TRANSFORMERS[name])
+    for name in ("sd3.5-medium", "sd3.5-large")
+)
 ODD = MMDiTConfig(num_layers=3, num_attention_heads=2, joint_attention_dim=96)
 
 
