@@ -29,7 +29,7 @@ from flowgrpo_jax.runtime.metrics import read_metrics
 ROWS = [name for name in recipes.RECIPES if name != "pretrain"]
 _RECIPES = flags.DEFINE_list("recipes", ROWS, "Rows that take part.")
 _SEEDS = flags.DEFINE_list("seeds", ["42", "43", "44"], "One run each.")
-_BUDGET = flags.DEFINE_integer("budget", 150_000, "Network evaluations of a run.")
+_BUDGET = flags.DEFINE_integer("budget", 75_000, "Network evaluations of a run.")
 _ITERATION = flags.DEFINE_integer("iteration", 3_000, "And of one iteration, about.")
 _RESULTS = flags.DEFINE_string("results", "docs/arena.json", "Where runs are kept.")
 
@@ -157,12 +157,12 @@ def report(results: Sequence[dict], folder: Path) -> None:
     for name in order:
         runs = by_recipe[name]
         last = [100 * one["accuracy"][-1] for one in runs]
-        spread = statistics.stdev(last) if len(last) > 1 else float("nan")
+        spread = f" ({statistics.stdev(last):.1f})" if len(last) > 1 else ""
         gain = statistics.mean(last) - 100 * base
         needed = 100 * error * ((1 + 1 / len(runs)) / 2) ** 0.5
         diversity = statistics.mean(one["diversity"][-1] for one in runs)
         lines.append(
-            f"| {name} | {statistics.mean(last):.1f} ({spread:.1f}) | {gain:+.1f} | "
+            f"| {name} | {statistics.mean(last):.1f}{spread} | {gain:+.1f} | "
             f"{'yes' if gain > needed else 'no'} | {diversity:.3f} | "
             f"{runs[0]['iterations']} x {runs[0]['prompts_per_iteration']} | "
             f"{statistics.mean(one['seconds'] for one in runs):.0f} | {len(runs)} |"
