@@ -38,9 +38,13 @@ class ClipModel:
     tokenizer: Any
 
     def ids(self, prompts: Sequence[Prompt]) -> Int[np.ndarray, "prompt token"]:
+        """Token ids of the prompts' texts; see `tokens`."""
+        return self.tokens([prompt.text for prompt in prompts])
+
+    def tokens(self, texts: Sequence[str]) -> Int[np.ndarray, "text token"]:
         """Token ids, cut and padded to the length of the text tower."""
         encoded = self.tokenizer(
-            [prompt.text for prompt in prompts],
+            list(texts),
             padding="max_length",
             truncation=True,
             max_length=self.network.config.text.max_position_embeddings,
@@ -76,15 +80,21 @@ class ClipModel:
 
 
 def load(
-    reward: str, weights: str, processor: str | None, dtype: str, fit: str = "crop"
+    reward: str,
+    weights: str,
+    processor: str | None,
+    dtype: str,
+    fit: str = "crop",
+    option: str = "weights",
 ) -> ClipModel:
     """The model of a reward's options; UserError that names the option at fault.
 
-    Rewards, and training and evaluation, share the parameters of equal weights.
+    `option` is the name that `weights` has among them. Rewards, and training and
+    evaluation, share the parameters of equal weights.
     """
     where = f"reward_options.{reward}"
     check_dtype(where, dtype)
-    found = folder = hub.files(f"{where}.weights", weights, (*SMALL, *_WEIGHTS))
+    found = folder = hub.files(f"{where}.{option}", weights, (*SMALL, *_WEIGHTS))
     if processor is not None:
         folder = hub.files(f"{where}.processor", processor, SMALL)
     elif found.is_file():

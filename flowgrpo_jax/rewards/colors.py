@@ -9,20 +9,13 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float, UInt8
 from PIL import Image
 
 from flowgrpo_jax.data.geneval_grammar import COLORS10
-from flowgrpo_jax.models import clip_weights, hub
 from flowgrpo_jax.models.clip import normalise
-from flowgrpo_jax.models.tokenizers import Tokenizer
+from flowgrpo_jax.rewards import clip_model
 from flowgrpo_jax.rewards.detection import Detection, Images
-from flowgrpo_jax.rewards.preprocess import Preprocess
-
-CLIP_L = "openai/clip-vit-large-patch14"
-OPTION = "reward_options.geneval.colors"
-FILES = ("*.json", "merges.txt", "model*.safetensors")
 
 GREY = np.uint8(0x99)
 WORDINGS = (
@@ -37,29 +30,22 @@ class ClipColors:
 
     def __init__(
         self,
-        weights: str = CLIP_L,
-        dtype: DTypeLike = jnp.float32,
+        weights: str = clip_model.CLIP_L,
+        dtype: str = "float32",
         microbatch: int = 32,  # crops at a time
     ):
-        folder = hub.files(OPTION, weights, FILES)
-        network, params = clip_weights.read(folder, dtype)
-        self._params = jax.device_put(params)
-        self._side = network.config.vision.image_size
-        length = network.config.text.max_position_embeddings
-        self._tokens = Tokenizer(folder, "clip", length)
+        clip = clip_model.load("geneval", weights, None, dtype, option="colors")
+        self._params, self._tokens = clip.params, clip.tokens
+        self._side = clip.network.config.vision.image_size
         self._microbatch = microbatch
         self._classifiers: dict[str, np.ndarray] = {}
-        normalised = Preprocess.from_folder(folder, self._side)
-
-        def embed(params, crops):
-            return network.bind({"params": params}).embed_images(normalised(crops))
 
         def classify(params, ids):
-            vectors = network.bind({"params": params}).embed_text(ids)
+            vectors = clip.network.bind({"params": params}).embed_text(ids)
             vectors = vectors.reshape(len(COLORS10), len(WORDINGS), -1)
             return normalise(vectors.mean(axis=1))
 
-        self._embed, self._classify = jax.jit(embed), jax.jit(classify)
+        self._embed, self._classify = jax.jit(clip.embed_images), jax.jit(classify)
 
     def __call__(
         self, images: Images, objects: Sequence[tuple[int, Detection]]

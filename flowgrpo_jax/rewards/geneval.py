@@ -161,15 +161,13 @@ def make(
     if context.detector is not None and detector is None and colors is None:
         return GenEval(context.detector, **options)
     # Networks: minutes to load, and transformers.
-    from flowgrpo_jax.rewards.colors import CLIP_L, ClipColors
+    from flowgrpo_jax.rewards import clip_model
+    from flowgrpo_jax.rewards.colors import ClipColors
     from flowgrpo_jax.rewards.mask2former import COCO_SWIN_S, Mask2FormerDetector
 
-    if dtype not in ("float32", "bfloat16"):
-        raise UserError(
-            f"reward_options.geneval.dtype: {dtype}: must be float32 or bfloat16"
-        )
+    clip_model.check_dtype("reward_options.geneval", dtype)
     finds = Mask2FormerDetector(detector or COCO_SWIN_S, jnp.dtype(dtype), microbatch)
-    names = ClipColors(colors or CLIP_L, jnp.dtype(dtype))
+    names = ClipColors(colors or clip_model.CLIP_L, dtype)
     return GenEval(finds, **options, colors=names)
 
 
