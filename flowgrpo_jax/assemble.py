@@ -19,8 +19,9 @@ from flowgrpo_jax.data.prompts import Prompt, load_prompts
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.flow import rollout, schedule, transition
 from flowgrpo_jax.flow.plan import Plan
-from flowgrpo_jax.models import hub, lora_files, sd3
+from flowgrpo_jax.models import hub, lora_files, sd3, sd3_text
 from flowgrpo_jax.models.flow_model import FlowModel, Variables, guided
+from flowgrpo_jax.models.text import TextEmbedding
 from flowgrpo_jax.rewards import geneval, monitors, registry, scoring
 from flowgrpo_jax.rl import losses
 from flowgrpo_jax.rl import update as rl_update
@@ -168,6 +169,19 @@ def make_text_table(
     """Embeddings of these prompts and of the negative one."""
     return text_table.make(
         model, variables, texts, config.embedding_cache, config.negative_prompt
+    )
+
+
+def text_shape(config: ml_collections.ConfigDict, model: FlowModel) -> TextEmbedding:
+    """Shapes [1, ...] of one prompt's embedding."""
+    network, dtype = model.config, jnp.dtype(config.dtype)
+    if model.tokenizer is not None:
+        tokens, dtype = model.tokenizer.max_length, jnp.dtype(jnp.float32)
+    else:
+        tokens = sd3_text.CLIP_TOKENS + config.max_sequence_length
+    return TextEmbedding(
+        jax.ShapeDtypeStruct((1, tokens, network.joint_attention_dim), dtype),
+        jax.ShapeDtypeStruct((1, network.pooled_projection_dim), dtype),
     )
 
 

@@ -33,6 +33,24 @@ CHIPS = {
     "H100": Chip(989 * TERA, 80 * GB),
     "H200": Chip(989 * TERA, 141 * GB),
 }
+# How devices name themselves.
+_KINDS = {
+    "TPU v5 lite": "v5e",
+    "TPU v5e": "v5e",
+    "TPU v5": "v5p",
+    "TPU v5p": "v5p",
+    "TPU v6 lite": "v6e",
+    "TPU v6e": "v6e",
+}
+# What a block keeps for its backward pass, in arrays of [token, width], by the remat
+# policies of models/mmdit_config.py: its input, and of matmuls what the policy names.
+KEPT_PER_BLOCK = {"full": 1.0, "attention": 5.0, "dense": 9.0, "none": 24.0}
+
+
+def chip_name(device_kind: str) -> str | None:
+    """The row of CHIPS of a device that names itself so; None if there is none."""
+    gpu = next((name for name in CHIPS if f"NVIDIA {name}" in device_kind), None)
+    return _KINDS.get(device_kind, gpu)
 
 
 class Pass(NamedTuple):
@@ -127,11 +145,12 @@ def head_factor(forward: Pass, chip: Chip, head_dim: int) -> float:
     return (forward.linear + forward.attention * idle) / forward.total
 
 
-def saved_activations(config: MMDiTConfig, tokens: int, per_block: float = 1) -> float:
+def saved_activations(
+    config: MMDiTConfig, tokens: int, per_block: float = 1.0
+) -> float:
     """Bytes that one image's pass keeps for its backward.
 
-    `per_block`: arrays of [token, width] that a block keeps; 1 where blocks are run
-    again, about 24 where all is kept.
+    `per_block`: arrays of [token, width] that a block keeps, see KEPT_PER_BLOCK.
     """
     item = jax.numpy.dtype(config.dtype).itemsize
     return 1.0 * config.num_layers * per_block * tokens * config.width * item

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
 from flowgrpo_jax.flow import rollout
@@ -44,7 +44,7 @@ def text_lookup(table: Any, empty: Any) -> Callable[[jax.Array], tuple]:
 
 
 def make_rollout(
-    mesh: Mesh,
+    mesh: meshes.AnyMesh,
     variable_specs: Any,
     sampler: rollout.Sampler,
     latent_shape: tuple[int, int, int],
@@ -77,7 +77,7 @@ def make_rollout(
     )
 
 
-def make_join(mesh: Mesh) -> Callable:
+def make_join(mesh: meshes.AnyMesh) -> Callable:
     """(part, ...) -> one tree, where each has as many packs of every device."""
 
     def local(*parts):
@@ -91,7 +91,7 @@ def make_join(mesh: Mesh) -> Callable:
 
 
 def make_decode(
-    mesh: Mesh,
+    mesh: meshes.AnyMesh,
     variable_specs: Any,
     decode: Callable[[Any, jax.Array], jax.Array],
     microbatch: int,
@@ -165,7 +165,7 @@ def fetch_samples(
 
 
 def make_update(
-    mesh: Mesh,
+    mesh: meshes.AnyMesh,
     state_specs: rl_update.TrainState,
     frozen_specs: Any,
     loss: losses.Loss,
@@ -247,7 +247,7 @@ def make_update(
 
 
 def make_scene_encoder(
-    mesh: Mesh, encode: Callable[[jax.Array], jax.Array]
+    mesh: meshes.AnyMesh, encode: Callable[[jax.Array], jax.Array]
 ) -> Callable:
     """(scenes, numbers [pack, leaf]) -> clean latents [pack, leaf, ...].
 

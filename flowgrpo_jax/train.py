@@ -21,7 +21,15 @@ import jax
 import ml_collections
 import numpy as np
 
-from flowgrpo_jax import assemble, checks, credit, evaluation, overlap, programs
+from flowgrpo_jax import (
+    assemble,
+    budget,
+    checks,
+    credit,
+    evaluation,
+    overlap,
+    programs,
+)
 from flowgrpo_jax import config as configs
 from flowgrpo_jax.data import prompts as prompt_data
 from flowgrpo_jax.errors import UserError
@@ -53,6 +61,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> bool:
     """
     checks.check(config)
     run = Run(config)  # before the workdir: a run that cannot be leaves none behind
+    print(*budget.summary(run.work, jax.devices()[0].device_kind), sep="\n")
     with open_workdir(workdir, config.to_dict(), configs.MAY_DIFFER) as place:
         with Checkpointer(place.checkpoints, config.checkpoint.keep) as checkpoints:
             start = checkpoints.latest() or 0

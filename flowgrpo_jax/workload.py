@@ -39,11 +39,14 @@ class Workload:
     def __init__(
         self,
         config: ml_collections.ConfigDict,
-        mesh: Mesh,
+        mesh: meshes.AnyMesh,
         model: FlowModel,
         loaded: Variables,
     ):
-        """`loaded`: the model's variables, or their shapes (jax.ShapeDtypeStruct)."""
+        """`loaded`: the model's variables, or their shapes (jax.ShapeDtypeStruct).
+
+        On an abstract mesh all but compiling and running can be asked for.
+        """
         self.config, self.mesh = config, mesh
         self.model = _for_devices(model, config, mesh)
         self.pretraining = config.train.objective == "flow_matching"
@@ -168,14 +171,16 @@ class Workload:
         measured = dict.fromkeys([*self.config.reward, "avg"], scores)
         return jobs, packed, self.entries(jobs, packed, leaves, measured)[0]
 
-    def arguments(self, text: TextEmbedding) -> dict[str, tuple]:
-        """Abstract arguments of rollout, decode and update, placed as in a run.
-
-        `text`: the shapes of one prompt's embedding, [1, ...].
-        """
-        jobs, packed, entries = self.first_iteration()
+    def resident(self) -> tuple[Variables, rl_update.TrainState]:
+        """Shapes of what stays on the mesh: frozen variables and training state."""
         frozen = self._placed(self.frozen, self.frozen_specs)
-        state = self._placed(self.state, self.state_specs)
+        return frozen, self._placed(self.state, self.state_specs)
+
+    def arguments(self) -> dict[str, tuple]:
+        """Abstract arguments of rollout, decode and update, placed as in a run."""
+        jobs, packed, entries = self.first_iteration()
+        frozen, state = self.resident()
+        text = assemble.text_shape(self.config, self.model)
         key = self._placed(jax.eval_shape(jax.random.key, 0))
         empty = self._placed(_rows(text, 1))
         table = self._placed(_rows(text, len(jobs)))
@@ -200,13 +205,12 @@ class Workload:
 
 
 def _for_devices(
-    model: FlowModel, config: ml_collections.ConfigDict, mesh: Mesh
+    model: FlowModel, config: ml_collections.ConfigDict, mesh: meshes.AnyMesh
 ) -> FlowModel:
     """The network with the attention of these devices and the config's policy."""
     network = model.config
-    kind = attention.choose(
-        mesh.devices.flat[0], network.dtype, network.attention_head_dim
-    )
+    device = mesh.devices.flat[0] if isinstance(mesh, Mesh) else None
+    kind = attention.choose(device, network.dtype, network.attention_head_dim)
     chosen = dataclasses.replace(network, attention=kind, remat=config.remat)
     return dataclasses.replace(model, config=chosen)
 

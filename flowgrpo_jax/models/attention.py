@@ -32,7 +32,7 @@ def choose(device: Any, dtype: DTypeLike, depth: int) -> str:
     Flash attention of cuDNN takes 16-bit types, heads of at most 128 features in
     multiples of 8, and Ampere or newer.
     """
-    if device.platform == "tpu":
+    if getattr(device, "platform", None) == "tpu":
         return "splash"
     # AMD's GPUs answer "gfx..." here.
     capability = str(getattr(device, "compute_capability", ""))

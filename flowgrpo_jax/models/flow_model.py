@@ -7,6 +7,7 @@ reference, EMA) is such a dict.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -48,6 +49,12 @@ def without(base: Variables, part: Variables) -> Variables:
 def decoding(variables: Variables) -> Variables:
     """The part of `variables` (or of their specs) that `FlowModel.decode` reads."""
     return {name: tree for name, tree in variables.items() if name == "vae"}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _network(config: MMDiTConfig, collections, latents, sigma, context, pooled):
+    """The transformer, traced once for all programs that ask it about these shapes."""
+    return MMDiT(config).apply(collections, latents, sigma, context, pooled)
 
 
 Images = Float[Array, "sample height width channel"]
@@ -119,8 +126,8 @@ class FlowModel:
             collections["lora"] = variables["lora"]
         else:
             config = dataclasses.replace(config, lora_rank=0)
-        answer = MMDiT(config).apply(
-            collections, latents, sigma, text.context, text.pooled
+        answer = _network(
+            config, collections, latents, sigma, text.context, text.pooled
         )
         out = jnp.asarray(answer, jnp.float32)
         if self.predicts == "velocity":

@@ -8,6 +8,10 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+# flax asks an initializer for the shape of every parameter whenever a network is
+# traced; under jit it is traced once per shape.
+xavier_uniform = jax.jit(nn.initializers.xavier_uniform(), static_argnums=(1, 2))
+
 
 class Dense(nn.Module):
     """Linear layer; with `lora_rank` it adds x @ A @ B * (alpha / rank).
@@ -23,7 +27,7 @@ class Dense(nn.Module):
     lora_rank: int = 0
     lora_alpha: float = 0.0
     dtype: DTypeLike = jnp.float32
-    kernel_init: Callable = nn.initializers.xavier_uniform()
+    kernel_init: Callable = xavier_uniform
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch input"]) -> Float[Array, "*batch out"]:

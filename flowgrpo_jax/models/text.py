@@ -4,12 +4,14 @@ import dataclasses
 import re
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax import struct
 from jaxtyping import Array, Float, Int
 
+_Arrays = Array | np.ndarray | jax.ShapeDtypeStruct  # of device, host, or planned
 PAD, UNKNOWN = 0, 1
 # "a photo of a red circle" and "red circle" are the same picture.
 STOP_WORDS = frozenset({"a", "an", "the", "photo", "of"})
@@ -19,8 +21,8 @@ STOP_WORDS = frozenset({"a", "an", "the", "photo", "of"})
 class TextEmbedding:
     """What the transformer sees of the prompts: token states and one pooled vector."""
 
-    context: Float[Array | np.ndarray, "*lead token feature"]
-    pooled: Float[Array | np.ndarray, "*lead pooled"]
+    context: Float[_Arrays, "*lead token feature"]
+    pooled: Float[_Arrays, "*lead pooled"]
 
 
 @dataclasses.dataclass(frozen=True)

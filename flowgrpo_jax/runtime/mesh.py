@@ -11,12 +11,13 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
 from flowgrpo_jax.errors import UserError
 
 AXES = ("data", "fsdp")
+AnyMesh = Mesh | AbstractMesh  # the second has no devices: for plans
 Rules = Sequence[tuple[str, tuple[str | None, ...]]]
 
 
@@ -31,6 +32,11 @@ def make_mesh(
     sizes = _sizes(shape, len(devices))
     chosen = np.array(devices[: int(np.prod(sizes))]).reshape(sizes)
     return Mesh(chosen, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def make_abstract_mesh(shape: Mapping[str, int], count: int) -> AbstractMesh:
+    """The mesh that so many devices would have, where there are none."""
+    return AbstractMesh(_sizes(shape, count), AXES, axis_types=(AxisType.Auto,) * 2)
 
 
 def _sizes(shape: Mapping[str, int], count: int) -> tuple[int, ...]:
@@ -49,7 +55,7 @@ def _sizes(shape: Mapping[str, int], count: int) -> tuple[int, ...]:
     return tuple(sizes)
 
 
-def specs(tree: Any, rules: Rules, mesh: Mesh) -> Any:
+def specs(tree: Any, rules: Rules, mesh: AnyMesh) -> Any:
     """PartitionSpec of every leaf: the first rule whose pattern occurs in its path.
 
     A rule names an axis (or None) per dimension, aligned to the last dimension, since
@@ -73,7 +79,7 @@ def specs(tree: Any, rules: Rules, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(spec, tree)
 
 
-def shardings(spec: Any, mesh: Mesh) -> Any:
+def shardings(spec: Any, mesh: AnyMesh) -> Any:
     """NamedSharding of one PartitionSpec, or of every one in a tree."""
     return jax.tree.map(
         lambda s: NamedSharding(mesh, s),
@@ -82,12 +88,12 @@ def shardings(spec: Any, mesh: Mesh) -> Any:
     )
 
 
-def place(tree: Any, spec: Any, mesh: Mesh) -> Any:
+def place(tree: Any, spec: Any, mesh: AnyMesh) -> Any:
     """Put host arrays on the mesh; `spec` is one PartitionSpec or a tree of them."""
     return jax.device_put(tree, shardings(spec, mesh))
 
 
-def abstract(tree: Any, spec: Any, mesh: Mesh) -> Any:
+def abstract(tree: Any, spec: Any, mesh: AnyMesh) -> Any:
     """What `place` would give, without any array: jax.ShapeDtypeStruct of every leaf."""
     one = isinstance(spec, PartitionSpec)
     spec = jax.tree.map(lambda _: spec, tree) if one else spec
@@ -100,7 +106,7 @@ def abstract(tree: Any, spec: Any, mesh: Mesh) -> Any:
     )
 
 
-def random_key(mesh: Mesh, seed: int, *counters: int) -> jax.Array:
+def random_key(mesh: AnyMesh, seed: int, *counters: int) -> jax.Array:
     """The key of (seed, counters), on every device of the mesh."""
     with jax.transfer_guard("allow"):  # integers, from the host by their nature
         key = jax.random.key(seed)

@@ -1,0 +1,191 @@
+"""What a run will cost and whether it fits, before anyone rents a chip.
+
+python -m flowgrpo_jax.estimate --config=configs/geneval.py:model=sd3.5-medium \\
+  --topology=v5e:2x4 --config.microbatch=4 --config.remat=full
+
+Parameters, operations and bytes come from formulas. Where libtpu is installed
+(pip install "jax[tpu]"), rollout and update are compiled for the TPU, which need not be
+there. --table=docs/estimates.md writes the result as a row of that table.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+import jax
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from flowgrpo_jax import assemble, budget, checks, commands, cost
+from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.runtime import topology
+from flowgrpo_jax.runtime.mesh import AnyMesh
+from flowgrpo_jax.workload import Workload
+
+FLAGS = flags.FlagValues()
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "The run: FILE.py or FILE.py:model=NAME,recipe=NAME.", FLAGS
+)
+_TOPOLOGY = flags.DEFINE_string(
+    "topology", None, "Chips: v5e:2x4, v5p:2x2x2, v6e:4x4, H100:8, ...", FLAGS
+)
+_TABLE = flags.DEFINE_string("table", None, "Write a row of this file too.", FLAGS)
+
+_TABLE_HEAD = """# Estimates
+
+Every row was written by `python -m flowgrpo_jax.estimate --table=docs/estimates.md` and
+the arguments in it: what the TPU compiler says of rollout and update, compiled ahead of
+time with no TPU present. Bytes are those of one device, GB is 10^9. The floor is the time
+of an iteration at 100% of the chip's dense bf16 rate, by the formulas of `cost.py`.
+Nothing here was run on a TPU.
+
+| arguments | chips | trained | PFLOP an iteration | floor, s | rollout, GB | update, GB | |
+|---|---|---|---|---|---|---|---|
+"""
+_PROGRAMS = ("rollout", "update")
+
+
+def main() -> None:
+    config = commands.required_config(_CONFIG)
+    if _TOPOLOGY.value is None:
+        raise UserError("--topology: missing: give chips, such as v5e:2x4")
+    chip, _ = topology.parse(_TOPOLOGY.value, cost.CHIPS)
+    # Chips of this machine are not needed, and another process may hold them.
+    jax.config.update("jax_platforms", "cpu")
+    checks.check(config)
+    mesh, why_not = topology.make_mesh(_TOPOLOGY.value, config.mesh.to_dict())
+    work = Workload(config, mesh, *assemble.abstract_model(config))
+    made = budget.of(work)
+    print(*describe(work, made, chip), sep="\n")
+    if why_not:
+        print(f"compiled        no: {why_not}")
+        needed = {"formula": sum(made.bytes.values())}
+    else:
+        needed = compile_programs(work)
+    memory = cost.CHIPS[chip].memory
+    answer = verdict(config, mesh, needed, memory)
+    print(answer)
+    if _TABLE.value:
+        write_row(Path(_TABLE.value), table_row(made, chip, needed, answer))
+
+
+def describe(work: Workload, made: budget.Budget, chip: str) -> list[str]:
+    """What formulas say, one line per question."""
+    config, each, passes = work.config, made.operations, made.passes
+    mesh = " x ".join(f"{name} {size}" for name, size in work.mesh.shape.items())
+    ways = f"LoRA of rank {config.train.lora_rank}" if config.train.use_lora else "full"
+    tera = budget.operations
+    lines = [
+        f"run             {work.model.name}, recipe {config.recipe}, microbatch "
+        f"{config.microbatch}, remat {config.remat}; mesh {mesh}",
+        f"parameters      {made.parameters:,}; trained {made.trained:,} ({ways})",
+        f"one image       {tera(made.total / passes.images)}: a sampled step "
+        f"{tera(each.sampling)}, a trained one {tera(each.learning)}, decoding "
+        f"{tera(each.decoding)}",
+        f"one iteration   {tera(made.total)}: {passes.images:,} images, "
+        f"{passes.sampling:,} sampled and {passes.learning:,} trained steps",
+        f"floor           {budget.floor_line(made, chip)}",
+        *(f"                {line}" for line in on_top(work, made, chip)),
+        f"bytes, formula  {budget.memory_line(made)}",
+    ]
+    return lines
+
+
+def on_top(work: Workload, made: budget.Budget, chip: str) -> list[str]:
+    """What keeps a run above its floor, as far as it is known beforehand."""
+    lines = []
+    if made.operations.rerun:
+        share = made.operations.rerun * made.passes.learning / made.total
+        lines.append(f"{share:.0%} more operations by remat {work.config.remat}")
+    depth = work.model.config.attention_head_dim
+    factor = cost.head_factor(made.forward, cost.CHIPS[chip], depth)
+    if factor > 1.005:
+        lines.append(
+            f"times {factor:.2f}: heads of {depth} features leave lanes of the matrix "
+            "unit idle"
+        )
+    if made.waiting > 0.02:
+        lines.append(
+            f"in it devices wait {made.waiting:.0%} of the time: whole groups do not "
+            "divide evenly; take prompts_per_iteration a multiple of "
+            f"{made.devices * work.config.updates_per_iteration}"
+        )
+    return lines
+
+
+def compile_programs(work: Workload) -> dict[str, float]:
+    """Bytes of one device by program, all else that stays there included."""
+    arguments, needed = work.arguments(), {}
+    for name in _PROGRAMS:
+        begin = time.monotonic()
+        lowered = getattr(work, name).lower(*arguments[name])
+        needed[name] = topology.compiled_bytes(lowered)
+        if name == "rollout":  # the optimizer's state and the averages wait meanwhile
+            needed[name] += cost.bytes_on_device(work.resident())
+            needed[name] -= cost.bytes_on_device(arguments[name][0])
+        taken = time.monotonic() - begin
+        size = budget.gigabytes(needed[name])
+        print(f"compiled        {name}: {size} ({taken:.0f} s)", flush=True)
+    return needed
+
+
+def verdict(
+    config: ConfigDict, mesh: AnyMesh, needed: dict[str, float], memory: float
+) -> str:
+    """fits: 11.2 of 16 GB; or what to change."""
+    name, most = max(needed.items(), key=lambda item: item[1])
+    figures = f"{most / cost.GB:.1f} of {memory / cost.GB:.0f} GB"
+    by = " by the formula" if name == "formula" else ""
+    if most <= memory:
+        return f"fits{by}: {figures}"
+    return f"does not fit{by}: {figures}: {remedy(config, mesh)}"
+
+
+def remedy(config: ConfigDict, mesh: AnyMesh) -> str:
+    """The change that costs least of those that are left."""
+    if config.remat != "full":
+        return "take --config.remat=full"
+    if mesh.shape["fsdp"] < mesh.size and not config.train.use_lora:
+        return f"take --config.mesh.fsdp={mesh.size}"
+    if config.microbatch > 1:
+        return f"take --config.microbatch={config.microbatch // 2}"
+    return "take chips with more memory, a LoRA or a lower resolution"
+
+
+# -- the table ------------------------------------------------------------------------
+
+
+def table_row(
+    made: budget.Budget, chip: str, needed: dict[str, float], answer: str
+) -> str:
+    """A row of docs/estimates.md; its first cell says how it was made."""
+    arguments = [word for word in sys.argv[1:] if not word.startswith("--table")]
+    sizes = [
+        f"{needed[name] / cost.GB:.1f}" if name in needed else "not compiled"
+        for name in _PROGRAMS
+    ]
+    cells = [
+        f"`{' '.join(arguments)}`",
+        f"{made.devices} {chip}",
+        f"{made.trained / 1e6:,.1f} M of {made.parameters / 1e6:,.0f} M",
+        f"{made.total / 1e15:.1f}",
+        f"{made.floor(cost.CHIPS[chip]):.1f}",
+        *sizes,
+        answer,
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def write_row(path: Path, row: str) -> None:
+    """Add the row, or put it in the place of the one with the same arguments."""
+    text = path.read_text() if path.exists() else _TABLE_HEAD
+    first = row.split(" | ")[0] + " | "
+    lines = text.splitlines()
+    same = [number for number, line in enumerate(lines) if line.startswith(first)]
+    for number in same:
+        lines[number] = row
+    path.write_text("\n".join(lines if same else [*lines, row]) + "\n")
+
+
+if __name__ == "__main__":
+    commands.run(main, FLAGS)

@@ -1,0 +1,167 @@
+"""The plan of a run before it starts: formulas, chips that are not here, the table."""
+
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from flowgrpo_jax import assemble, budget, cost, estimate
+from flowgrpo_jax import config as configs
+from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.runtime import mesh as meshes
+from flowgrpo_jax.runtime import topology
+from flowgrpo_jax.workload import Workload
+
+PAPER = "model=sd3.5-medium"
+
+
+def work_on(devices, shape=None, argument=PAPER, **values):
+    config = configs.make(argument, **values)
+    mesh = meshes.make_abstract_mesh(shape or {"data": -1}, devices)
+    return Workload(config, mesh, *assemble.abstract_model(config))
+
+
+@pytest.fixture(scope="module")
+def paper():
+    return work_on(8, microbatch=4, remat="full")
+
+
+def test_paper_iteration(paper):
+    """Oracle: by hand; 1,152 images of 10 steps, 9 of them trained, with guidance.
+
+    reference/performance: 2.224 TF a pass at 512 pixels and 205 tokens of text, 7.13 TF
+    a trained step with a reference, 2.515 TF a decoded image.
+    """
+    made = budget.of(paper)
+    passes = made.passes
+    assert (made.parameters, made.trained) == (2_243_171_520, 18_776_064)
+    assert passes[:3] == (1152, 11520, 10368)
+    assert passes[3:] == (1440, 1296) and made.waiting == pytest.approx(0, abs=1e-9)
+    each = 1152 * (20 * 2.224e12 + 18 * 7.13e12 + 2.515e12)
+    assert made.total == pytest.approx(each, rel=2e-3)
+    assert made.floor(cost.CHIPS["v5e"]) == pytest.approx(each / 8 / 197e12, rel=2e-3)
+    assert made.operations.rerun == pytest.approx(2 * 2.224e12, rel=1e-3)
+
+
+def test_bytes(paper):
+    """Oracle: by hand; bf16 weights with an fp32 VAE of 83.8 M, three LoRAs in fp32."""
+    held = budget.of(paper).bytes
+    assert held["weights"] == pytest.approx(2 * 2_243_171_520 + 4 * 49.5e6, rel=0.04)
+    # Learner, two moments and EMA.
+    assert held["training state"] == pytest.approx(4 * 4 * 18_776_064, rel=1e-4)
+    assert held["gradients"] == 4 * 18_776_064 and held["gathered weights"] == 0
+    assert held["activations"] == pytest.approx(8 * 0.0906e9, rel=1e-3)
+
+
+def test_full_state_in_shards():
+    """Oracle: by hand; four fp32 trees over eight devices, whole copies in bf16."""
+    work = work_on(8, {"fsdp": 8}, train__use_lora=False)
+    made = budget.of(work)
+    held, count = made.bytes, 2_243_171_520
+    assert made.trained == count
+    # The small layers of time and pooled text, 8.3 M, and the biases stay whole.
+    assert held["training state"] == pytest.approx(2 * count + 14 * 8.3e6, rel=5e-3)
+    # The policy and the frozen reference.
+    assert held["gathered weights"] == pytest.approx(2 * 2 * count, rel=0.01)
+    assert held["gradients"] == 4 * count
+
+
+def test_devices_that_wait():
+    """Oracle: by hand; 24 prompts of an update on 64 devices: each has one or none."""
+    made = budget.of(work_on(64, microbatch=4))
+    assert made.passes.busiest_sampling == 240
+    assert made.passes.busiest_learning == 2 * 216
+    even = 11520 / 64, 10368 / 64
+    assert made.waiting > 1 - max(even[0] / 240, even[1] / 432)
+
+
+def test_embedded_model_and_pretraining_have_a_plan():
+    """Oracle: three lines; pretraining samples nothing."""
+    for options in ({}, {"recipe": "pretrain", "prompts_per_iteration": 16}):
+        work = work_on(2, argument=None, group_size=4, **options)
+        lines = budget.summary(work, "cpu")
+        assert len(lines) == 3 and "at least" not in lines[1]
+    assert lines[1].startswith("iteration: 16 images, 0 evaluations to sample, 16 to")
+    assert "at least" in budget.summary(work, "TPU v5 lite")[1]
+
+
+@pytest.mark.parametrize(
+    "kind, name",
+    [
+        ("TPU v5 lite", "v5e"),
+        ("TPU v5", "v5p"),
+        ("TPU v6 lite", "v6e"),
+        ("NVIDIA H100 80GB HBM3", "H100"),
+        ("NVIDIA A100-SXM4-80GB", None),
+        ("cpu", None),
+    ],
+)
+def test_chips_by_their_own_names(kind, name):
+    """Oracle: the names that jax gives for these devices."""
+    assert cost.chip_name(kind) == name
+
+
+def test_topologies():
+    """Oracle: by hand."""
+    assert topology.parse("v5e:2x4", cost.CHIPS) == ("v5e", 8)
+    assert topology.parse("v5p:4x4x4", cost.CHIPS) == ("v5p", 64)
+    for wrong in ("v5e", "v5e:", "v9:2", "v5e:0x2", "v5e:2x"):
+        with pytest.raises(UserError, match=f"^--topology: {wrong}: must be one of"):
+            topology.parse(wrong, cost.CHIPS)
+
+
+class Lowered:
+    """A program whose compilation ends as told."""
+
+    def __init__(self, message):
+        self.message = message
+
+    def compile(self):
+        raise RuntimeError(self.message)
+
+
+def test_what_does_not_fit_is_told_in_bytes():
+    """Oracle: the message of libtpu 0.0.42; another error is raised as it is."""
+    message = "RESOURCE_EXHAUSTED: ... Used 20.50G of 15.75G hbm. Exceeded hbm capacity"
+    assert topology.compiled_bytes(Lowered(message)) == 20.5 * 2**30
+    with pytest.raises(RuntimeError, match="other"):
+        topology.compiled_bytes(Lowered("other"))
+
+
+def test_verdict_names_the_change():
+    """Oracle: by hand; rematerialisation, then shards, then the microbatch."""
+    mesh = meshes.make_abstract_mesh({"data": -1}, 8)
+    needed = {"rollout": 8e9, "update": 20e9}
+    cases = [
+        ({"remat": "none"}, "take --config.remat=full"),
+        ({"remat": "full", "train__use_lora": False}, "take --config.mesh.fsdp=8"),
+        ({"remat": "full", "microbatch": 4}, "take --config.microbatch=2"),
+        ({"remat": "full", "microbatch": 1}, "take chips with more memory, a LoRA or"),
+    ]
+    for values, change in cases:
+        config = configs.make(**values)
+        line = estimate.verdict(config, mesh, needed, 16e9)
+        assert line.startswith(f"does not fit: 20.0 of 16 GB: {change}")
+        assert estimate.verdict(config, mesh, needed, 32e9) == "fits: 20.0 of 32 GB"
+
+
+def test_program_bytes_hold_what_xla_counts():
+    """Oracle: by hand; two arguments, a result and no temporaries on this CPU."""
+    like = jax.ShapeDtypeStruct((1000, 1000), np.float32)
+    lowered = jax.jit(lambda a, b: a + b).lower(like, like)
+    assert topology.compiled_bytes(lowered) == pytest.approx(12e6, rel=0.01)
+
+
+def test_rows_of_the_table(tmp_path, monkeypatch, paper):
+    """Oracle: the arguments are the key: the same ones replace their row."""
+    path, made = tmp_path / "estimates.md", budget.of(paper)
+    needed = {"rollout": 7.9e9, "update": 10.6e9}
+    for first in ("--config=a", "--config=b", "--config=a"):
+        monkeypatch.setattr(sys, "argv", ["estimate", first, "--table=x"])
+        answer = estimate.verdict(paper.config, paper.mesh, needed, 16e9)
+        estimate.write_row(path, estimate.table_row(made, "v5e", needed, answer))
+    rows = [line for line in path.read_text().splitlines() if line.startswith("| `")]
+    assert [row.split(" | ")[0] for row in rows] == ["| `--config=a`", "| `--config=b`"]
+    assert "| 8 v5e | 18.8 M of 2,243 M |" in rows[0]
+    assert rows[0].endswith("| 7.9 | 10.6 | fits: 10.6 of 16 GB |")
