@@ -1,0 +1,58 @@
+"""Seconds to trace and lower the programs of the released sizes, on abstract weights.
+
+    taskset -c 0 python -m benchmarks.lower
+
+One device, 48 prompts of 24 images, guidance, KL. Every time begins with empty caches.
+CPU seconds of the process beside those of the wall: a shared machine stretches the
+second. The least of the repeats.
+"""
+
+import time
+
+import jax
+
+from flowgrpo_jax import assemble
+from flowgrpo_jax import config as configs
+from flowgrpo_jax.runtime import mesh as meshes
+from flowgrpo_jax.workload import Workload
+
+REPEATS = 3
+RUNS = [
+    ("sd3.5-medium", {"train__use_lora": True}),
+    ("sd3.5-medium", {"train__use_lora": False}),
+    ("sd3.5-large", {"train__use_lora": True}),
+    ("sd3.5-large", {"train__use_lora": False}),
+]
+
+
+def main() -> None:
+    mesh = meshes.make_mesh({"data": 1}, jax.devices()[:1])
+    print(f"jax {jax.__version__}; least of {REPEATS}: CPU s, wall s")
+    print("| model | learns | program | CPU | wall |\n|---|---|---|---|---|")
+    for name, values in RUNS:
+        config = configs.make(f"model={name}", microbatch=4, remat="full", **values)
+        work = Workload(config, mesh, *assemble.abstract_model(config))
+        arguments = work.arguments()
+        for program in ("rollout", "update"):
+            times = [
+                lowering(getattr(work, program), arguments[program])
+                for _ in range(REPEATS)
+            ]
+            cpu, wall = (min(column) for column in zip(*times, strict=True))
+            learns = "LoRA" if config.train.use_lora else "all"
+            print(
+                f"| {name} | {learns} | {program} | {cpu:.1f} | {wall:.1f} |",
+                flush=True,
+            )
+
+
+def lowering(program, arguments) -> tuple[float, float]:
+    """(CPU, wall) seconds of one trace and lowering from scratch."""
+    jax.clear_caches()
+    cpu, wall = time.process_time(), time.perf_counter()
+    program.lower(*arguments)
+    return time.process_time() - cpu, time.perf_counter() - wall
+
+
+if __name__ == "__main__":
+    main()
