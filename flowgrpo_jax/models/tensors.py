@@ -8,8 +8,11 @@ sharded leaf only the part that this host holds.
 
 import dataclasses
 import json
+import math
+import os
 import re
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +26,7 @@ from flowgrpo_jax.models import safetensors_files as files
 # torch's order of axes to ours.
 AXES = {"dense": (1, 0), "conv": (2, 3, 1, 0), "patch": (2, 3, 1, 0)}
 LAYOUTS = ("same", *AXES, "grid")
-STRIP = 64  # columns that are copied at once
+ALIGNMENT = 64  # bytes
 MAX_SHARD_BYTES = 10_000_000_000  # diffusers' own
 
 
@@ -176,15 +179,20 @@ def read(
                 "this the folder that the configuration describes?"
             )
     targets = traverse_util.flatten_dict(like, sep="/")
-    flat = {key: _place(leaf, targets[key], found) for key, leaf in leaves.items()}
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        flat = {
+            key: _place(leaf, targets[key], found, pool) for key, leaf in leaves.items()
+        }
     return traverse_util.unflatten_dict(flat, sep="/")
 
 
-def _place(leaf: _Leaf, target: Any, found: dict[str, files.Stored]) -> Any:
+def _place(
+    leaf: _Leaf, target: Any, found: dict[str, files.Stored], pool: Executor
+) -> Any:
     """One leaf in the memory that it is for."""
     everything = (slice(None),) * len(leaf.shape)
     if getattr(target, "sharding", None) is None:
-        return _part(leaf, everything, np.dtype(target.dtype), found)
+        return _part(leaf, everything, np.dtype(target.dtype), found, pool)
     # Devices that hold the same part share what is read.
     parts: dict[tuple, np.ndarray] = {}
 
@@ -193,7 +201,7 @@ def _place(leaf: _Leaf, target: Any, found: dict[str, files.Stored]) -> Any:
             span.indices(size) for span, size in zip(index, leaf.shape, strict=True)
         )
         if key not in parts:
-            parts[key] = _part(leaf, index, np.dtype(target.dtype), found)
+            parts[key] = _part(leaf, index, np.dtype(target.dtype), found, pool)
         return parts[key]
 
     return jax.make_array_from_callback(leaf.shape, target.sharding, part)
@@ -204,39 +212,41 @@ def _part(
     index: tuple[slice, ...],
     dtype: np.dtype,
     found: dict[str, files.Stored],
+    pool: Executor,
 ) -> np.ndarray:
     """The part of a leaf that `index` cuts out of it, read from the file."""
     spans = [range(n)[cut] for cut, n in zip(index, leaf.shape, strict=True)]
-    out = np.empty([len(span) for span in spans], dtype)
+    out = _aligned(tuple(len(span) for span in spans), dtype)
     layers = spans[0] if leaf.rule.stacked else (0,)
     inner = index[1:] if leaf.rule.stacked else index
+    copies = []
     for row, layer in enumerate(layers):
         target = out[row] if leaf.rule.stacked else out
         if len(leaf.names[layer]) == 1:
-            piece = leaf.ours(found[leaf.names[layer][0]].map())[inner]
-            _copy(target, np.asarray(piece))  # a scalar is no array to numpy
+            copies.append((target, leaf.names[layer][0], inner))
             continue
         width, start, end = leaf.piece_shape[-1], spans[-1].start, spans[-1].stop
         for number, name in enumerate(leaf.names[layer]):
             low, high = max(start, number * width), min(end, (number + 1) * width)
             if low < high:
                 cut = slice(low - number * width, high - number * width)
-                piece = leaf.ours(found[name].map())[(*inner[:-1], cut)]
-                _copy(target[..., low - start : high - start], piece)
+                part = target[..., low - start : high - start]
+                copies.append((part, name, (*inner[:-1], cut)))
+
+    def copy(target, name, index):
+        piece = leaf.ours(found[name].map())[index]
+        files.copy(target, np.asarray(piece))  # a scalar is no array to numpy
+
+    list(pool.map(lambda arguments: copy(*arguments), copies))
     return out
 
 
-def _copy(target: np.ndarray, source: np.ndarray) -> None:
-    """target[...] = source; a turned matrix in strips that stay in the cache.
-
-    3.5 times as fast for a bf16 kernel of 9216 by 1536 (and casts as it goes).
-    """
-    if source.ndim != 2 or source.flags.c_contiguous:
-        target[...] = source
-        return
-    for start in range(0, source.shape[1], STRIP):
-        strip = slice(start, start + STRIP)
-        target[:, strip] = source[:, strip]
+def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Memory that a CPU device takes as it is; any other it would copy."""
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def write(
