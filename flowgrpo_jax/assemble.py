@@ -19,7 +19,7 @@ from flowgrpo_jax.data.prompts import Prompt, load_prompts
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.flow import rollout, schedule, transition
 from flowgrpo_jax.flow.plan import Plan
-from flowgrpo_jax.models import hub, lora_files, sd3, sd3_text
+from flowgrpo_jax.models import hub, lora_files, mmdit_config, sd3, sd3_text
 from flowgrpo_jax.models.flow_model import FlowModel, Variables, guided
 from flowgrpo_jax.models.text import TextEmbedding
 from flowgrpo_jax.rewards import geneval, monitors, registry, scoring
@@ -73,7 +73,7 @@ def weights_dtype(config: ml_collections.ConfigDict) -> Any:
 
 
 def _large_model(config: ml_collections.ConfigDict, folder: Path | None) -> FlowModel:
-    return sd3.make_model(
+    model = sd3.make_model(
         config.model,
         folder,
         config.resolution,
@@ -82,6 +82,14 @@ def _large_model(config: ml_collections.ConfigDict, folder: Path | None) -> Flow
         config.train.lora_alpha,
         jnp.dtype(config.dtype),
     )
+    return _with_targets(config, model)
+
+
+def _with_targets(config: ml_collections.ConfigDict, model: FlowModel) -> FlowModel:
+    """The model whose LoRA adapts the layers of `train.lora_targets`."""
+    layers = mmdit_config.adapted_layers(config.train.lora_targets)
+    adapted = dataclasses.replace(model.config, lora_targets=layers)
+    return dataclasses.replace(model, config=adapted)
 
 
 def _load_embedded(config) -> tuple[FlowModel, Variables]:
@@ -210,9 +218,10 @@ def trainable_part(
 
 def _with_lora(config, size: sprites_model.Size) -> FlowModel:
     rank = config.train.lora_rank if config.train.use_lora else 0
-    return sprites_model.make_model(
+    model = sprites_model.make_model(
         size, rank, config.train.lora_alpha, jnp.dtype(config.dtype)
     )
+    return _with_targets(config, model)
 
 
 def load_prompt_set(name: str, split: str, key: str = "prompts") -> list[Prompt]:
@@ -287,10 +296,16 @@ def _on_host(function: Callable) -> Callable:
     return allowed
 
 
-def make_sigmas(config: ml_collections.ConfigDict, num_steps: int) -> tuple[float, ...]:
+def make_sigmas(
+    config: ml_collections.ConfigDict, model: FlowModel, num_steps: int
+) -> tuple[float, ...]:
     """The sigmas of the config's schedule, as hashable floats."""
-    name = config.sample.schedule
-    options = {} if name in ("linear", "flux") else {"shift": config.sample.shift}
+    name, own = config.sample.schedule, not config.sample.shift
+    options: dict[str, Any] = {}
+    if name not in ("linear", "flux"):
+        options["shift"] = model.shift.value if own else config.sample.shift
+    if name == "sd3" and own:
+        options["dynamic"] = model.shift.dynamic
     return tuple(float(s) for s in schedule.make(name, num_steps, **options))
 
 
@@ -301,7 +316,7 @@ def make_sampler(
     sample = config.sample
     return rollout.Sampler(
         velocity=guided(model.velocity, sample.guidance_scale),
-        sigmas=make_sigmas(config, sample.num_steps),
+        sigmas=make_sigmas(config, model, sample.num_steps),
         kind=sample.sde_type,
         noise_level=tuple(sample.noise_levels) or sample.noise_level,
         correlation=(
@@ -317,7 +332,7 @@ def make_eval_sampler(
     """The deterministic sampler of evaluation: the ODE, more steps."""
     return rollout.Sampler(
         velocity=guided(model.velocity, guidance_scale),
-        sigmas=make_sigmas(config, config.sample.eval_num_steps),
+        sigmas=make_sigmas(config, model, config.sample.eval_num_steps),
         kind="ode",
         noise_level=0.0,
     )
@@ -355,7 +370,7 @@ def make_loss(
         guide = None
     options = train.objective_options.to_dict()
     if train.objective == "flow_matching":
-        options = {"shift": config.sample.shift} | options
+        options = {"shift": config.sample.shift or model.shift.value} | options
     return losses.make(
         sampler,
         train.objective,

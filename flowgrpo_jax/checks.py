@@ -62,6 +62,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "sample.eval_num_steps": (1, math.inf),
     "sample.guidance_scale": (0, math.inf),
     "sample.noise_level": (0, math.inf),
+    "sample.shift": (0, math.inf),
     "train.learning_rate": (0, math.inf),
     "train.warmup_iterations": (0, math.inf),
     "train.decay_iterations": (0, math.inf),

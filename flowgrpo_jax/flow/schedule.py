@@ -45,15 +45,18 @@ def shifted(num_steps: int, shift: float) -> Sigmas:
     return np.asarray(nodes, np.float32)
 
 
-def sd3(num_steps: int, shift: float = 3.0) -> Sigmas:
+def sd3(num_steps: int, shift: float = 3.0, dynamic: bool = False) -> Sigmas:
     """Sigmas of the diffusers pipelines of SD3, which shift twice.
 
     The scheduler shifts its training grid when it is made and, when asked for
     `num_steps` values between the ends of that grid, shifts those again. So the
-    last step before the data starts at sigma = 0.0089 for a shift of 3.
+    last step before the data starts at sigma = 0.0089 for a shift of 3. A `dynamic`
+    shift, one that depends on the image's size, is not yet known when the grid is made.
     """
     _check_num_steps(num_steps)
-    sigma_min = shift_sigma(np.float64(_GRID_SIGMA_MIN), _positive(shift))
+    sigma_min = np.float64(_GRID_SIGMA_MIN)
+    if not dynamic:
+        sigma_min = shift_sigma(sigma_min, _positive(shift))
     nodes = shift_sigma(np.linspace(1, sigma_min, num_steps), shift)
     return np.append(nodes, 0).astype(np.float32)
 
@@ -82,7 +85,7 @@ SCHEDULES: dict[str, Callable[..., Sigmas]] = {
 }
 
 
-def make(name: str, num_steps: int, **options: float) -> Sigmas:
+def make(name: str, num_steps: int, **options: float | bool) -> Sigmas:
     """The schedule called `name`; UserError for unknown names or options."""
     if name not in SCHEDULES:
         raise UserError(f"schedule: {name}: one of {', '.join(SCHEDULES)}")

@@ -1,9 +1,9 @@
 """A text-to-image flow model as the rest of the package sees it.
 
 `velocity(variables, latents, sigma, text)` is the only function that sampling and
-learning call. `variables` is a dict of plain pytrees: `transformer`, `vae` or `text`
-where the model has one, and for a LoRA policy `lora`; a role of GRPO (policy,
-reference, EMA) is such a dict.
+learning call. `variables` is a dict of plain pytrees: `transformer`, `buffers` (what it
+reads and never learns), `vae` or `text` where the model has one, and for a LoRA policy
+`lora`; a role of GRPO (policy, reference, EMA) is such a dict.
 """
 
 import dataclasses
@@ -20,6 +20,7 @@ from flowgrpo_jax.models.mmdit import MMDiT, MMDiTConfig
 from flowgrpo_jax.models.text import TextEmbedding, WordTokenizer
 
 Variables = dict[str, Any]
+
 Text = TextEmbedding | Int[Array, "prompt token"]
 # A predicted clean sample is turned into a velocity by dividing by sigma; near 0 that
 # would amplify the last errors.
@@ -84,6 +85,14 @@ class IdentityAutoencoder:
 
 
 @dataclasses.dataclass(frozen=True)
+class Shift:
+    """How a model's own scheduler moves the sigmas of its steps towards noise."""
+
+    value: float = 3.0
+    dynamic: bool = False  # one that depends on the image's size; see schedule.sd3
+
+
+@dataclasses.dataclass(frozen=True)
 class FlowModel:
     """Networks and their conventions; the weights are passed in as `variables`."""
 
@@ -97,6 +106,7 @@ class FlowModel:
     tokenizer: WordTokenizer | None = None
     prompts: Any = None
     predicts: str = "velocity"  # or "sample": the network gives the clean latent
+    shift: Shift = Shift()
 
     def encode(self, variables: Variables, images: Images) -> Latents:
         """Images in [0, 1] to clean latents."""
@@ -122,6 +132,8 @@ class FlowModel:
             text = self.encode_text(variables, text)
         config = self.config
         collections = {"params": variables["transformer"]}
+        if "buffers" in variables:
+            collections["buffers"] = variables["buffers"]
         if "lora" in variables:
             collections["lora"] = variables["lora"]
         else:

@@ -97,8 +97,8 @@ def to_variables(
             left.discard(name)
     if left:
         raise UserError(
-            f"train.lora_path: {min(left)}: a module that is not adapted here: the "
-            "adapter must be of the attention projections alone"
+            f"train.lora_path: {min(left)}: a module that is not adapted here: let "
+            "train.lora_targets name it"
         )
     return lora
 

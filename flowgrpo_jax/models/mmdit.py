@@ -40,7 +40,7 @@ class MMDiT(nn.Module):
         image = _Patchify(cfg, name="pos_embed")(latents)
         condition = _TimeText(cfg, name="time_text_embed")(sigma, pooled)
         condition = nn.silu(condition)
-        text = Dense(cfg.width, dtype=cfg.dtype, name="context_embedder")(context)
+        text = _dense(cfg, "context_embedder", cfg.width)(context)
 
         # One scanned layer per group: compile time does not grow with depth.
         for group in groups(cfg):
@@ -59,18 +59,21 @@ class MMDiT(nn.Module):
         image, _ = final(cfg, dual=dual, last=True, name="last_block")(
             image, text, condition
         )
-        scale, shift = _modulation(cfg, 2, "norm_out")(condition)
-        image = LayerNorm()(image) * (1 + scale) + shift
-        image = Dense(
-            cfg.patch_size**2 * cfg.out_channels,
-            dtype=cfg.dtype,
-            kernel_init=nn.initializers.zeros,
-            name="proj_out",
-        )(image)
+        image = _rematerialized(_finish, cfg, in_scan=False)(self, image, condition)
         return unpatchify(image, rows, columns, cfg.patch_size)
 
 
-def _rematerialized(block: type[nn.Module], cfg: MMDiTConfig, in_scan: bool) -> Any:
+def _finish(network: MMDiT, image: Array, condition: Array) -> Array:
+    """What follows the blocks, in the network's own scope."""
+    cfg = network.config
+    scale, shift = _modulation(cfg, 2, "norm_out")(condition)
+    image = LayerNorm()(image) * (1 + scale) + shift
+    features = cfg.patch_size**2 * cfg.out_channels
+    zeros = nn.initializers.zeros
+    return _dense(cfg, "proj_out", features, kernel_init=zeros)(image)
+
+
+def _rematerialized(block: Any, cfg: MMDiTConfig, in_scan: bool) -> Any:
     """The block under the config's policy; a scan needs no barrier against CSE."""
     if cfg.remat not in REMAT:
         raise UserError(f"remat: {cfg.remat}: must be one of {', '.join(REMAT)}")
@@ -145,36 +148,35 @@ class _JointAttention(nn.Module):
         cfg = self.config
         tokens = image.shape[1]
         streams = [
-            _query_key_value(cfg, image, "", lora=True),
-            _query_key_value(cfg, text, "add_", lora=True),
+            _query_key_value(cfg, image, "attn/"),
+            _query_key_value(cfg, text, "attn/add_"),
         ]
         joined = [jnp.concatenate(pair, axis=1) for pair in zip(*streams, strict=True)]
         mixed = attention(*joined, kind=cfg.attention)
-        image_out = _projection(cfg, "to_out", lora=True)(mixed[:, :tokens])
+        image_out = _dense(cfg, "attn/to_out", cfg.width)(mixed[:, :tokens])
         if self.last:
             return image_out, None
-        return image_out, _projection(cfg, "to_add_out", lora=True)(mixed[:, tokens:])
+        text_out = _dense(cfg, "attn/to_add_out", cfg.width)(mixed[:, tokens:])
+        return image_out, text_out
 
 
 class _SelfAttention(nn.Module):
-    """The second attention of a dual block (SD3.5-medium): image tokens only.
-
-    Flow-GRPO's LoRA does not adapt it (its target names match `attn.` alone).
-    """
+    """The second attention of a dual block (SD3.5-medium): image tokens only."""
 
     config: MMDiTConfig
 
     @nn.compact
     def __call__(self, image):
         cfg = self.config
-        heads = _query_key_value(cfg, image, "", lora=False)
+        heads = _query_key_value(cfg, image, "attn2/")
         mixed = attention(*heads, kind=cfg.attention)
-        return _projection(cfg, "to_out", lora=False)(mixed)
+        return _dense(cfg, "attn2/to_out", cfg.width)(mixed)
 
 
-def _query_key_value(cfg: MMDiTConfig, tokens, prefix: str, lora: bool):
+def _query_key_value(cfg: MMDiTConfig, tokens, prefix: str):
     """Fused projections of one stream, as heads, query and key normalised."""
-    fused = _projection(cfg, f"{prefix}qkv", lora, parts=3)(tokens)
+    fused = _dense(cfg, f"{prefix}qkv", 3 * cfg.width, parts=3)(tokens)
+    prefix = prefix.rpartition("/")[2]
     shape = (*tokens.shape[:2], 3, cfg.num_attention_heads, cfg.attention_head_dim)
     query, key, value = jnp.moveaxis(fused.reshape(shape), 2, 0)
     if cfg.qk_norm == "rms_norm":
@@ -183,14 +185,18 @@ def _query_key_value(cfg: MMDiTConfig, tokens, prefix: str, lora: bool):
     return tuple(checkpoint_name(heads, "qkv") for heads in (query, key, value))
 
 
-def _projection(cfg: MMDiTConfig, name: str, lora: bool, parts: int = 1) -> Dense:
+def _dense(
+    cfg: MMDiTConfig, layer: str, features: int, parts: int = 1, **options: Any
+) -> Dense:
+    """The layer of that name in `mmdit_config`, with LoRA if it is to have it."""
     return Dense(
-        cfg.width * parts,
+        features,
         parts=parts,
-        lora_rank=cfg.lora_rank if lora else 0,
+        lora_rank=cfg.lora_rank if layer in cfg.lora_targets else 0,
         lora_alpha=cfg.lora_alpha,
         dtype=cfg.dtype,
-        name=name,
+        name=layer.rpartition("/")[2],
+        **options,
     )
 
 
@@ -199,11 +205,11 @@ class _FeedForward(nn.Module):
 
     @nn.compact
     def __call__(self, tokens):
-        cfg = self.config
-        hidden = Dense(cfg.mlp_ratio * cfg.width, dtype=cfg.dtype, name="proj")(tokens)
+        cfg, layer = self.config, self.name
+        hidden = _dense(cfg, f"{layer}/proj", cfg.mlp_ratio * cfg.width)(tokens)
         hidden = checkpoint_name(hidden, "hidden")
         hidden = nn.gelu(hidden, approximate=True)
-        return Dense(cfg.width, dtype=cfg.dtype, name="out")(hidden)
+        return _dense(cfg, f"{layer}/out", cfg.width)(hidden)
 
 
 def _modulation(cfg: MMDiTConfig, changes: int, name: str):
@@ -211,12 +217,8 @@ def _modulation(cfg: MMDiTConfig, changes: int, name: str):
 
     Zero at the start of pretraining, so that every block begins as the identity.
     """
-    layer = Dense(
-        changes * cfg.width,
-        dtype=cfg.dtype,
-        kernel_init=nn.initializers.zeros,
-        name=name,
-    )
+    zeros = nn.initializers.zeros
+    layer = _dense(cfg, name, changes * cfg.width, kernel_init=zeros)
 
     def vectors(condition):
         joined = checkpoint_name(layer(condition), "modulation")
@@ -272,9 +274,9 @@ class _TimeText(nn.Module):
         time = timestep_embedding(1000.0 * sigma).astype(cfg.dtype)
         parts = []
         for name, vector in (("timestep", time), ("text", pooled)):
-            hidden = Dense(cfg.width, dtype=cfg.dtype, name=f"{name}_1")(vector)
-            hidden = nn.silu(hidden)
-            parts.append(Dense(cfg.width, dtype=cfg.dtype, name=f"{name}_2")(hidden))
+            layer = f"time_text_embed/{name}"
+            hidden = nn.silu(_dense(cfg, f"{layer}_1", cfg.width)(vector))
+            parts.append(_dense(cfg, f"{layer}_2", cfg.width)(hidden))
         return parts[0] + parts[1]
 
 

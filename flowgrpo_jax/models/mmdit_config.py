@@ -2,7 +2,8 @@
 
 import dataclasses
 import itertools
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,6 +52,11 @@ class MMDiTConfig:
     position_crop: tuple[int, int] | None = None
     lora_rank: int = 0
     lora_alpha: float = 0.0
+    # Layers, as `adapted_layers` gives them; these are Flow-GRPO's.
+    lora_targets: tuple[str, ...] = (
+        *("attn/qkv", "attn/add_qkv"),
+        *("attn/to_out", "attn/to_add_out"),
+    )
     dtype: DTypeLike = jnp.float32  # matmuls and residual stream
     attention: str = "xla"  # see attention.choose
     remat: str = "none"  # one of REMAT
@@ -174,6 +180,36 @@ OUTER_LAYERS: dict[str, str | tuple[str, ...]] = {
     "norm_out": "norm_out.linear",
     "proj_out": "proj_out",
 }
+
+
+def adapted_layers(patterns: Sequence[str]) -> tuple[str, ...]:
+    """Our layers whose modules in diffusers' files the patterns name, for LoRA.
+
+    A pattern is a regular expression of the end of a module's name from a dot on, as
+    `attn\\.to_q`; it speaks of all blocks. UserError if it names nothing, or a part of
+    a layer that is one here (query, key and value).
+    """
+    layers, unused = [], set(patterns)
+    for layer, parts in (BLOCK_LAYERS | OUTER_LAYERS).items():
+        prefix = "transformer_blocks." if layer in BLOCK_LAYERS else ""
+        found = []
+        for part in (parts,) if isinstance(parts, str) else parts:
+            by = [p for p in patterns if re.fullmatch(rf"(.*\.)?({p})", prefix + part)]
+            unused -= set(by)
+            found.append(bool(by))
+        if any(found) and not all(found):
+            raise UserError(
+                f"train.lora_targets: {patterns}: {', '.join(parts)} are one layer "
+                "here: name all of them or none"
+            )
+        if all(found):
+            layers.append(layer)
+    for pattern in sorted(unused):
+        raise UserError(
+            f"train.lora_targets: {pattern}: names no layer of the transformer: they "
+            "are like attn.to_q, attn2.to_out.0, ff.net.2, norm1.linear, proj_out"
+        )
+    return tuple(layers)
 
 
 def table(config: MMDiTConfig) -> list[Rule]:

@@ -1,6 +1,7 @@
 """Stable Diffusion 3 as a FlowModel: from a diffusers folder, and back to one."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,21 +9,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import traverse_util
 from jax.typing import DTypeLike
 
 from flowgrpo_jax.errors import UserError
-from flowgrpo_jax.models import lora as loras
 from flowgrpo_jax.models import (
+    config_json,
     lora_files,
     mmdit_config,
-    positions,
     presets,
     sd3_text,
     tensors,
     vae,
 )
-from flowgrpo_jax.models.flow_model import FlowModel, Variables
+from flowgrpo_jax.models import lora as loras
+from flowgrpo_jax.models.flow_model import FlowModel, Shift, Variables, overlay
 from flowgrpo_jax.models.mmdit import MMDiT, MMDiTConfig
 from flowgrpo_jax.models.text import TextEmbedding
 
@@ -36,8 +36,8 @@ _VAE = vae.VAEConfig(
     use_quant_conv=False,
     use_post_quant_conv=False,
 )
-# The positional table is computed; it is the same numbers.
-_COMPUTED = (r"pos_embed\.pos_embed",)
+# Read by itself: the transformer does not learn it.
+_POSITIONS = (r"pos_embed\.pos_embed",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,17 +119,35 @@ def make_model(
         coder = vae.VAEConfig.from_folder(folder / "vae")
         kind = jnp.dtype(dtype).name
         prompts = PromptEncoders(str(folder), max_sequence_length, kind)
-    config = dataclasses.replace(
-        config, lora_rank=lora_rank, lora_alpha=lora_alpha, dtype=dtype
-    )
     side = _latent_side(config, coder, resolution)
+    patches = side // config.patch_size
+    config = dataclasses.replace(
+        config,
+        position_crop=(patches, patches),
+        lora_rank=lora_rank,
+        lora_alpha=lora_alpha,
+        dtype=dtype,
+    )
     return FlowModel(
         name=name,
         config=config,
         autoencoder=vae.VAE(coder),
         latent_shape=(side, side, config.in_channels),
         prompts=prompts,
+        shift=Shift() if folder is None else _shift(folder, patches**2),
     )
+
+
+def _shift(folder: Path, image_tokens: int) -> Shift:
+    """That of the folder's scheduler_config.json, with diffusers' defaults."""
+    held = config_json.read(folder / "scheduler", "scheduler_config.json")
+    if not held.get("use_dynamic_shifting"):
+        return Shift(float(held.get("shift", 1.0)))
+    least, most = held.get("base_shift", 0.5), held.get("max_shift", 1.15)
+    few, many = held.get("base_image_seq_len", 256), held.get("max_image_seq_len", 4096)
+    mu = least + (most - least) * (image_tokens - few) / (many - few)
+    exponential = held.get("time_shift_type", "exponential") == "exponential"
+    return Shift(math.exp(mu) if exponential else mu, dynamic=True)
 
 
 def _latent_side(config: MMDiTConfig, coder: vae.VAEConfig, resolution: int) -> int:
@@ -150,30 +168,30 @@ def shapes(model: FlowModel, weights: DTypeLike) -> Variables:
     latents = jnp.zeros((1, *model.latent_shape))
     network, coder = MMDiT(config), model.autoencoder
     assert isinstance(coder, vae.VAE)
-    transformer = jax.eval_shape(
+    found = jax.eval_shape(
         network.init,
         jax.random.key(0),
         latents,
         jnp.ones(1),
         jnp.zeros((1, 1, config.joint_attention_dim)),
         jnp.zeros((1, config.pooled_projection_dim)),
-    )["params"]
+    )
     return {
         "transformer": jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(weights)),
-            transformer,
+            found["params"],
         ),
+        "buffers": found["buffers"],
         "vae": coder.shapes(),
     }
 
 
 def read(folder: Path, model: FlowModel, like: Variables) -> Variables:
     """The variables of a folder, in the types and at the places of `like`."""
-    table = mmdit_config.table(model.config)
+    table, network = mmdit_config.table(model.config), folder / "transformer"
     return {
-        "transformer": tensors.read(
-            folder / "transformer", table, like["transformer"], _COMPUTED
-        ),
+        "transformer": tensors.read(network, table, like["transformer"], _POSITIONS),
+        "buffers": tensors.read(network, table, like["buffers"], (".*",)),
         "vae": tensors.read(folder / "vae", vae.TABLE, like["vae"]),
     }
 
@@ -194,12 +212,12 @@ def write_transformer(folder: Path, variables: Variables, model: FlowModel) -> N
     """The transformer as a diffusers folder, any LoRA folded in."""
     config = model.config
     host = loras.fold(jax.device_get(variables), config.lora_alpha)["transformer"]
-    size = config.pos_embed_max_size
-    base = config.sample_size // config.patch_size
-    flat = traverse_util.flatten_dict(host, sep="/")
-    flat["pos_embed/table"] = positions.table(config.width, size, base, size, size)
-    whole = traverse_util.unflatten_dict(flat, sep="/")
-    tensors.write(folder, whole, mmdit_config.table(config), _config_json(config))
+    table, size = mmdit_config.table(config), config.pos_embed_max_size
+    whole = jax.ShapeDtypeStruct((size, size, config.width), np.dtype(np.float32))
+    # Here is a crop of the positional table: all of it is in the base model.
+    base = Path(model.prompts.folder) / "transformer"
+    positions = tensors.read(base, table, {"pos_embed": {"table": whole}}, (".*",))
+    tensors.write(folder, overlay(host, positions), table, _config_json(config))
 
 
 def _config_json(config: MMDiTConfig) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from flax import linen as nn
 from flax import traverse_util
 
 from flowgrpo_jax.errors import UserError
-from flowgrpo_jax.models import mmdit, positions
+from flowgrpo_jax.models import mmdit, mmdit_config, positions
 from flowgrpo_jax.models.layers import Dense, LayerNorm
 from flowgrpo_jax.models.mmdit import MMDiT, MMDiTConfig
 from flowgrpo_jax.models.mmdit_config import groups
@@ -264,6 +264,37 @@ def test_lora_is_on_the_joint_attention_only():
     assert shapes_of(shapes["lora"]) == expected
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(shapes))
     assert shapes_of(shapes["params"]) == SPECS[MEDIUM]
+
+
+@pytest.mark.parametrize(
+    "patterns, layers",
+    [
+        ((r"attn\.(to|add)_.*",), ADAPTED.lora_targets),
+        (("attn.to_out.0", "proj_out"), ("attn/to_out", "proj_out")),
+        (
+            (r"attn2\..*", r"ff\.net.*"),
+            ("attn2/qkv", "attn2/to_out", "ff/proj", "ff/out"),
+        ),
+        (("attn.to_q", "attn.to_k", "attn.to_v"), ("attn/qkv",)),
+    ],
+)
+def test_lora_targets(patterns, layers):
+    """By hand: diffusers' module names, from the end, as PEFT takes them."""
+    assert set(mmdit_config.adapted_layers(patterns)) == set(layers)
+
+
+@pytest.mark.parametrize(
+    "patterns, message",
+    [
+        (("to_q",), "are one layer here: name all of them or none"),
+        (("attn.to_out.0", "attn.nothing"), "attn.nothing: names no layer"),
+        (("ttn.to_out.0",), "ttn.to_out.0: names no layer"),
+    ],
+)
+def test_lora_targets_that_cannot_be(patterns, message):
+    """Oracle: how the line goes on, by hand."""
+    with pytest.raises(UserError, match=f"train.lora_targets: .*{message}"):
+        mmdit_config.adapted_layers(patterns)
 
 
 @pytest.mark.parametrize("rank, layers", [(3, 4), (1, 2), (8, 6)])

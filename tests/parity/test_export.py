@@ -114,17 +114,28 @@ def test_model_card(tuned):
     assert "eval_reward_jpeg_compressibility" in card
 
 
+# Other layers of a PEFT adapter, and the pattern that names them here.
+MORE = ["attn2.to_q", "attn2.to_k", "attn2.to_v", "ff.net.2", "norm1.linear"]
+MORE += ["time_text_embed.timestep_embedder.linear_2", "proj_out"]
+PATTERNS = (r"attn\.(to|add)_.*", r"attn2\.to_[qkv]", r"ff\.net\.2", r"norm1\.linear")
+PATTERNS += (r"timestep_embedder\.linear_2", "proj_out")
+
+
 @pytest.mark.parametrize("layout", ["peft", "diffusers"])
 def test_an_adapter_of_peft(pipeline, tmp_path, layout):  # noqa: F811
-    """Oracle: PEFT's own LoRA (rank 4, alpha 6) in diffusers' pipeline; warm start."""
+    """Oracle: PEFT's own LoRA (rank 4, alpha 6) in diffusers' pipeline; warm start.
+
+    One layout adapts more layers than the attention's, by `train.lora_targets`.
+    """
     folder = pipeline[1]
+    targets = TARGETS + MORE if layout == "diffusers" else TARGETS
     loaded = StableDiffusion3Pipeline.from_pretrained(folder)
     with torch.random.fork_rng():
         torch.manual_seed(1)
         adapted = get_peft_model(
             loaded.transformer,
             LoraConfig(
-                r=4, lora_alpha=6, target_modules=TARGETS, init_lora_weights=False
+                r=4, lora_alpha=6, target_modules=targets, init_lora_weights=False
             ),
         )
     if layout == "peft":
@@ -139,6 +150,8 @@ def test_an_adapter_of_peft(pipeline, tmp_path, layout):  # noqa: F811
 
     config = lora_config(folder, tmp_path / "cache")
     config.train.lora_rank, config.train.lora_path = 4, str(path)
+    if layout == "diffusers":
+        config.train.lora_targets = PATTERNS
     model, variables = restore.base(config).model, restore.base(config).variables
     fresh = restore.assemble.trainable_part(config, model, variables)
     started = restore.assemble.warm_start(config, model, jax.device_get(fresh))

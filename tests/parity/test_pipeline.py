@@ -1,14 +1,19 @@
 """A whole pipeline folder: our images against those of diffusers from the same noise."""
 
+import shutil
+
 import jax
 import numpy as np
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers.pipelines.stable_diffusion_3 import pipeline_stable_diffusion_3 as sd3
 
 from flowgrpo_jax import config as configs
 from flowgrpo_jax import restore, sample
 from flowgrpo_jax.data import embedding_cache
 from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.flow import schedule
 from flowgrpo_jax.models.sd3 import PromptEncoders
 from tests.parity import tiny_sd3
 
@@ -61,6 +66,8 @@ def assert_same_images(ours, wanted):
     """At most 1/255 in the mean and 3/255 anywhere; the images are no blanks."""
     assert wanted.std() > 0.02
     difference = np.abs(ours - wanted)
+    mean, most = 255 * difference.mean(), 255 * difference.max()
+    print(f"difference of pixels: mean {mean:.2g}/255, at most {most:.2g}/255")
     assert difference.mean() <= 1 / 255 and difference.max() <= 3 / 255
 
 
@@ -70,7 +77,37 @@ def test_images(pipeline, tmp_path, guidance, negative):
     theirs_pipeline, folder = pipeline
     config = config_of(folder, tmp_path, guidance, negative)
     images = sample.sample(config, restore.base(config), PROMPTS, 1)[:, 0]
+    print(f"guidance {guidance}, negative prompt {negative!r}")
     assert_same_images(images, theirs(theirs_pipeline, config, guidance))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"shift": 2.5},
+        {"use_dynamic_shifting": True},
+        {"use_dynamic_shifting": True, "time_shift_type": "linear", "max_shift": 3.0},
+    ],
+)
+def test_shift_of_the_folder(pipeline, tmp_path, options):
+    """Oracle: diffusers' scheduler, as its SD3 pipeline asks it; --config wins."""
+    _, folder = pipeline
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    scheduler = FlowMatchEulerDiscreteScheduler(**options)
+    scheduler.save_pretrained(copy / "scheduler")
+    mu = {}
+    if "use_dynamic_shifting" in options:
+        held = scheduler.config
+        names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
+        mu = {"mu": sd3.calculate_shift(16, *(held[name] for name in names))}
+    scheduler.set_timesteps(STEPS, **mu)
+    config = config_of(copy, tmp_path)
+    model, _ = restore.assemble.abstract_model(config)
+    found = restore.assemble.make_sigmas(config, model, STEPS)
+    np.testing.assert_allclose(found, scheduler.sigmas.numpy(), rtol=2e-6)
+    config.sample.shift = 4.0
+    found = restore.assemble.make_sigmas(config, model, STEPS)
+    np.testing.assert_array_equal(found, schedule.sd3(STEPS, 4.0))
 
 
 def test_prompts_are_encoded_once(pipeline, tmp_path, monkeypatch, capsys):
