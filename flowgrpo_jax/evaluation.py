@@ -159,7 +159,7 @@ def _reward_table(runs: Sequence[Mapping[str, Any]]) -> str:
     """Mean rewards as text, a column per run."""
     names = [name for name in runs[0] if name.startswith("eval_reward_")]
     lines = [
-        f"{name:<40}" + "".join(f"{scores[name]:>12.4f}" for scores in runs)
+        f"{name:<40}" + "".join(f"{scores[name]:>12.4g}" for scores in runs)
         for name in names
     ]
     return "\n".join(lines)

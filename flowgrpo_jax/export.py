@@ -7,12 +7,15 @@ LoRA: OUT/pytorch_lora_weights.safetensors for pipeline.load_lora_weights(OUT), 
 PEFT folder OUT/peft. A transformer, any LoRA folded in, goes to OUT/transformer.
 """
 
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
 from ml_collections import ConfigDict
 
 from flowgrpo_jax import commands
+from flowgrpo_jax.data.prompts import load_prompts
 from flowgrpo_jax.errors import UserError
 
 FLAGS = flags.FlagValues()
@@ -30,6 +33,7 @@ _FOLD_ALPHA = flags.DEFINE_bool(
     "For readers that ignore the file's metadata: alpha = rank, the rest in B.",
     FLAGS,
 )
+_EXAMPLES = 3
 
 
 def main() -> None:
@@ -48,9 +52,10 @@ def main() -> None:
     restored = restore.tuned(config, workdir, _CHECKPOINT.value)
     transformer = _TRANSFORMER.value or not config.train.use_lora
     written = export(config, restored, out, transformer, _FOLD_ALPHA.value)
-    card = model_card(config, Path(workdir), restored.checkpoint, transformer)
+    grids = copy_grids(Path(workdir), out)
+    card = model_card(config, Path(workdir), restored.checkpoint, transformer, grids)
     (out / "README.md").write_text(card)
-    print("\n".join(str(path) for path in [*written, out / "README.md"]))
+    print("\n".join(str(path) for path in [*written, *grids, out / "README.md"]))
 
 
 def export(
@@ -79,10 +84,24 @@ def hub_id(model: str) -> str:
     return hub.ALIASES.get(model, model)
 
 
+def copy_grids(workdir: Path, out: Path) -> list[Path]:
+    """The first and the last contact sheet of the run: before.png, after.png."""
+    sheets = sorted((workdir / "samples").glob("iteration_*.png"))
+    ends = zip(("before", "after"), (sheets[:1] + sheets[1:][-1:]), strict=False)
+    return [Path(shutil.copy(sheet, out / f"{name}.png")) for name, sheet in ends]
+
+
 def model_card(
-    config: ConfigDict, workdir: Path, checkpoint: int | None, transformer: bool
+    config: ConfigDict,
+    workdir: Path,
+    checkpoint: int | None,
+    transformer: bool,
+    grids: Sequence[Path] = (),
 ) -> str:
-    """README.md: what was trained, from which prompts and rewards, and its scores."""
+    """README.md: what was trained, from which prompts and rewards, and its scores.
+
+    `grids`: images beside it, to be shown.
+    """
     from flowgrpo_jax import evaluation
     from flowgrpo_jax.runtime.metrics import read_metrics
 
@@ -92,6 +111,7 @@ def model_card(
     )
     scores = [row for row in read_metrics(workdir) if row["kind"] == "eval"]
     table = evaluation.table(scores[0], scores[-1]) if scores else "none measured"
+    shown = "\n\n".join(f"![{path.stem}]({path.name})" for path in grids)
     return f"""---
 base_model: {base}
 library_name: diffusers
@@ -104,7 +124,7 @@ Tuned with flowgrpo_jax for {checkpoint} iterations of
 {config.resolution or "the model's own"} pixels.
 
 - Rewards: {rewards}
-- Prompts: {config.prompts} (training), {config.eval.prompts} (scores)
+- Prompts: {_told(config.prompts)} (training), {_told(config.eval.prompts)} (scores)
 - Weights: {"EMA" if config.train.ema else "last step"}, {_what(config, transformer)}
 - Sampling in the scores: {config.sample.eval_num_steps} steps, guidance
   {config.eval.guidance_scale:g}
@@ -120,7 +140,22 @@ Tuned with flowgrpo_jax for {checkpoint} iterations of
 ```
 {table}
 ```
+
+## Samples, before and after
+
+Held-out prompts, the same noise.
+
+{shown or "None were kept."}
 """
+
+
+def _told(prompts: str) -> str:
+    """A prompt set, or the name of a file and how its prompts begin."""
+    path = Path(prompts)
+    if not path.is_file():
+        return path.name
+    first = load_prompts(path)[:_EXAMPLES]
+    return f"{path.name} (such as: {'; '.join(prompt.text for prompt in first)})"
 
 
 def _what(config: ConfigDict, transformer: bool) -> str:

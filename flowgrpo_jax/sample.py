@@ -94,6 +94,8 @@ _OF_A_SEARCH = ("budget", "reward", "judged_steps", "keep")
 # Images [image, height, width, 3] and their prompt's number to a score each.
 Judge = Callable[..., np.ndarray]
 _SMALL = 128  # pixels: smaller images are enlarged on the grid
+# Of diffusers' StableDiffusion3Pipeline.
+PIPELINE_STEPS, PIPELINE_GUIDANCE = 28, 7.0
 
 
 def main() -> None:
@@ -144,7 +146,8 @@ def model_config(model: str) -> ConfigDict:
 
     config = configs.make(model=model)
     if not configs.is_embedded(model):
-        config.sample.eval_num_steps, config.eval.guidance_scale = 28, 7.0
+        config.sample.eval_num_steps = PIPELINE_STEPS
+        config.eval.guidance_scale = PIPELINE_GUIDANCE
         config.resolution, config.max_sequence_length = 0, 256
     return config
 
@@ -331,15 +334,23 @@ def _judge(config: ConfigDict, prompts: Sequence[Prompt]) -> Judge | None:
         smooth = noise_optimization.REWARDS[_REWARD.value]
         return lambda images, prompt: np.asarray(smooth(jnp.asarray(images)))
     reward = assemble.make_reward(config)
-    known = with_metadata(config, prompts)
-    blank = np.zeros((len(known), 32, 32, 3), np.float32)
     try:
-        reward(blank, known)  # if it cannot judge them it says so before the search
+        known = judgeable(config, reward, prompts)
     except UserError:
         if _SEARCH.value == "cfg_rejection":
             return None
         raise
     return lambda images, prompt: reward(images, [known[prompt]] * len(images))["avg"]
+
+
+def judgeable(config: ConfigDict, reward, prompts: Sequence[Prompt]) -> list[Prompt]:
+    """The prompts as the reward needs them; UserError, before any work, if it cannot.
+
+    It judges blank images to find out.
+    """
+    known = with_metadata(config, prompts)
+    reward(np.zeros((len(known), 32, 32, 3), np.float32), known)
+    return known
 
 
 def with_metadata(config: ConfigDict, prompts: Sequence[Prompt]) -> list[Prompt]:

@@ -56,9 +56,18 @@ def save_grid(
         for row, text in enumerate(lines[index] if captions else ()):
             at = (x + 1, y + height + 1 + row * _LINE_HEIGHT)
             draw.text(at, text, fill=(70, 70, 70), font=font)
+    atomic_write(path, _png(sheet))
+
+
+def png(image: Float[np.ndarray, "height width 3"]) -> bytes:
+    """One image in [0, 1] as the bytes of a PNG file."""
+    return _png(Image.fromarray(to_uint8(image)))
+
+
+def _png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    sheet.save(buffer, format="PNG", optimize=True)
-    atomic_write(path, buffer.getvalue())
+    image.save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
 
 
 def _wrap(text: str, font: Font, width: int) -> list[str]:

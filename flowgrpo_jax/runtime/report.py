@@ -68,9 +68,8 @@ def write_report(workdir: str | Path) -> Path:
         _curves(train, evals),
         _config(config),
     ]
-    page = _page(title, "\n".join(section for section in sections if section))
     path = workdir / _FILE
-    atomic_write(path, page)
+    atomic_write(path, page(title, sections))
     return path
 
 
@@ -84,13 +83,15 @@ def _read_extra(path: Path) -> dict[str, Any]:
     return extra
 
 
-def _page(title: str, body: str) -> str:
+def page(title: str, sections: Sequence[str]) -> str:
+    """A page in the style of the report; it loads nothing and runs no script."""
+    body = "\n".join(section for section in sections if section)
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{html.escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n"
-        f"<body>\n<main>\n{body}\n<footer>Written by flowgrpo_jax from the files of "
-        "the workdir.</footer>\n</main>\n</body>\n</html>\n"
+        f"<body>\n<main>\n{body}\n<footer>Written by flowgrpo_jax.</footer>\n"
+        "</main>\n</body>\n</html>\n"
     )
 
 
@@ -221,8 +222,14 @@ def _contact_sheet(samples: Path) -> str:
 
 def _figure(path: Path, remark: str = "") -> str:
     caption = f"iteration {_iteration(path)}"
+    return figure(path.read_bytes(), f"samples at {caption}", caption, remark)
+
+
+def figure(png: bytes, alternative: str, caption: str, remark: str = "") -> str:
+    """An image in the page, its caption on the left and a remark on the right."""
+    alternative, caption, remark = map(html.escape, (alternative, caption, remark))
     return (
-        f'<figure><img src="{_embed(path)}" alt="samples at {caption}"><figcaption>'
+        f'<figure><img src="{_embed(png)}" alt="{alternative}"><figcaption>'
         f'<span>{caption}</span><span class="soft">{remark}</span></figcaption></figure>'
     )
 
@@ -232,9 +239,9 @@ def _iteration(path: Path) -> int:
     return int(digits[1]) if digits else 0
 
 
-def _embed(path: Path) -> str:
-    """A data URL; what is large becomes a JPEG of at most 1024 pixels."""
-    data, kind = path.read_bytes(), "png"
+def _embed(data: bytes) -> str:
+    """A data URL of a PNG; a large one becomes a JPEG of at most 1024 pixels."""
+    kind = "png"
     if len(data) > _EMBEDDED_BYTES:
         image = Image.open(io.BytesIO(data)).convert("RGB")
         image.thumbnail((_EMBEDDED_SIDE, _EMBEDDED_SIDE))

@@ -1,0 +1,181 @@
+"""A run's base model against what it became, on the same noise: a page of pairs.
+
+python -m flowgrpo_jax.compare --workdir=DIR                   held-out prompts of the run
+python -m flowgrpo_jax.compare --workdir=DIR --prompts=FILE.txt
+python -m flowgrpo_jax.compare --workdir=DIR --model=FOLDER    the base model lies there
+
+One HTML file with all images in it and their rewards below them. Diffusers models are
+sampled as diffusers' pipeline does, 28 steps and guidance 7, at the run's resolution.
+"""
+
+import html
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+from ml_collections import ConfigDict
+
+from flowgrpo_jax import commands
+from flowgrpo_jax.data.prompts import Prompt
+from flowgrpo_jax.errors import UserError
+
+FLAGS = flags.FlagValues()
+_WORKDIR = flags.DEFINE_string("workdir", None, "The run.", FLAGS)
+_CHECKPOINT = flags.DEFINE_integer(
+    "checkpoint", None, "Iterations done; default the newest.", flag_values=FLAGS
+)
+_MODEL = flags.DEFINE_string("model", None, "Where its base model is now.", FLAGS)
+_PROMPTS = flags.DEFINE_string(
+    "prompts", None, ".txt, .jsonl or a prompt set; default the run's own.", FLAGS
+)
+_MAX_PROMPTS = flags.DEFINE_integer(
+    "max_prompts", 16, "So many, evenly drawn.", lower_bound=1, flag_values=FLAGS
+)
+_NUM_IMAGES = flags.DEFINE_integer(
+    "num_images", 4, "Images per prompt.", lower_bound=1, flag_values=FLAGS
+)
+_SEED = flags.DEFINE_integer("seed", 0, "Of the noise.", flag_values=FLAGS)
+_GUIDANCE = flags.DEFINE_float("guidance_scale", None, "1 for none.", flag_values=FLAGS)
+_NUM_STEPS = flags.DEFINE_integer("num_steps", None, "Of the ODE.", flag_values=FLAGS)
+_OUTPUT = flags.DEFINE_string("output", None, "Default DIR/compare.html.", FLAGS)
+
+# Images [prompt, member, height, width, 3] and their measurements, name -> [prompt,
+# member].
+Side = tuple[np.ndarray, Mapping[str, np.ndarray]]
+
+
+def main() -> None:
+    from flowgrpo_jax import assemble, restore, sample
+    from flowgrpo_jax.runtime.workdir import atomic_write
+
+    workdir = _WORKDIR.value
+    config = options(restore.choose_config(None, workdir))
+    assert workdir is not None  # choose_config says so
+    prompts = thinned(_prompts(config), _MAX_PROMPTS.value)
+    reward = assemble.make_eval_reward(config)
+    prompts = sample.judgeable(config, reward, prompts)
+    output = Path(_OUTPUT.value or Path(workdir) / "compare.html")
+    commands.writable_folder(output.parent, "--output")
+
+    def side(restored) -> Side:
+        texts = [prompt.text for prompt in prompts]
+        images = sample.sample(config, restored, texts, _NUM_IMAGES.value)
+        flat = images.reshape(-1, *images.shape[2:])
+        measured = reward(flat, [p for p in prompts for _ in range(_NUM_IMAGES.value)])
+        return images, {k: v.reshape(images.shape[:2]) for k, v in measured.items()}
+
+    base = side(restore.base(config))
+    tuned = side(restore.tuned(config, workdir, _CHECKPOINT.value))
+    atomic_write(output, page(Path(workdir).name, config, prompts, base, tuned))
+    for name, before, after, better in summary(base, tuned):
+        told = f"{before:.4g} base, {after:.4g} tuned, higher in {better:.0%}"
+        print(f"{name}: {told} of the images")
+    print(f"{base[0].shape[0]} prompts in {output}")
+
+
+def options(config: ConfigDict) -> ConfigDict:
+    """The run's config with the options of the command."""
+    from flowgrpo_jax import config as configs
+    from flowgrpo_jax import sample
+
+    guidance, steps = _GUIDANCE.value, _NUM_STEPS.value
+    if not configs.is_embedded(config.model):
+        guidance = sample.PIPELINE_GUIDANCE if guidance is None else guidance
+        steps = sample.PIPELINE_STEPS if steps is None else steps
+    config = sample.with_options(config, _SEED.value, guidance, steps)
+    if _MODEL.value is not None:
+        if configs.is_embedded(config.model) != configs.is_embedded(_MODEL.value):
+            raise UserError(
+                f"--model: {_MODEL.value}: is not what the run began with: that was "
+                f"{config.model}"
+            )
+        config.model = _MODEL.value
+    return config
+
+
+def _prompts(config: ConfigDict) -> list[Prompt]:
+    from flowgrpo_jax import assemble
+
+    if _PROMPTS.value is not None:
+        return assemble.load_prompt_set(_PROMPTS.value, "test", "--prompts")
+    return assemble.load_prompt_set(config.eval.prompts, "test", "eval.prompts")
+
+
+def thinned(prompts: Sequence[Prompt], most: int) -> list[Prompt]:
+    """At most so many prompts, evenly drawn from first to last."""
+    count = min(most, len(prompts))
+    chosen = np.linspace(0, len(prompts) - 1, count).round().astype(int)
+    return [prompts[number] for number in chosen]
+
+
+def summary(base: Side, tuned: Side) -> list[tuple[str, float, float, float]]:
+    """(reward, mean of base, of tuned, share of images where tuned has more)."""
+    return [
+        (
+            name,
+            float(before.mean()),
+            float(after.mean()),
+            float((after > before).mean()),
+        )
+        for name, before in base[1].items()
+        for after in [tuned[1][name]]
+    ]
+
+
+def page(
+    name: str, config: ConfigDict, prompts: Sequence[Prompt], base: Side, tuned: Side
+) -> str:
+    """The page: means first, then two rows of images for every prompt."""
+    from flowgrpo_jax.runtime import report
+
+    title = f"{name}: base and tuned on the same noise"
+    facts = (
+        f"{config.model} · {config.recipe} · {config.sample.eval_num_steps} steps · "
+        f"guidance {config.eval.guidance_scale:g} · seed {config.eval.seed}"
+    )
+    header = (
+        f"<header><h1>{html.escape(title)}</h1>"
+        f'<p class="soft">{html.escape(facts)}</p></header>'
+    )
+    sections = [header, _means(summary(base, tuned))]
+    for number, prompt in enumerate(prompts):
+        rows = "".join(
+            f'<div class="sheet">{_row(which, side, number)}</div>'
+            for which, side in (("base", base), ("tuned", tuned))
+        )
+        sections.append(f"<section><h2>{html.escape(prompt.text)}</h2>{rows}</section>")
+    return report.page(title, sections)
+
+
+def _means(rows: Sequence[tuple[str, float, float, float]]) -> str:
+    lines = "".join(
+        f"<tr><td>{html.escape(name)}</td><td>{before:.4g}</td><td>{after:.4g}</td>"
+        f"<td>{better:.0%}</td></tr>"
+        for name, before, after, better in rows
+    )
+    return (
+        '<div class="table"><table><thead><tr><th>mean reward</th><th>base</th>'
+        "<th>tuned</th><th>images with more</th></tr></thead>"
+        f"<tbody>{lines}</tbody></table></div>"
+    )
+
+
+def _row(which: str, side: Side, number: int) -> str:
+    """The images of one prompt, their rewards below."""
+    from flowgrpo_jax.runtime import images, report
+
+    made, measured = side
+    figures = []
+    for member, image in enumerate(made[number]):
+        scores = [f"{k} {v[number, member]:.4g}" for k, v in measured.items()]
+        if len(measured) == 2:  # the one reward and the weighted sum, which is the same
+            scores = scores[:1]
+        alternative = f"{which}, image {member}"
+        told = ", ".join(scores)
+        figures.append(report.figure(images.png(image), alternative, which, told))
+    return "".join(figures)
+
+
+if __name__ == "__main__":
+    commands.run(main, FLAGS)

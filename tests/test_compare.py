@@ -1,0 +1,92 @@
+"""The compare command: the page of a run of the tiny model, and wrong requests."""
+
+import importlib
+import json
+import re
+import sys
+
+import numpy as np
+import pytest
+
+from flowgrpo_jax import assemble, commands, compare
+from flowgrpo_jax.data.prompts import Prompt
+from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.rl import update as rl_update
+from flowgrpo_jax.runtime.checkpoint import Checkpointer
+from flowgrpo_jax.runtime.workdir import open_workdir
+from tests.tiny_run import reward_spread, tiny_config, use
+
+TEXTS = ["a photo of a ring", "a photo of <b>two</b> circles", "a photo of a star"]
+
+
+@pytest.fixture(scope="module")
+def workdir(weights_file, tmp_path_factory):
+    """A run whose one checkpoint has all its weights a little off."""
+    path = tmp_path_factory.mktemp("run")
+    prompts = path.parent / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": t}) + "\n" for t in TEXTS))
+    config = tiny_config(weights_file, eval__prompts=str(prompts))
+    model, loaded = assemble.load_model(config)
+    trainable = assemble.trainable_part(config, model, loaded)
+    moved = {"transformer": {}}
+    moved["transformer"] = {
+        name: {k: v + np.float32(0.1) for k, v in layer.items()}
+        if name == "proj_out"
+        else layer
+        for name, layer in trainable["transformer"].items()
+    }
+    open_workdir(path, config.to_dict()).close()
+    with Checkpointer(path / "checkpoints") as checkpoints:
+        checkpoints.save(2, rl_update.TrainState(moved, {}, moved, np.int32(2)))
+    return path
+
+
+@pytest.fixture
+def run(workdir, monkeypatch):
+    use(monkeypatch, reward_spread)
+
+    def command(*arguments):
+        monkeypatch.setattr(
+            sys, "argv", ["compare", f"--workdir={workdir}", *arguments]
+        )
+        module = importlib.reload(compare)
+        commands.parse(module.FLAGS)
+        module.main()
+        return (workdir / "compare.html").read_text()
+
+    return command
+
+
+def test_the_page_has_pairs_and_their_rewards(run, capsys):
+    """Oracle: counting; the printed means; nothing is loaded from elsewhere."""
+    page = run("--num_images=2", "--max_prompts=2")
+    out = capsys.readouterr().out
+    assert page.count("<img") == 2 * 2 * 2 == page.count("data:image/png;base64,")
+    assert TEXTS[0] in page and "a photo of a star" in page and "<b>two" not in page
+    assert not re.search(r"(src|href)=\"(?!data:)", page)
+    name, base, tuned = re.match(r"(\w+): (\S+) base, (\S+) tuned, hi", out).groups()
+    assert name == "geneval" and base != tuned
+    assert f"<td>{base}</td><td>{tuned}</td>" in page
+    shown = [float(x) for x in re.findall(r'class="soft">geneval (\S+?),', page)]
+    assert len(shown) == 8 and np.mean(shown[:2] + shown[4:6]) == pytest.approx(
+        float(base), rel=1e-3
+    )
+
+
+def test_the_base_model_may_have_moved(run, weights_file, tmp_path):
+    """Oracle: an invariance; and the line for another kind of model, by hand."""
+    flags = ("--num_images=1", "--max_prompts=1", "--seed=3")
+    before = run(*flags)
+    copy = tmp_path / "copy.safetensors"
+    copy.write_bytes(open(weights_file, "rb").read())
+    after = run(*flags, f"--model={copy}")
+    assert after == before.replace(weights_file, str(copy))
+    with pytest.raises(UserError, match="--model: sd3-medium: is not what the run"):
+        run("--model=sd3-medium")
+
+
+def test_prompts_are_drawn_evenly():
+    """By hand."""
+    prompts = [Prompt(text) for text in "abcdefg"]
+    assert "".join(p.text for p in compare.thinned(prompts, 3)) == "adg"
+    assert compare.thinned(prompts[:2], 16) == prompts[:2]
