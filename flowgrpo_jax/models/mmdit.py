@@ -37,10 +37,8 @@ class MMDiT(nn.Module):
     ) -> Float[Array, "sample height width out_channel"]:
         cfg = self.config
         rows, columns = (side // cfg.patch_size for side in latents.shape[1:3])
-        image = _Patchify(cfg, name="pos_embed")(latents)
-        condition = _TimeText(cfg, name="time_text_embed")(sigma, pooled)
-        condition = nn.silu(condition)
-        text = _dense(cfg, "context_embedder", cfg.width)(context)
+        begin = _rematerialized(_begin, cfg, in_scan=False)
+        image, text, condition = begin(self, latents, sigma, context, pooled)
 
         # One scanned layer per group: compile time does not grow with depth.
         for group in groups(cfg):
@@ -63,8 +61,17 @@ class MMDiT(nn.Module):
         return unpatchify(image, rows, columns, cfg.patch_size)
 
 
+def _begin(network: MMDiT, latents: Array, sigma: Array, context: Array, pooled: Array):
+    """Tokens of image and text, and the activated condition, for the blocks."""
+    cfg = network.config
+    image = _Patchify(cfg, name="pos_embed")(latents)
+    text = _dense(cfg, "context_embedder", cfg.width)(context)
+    condition = _TimeText(cfg, name="time_text_embed")(sigma, pooled)
+    return image, text, nn.silu(condition)
+
+
 def _finish(network: MMDiT, image: Array, condition: Array) -> Array:
-    """What follows the blocks, in the network's own scope."""
+    """What follows the blocks."""
     cfg = network.config
     scale, shift = _modulation(cfg, 2, "norm_out")(condition)
     image = LayerNorm()(image) * (1 + scale) + shift
@@ -74,7 +81,10 @@ def _finish(network: MMDiT, image: Array, condition: Array) -> Array:
 
 
 def _rematerialized(block: Any, cfg: MMDiTConfig, in_scan: bool) -> Any:
-    """The block under the config's policy; a scan needs no barrier against CSE."""
+    """The block under the config's policy; a scan needs no barrier against CSE.
+
+    Or a function of the network, which makes its layers in the network's own scope.
+    """
     if cfg.remat not in REMAT:
         raise UserError(f"remat: {cfg.remat}: must be one of {', '.join(REMAT)}")
     kept = REMAT[cfg.remat]

@@ -274,7 +274,8 @@ def test_gradients_that_rounding_moves(models):
     """Oracle: diffusers in float64; we are as close to it as it is in fp32.
 
     This network, which nobody released, multiplies the rounding of the time's angle
-    (see the test before): both stand 2e-3 from float64, and up to 1.3e-4 apart.
+    (see test_time_embedding): both stand 7e-4 from float64, so that they can be more
+    than the bar apart.
     """
     theirs, config, variables = models
     adapted, lora = random_lora(config)
