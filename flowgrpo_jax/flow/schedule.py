@@ -54,9 +54,8 @@ def sd3(num_steps: int, shift: float = 3.0, dynamic: bool = False) -> Sigmas:
     shift, one that depends on the image's size, is not yet known when the grid is made.
     """
     _check_num_steps(num_steps)
-    sigma_min = np.float64(_GRID_SIGMA_MIN)
-    if not dynamic:
-        sigma_min = shift_sigma(sigma_min, _positive(shift))
+    early = 1.0 if dynamic else _positive(shift)
+    sigma_min = shift_sigma(np.float64(_GRID_SIGMA_MIN), early)
     nodes = shift_sigma(np.linspace(1, sigma_min, num_steps), shift)
     return np.append(nodes, 0).astype(np.float32)
 
