@@ -13,7 +13,10 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["flowgrpo_jax", "flowgrpo_jax.*"]),
-    package_data={"flowgrpo_jax.sprites": ["weights/*"]},
+    package_data={
+        "flowgrpo_jax.sprites": ["weights/*"],
+        "flowgrpo_jax.words": ["weights/*"],
+    },
     install_requires=[
         "absl-py",
         "array_record",
@@ -27,7 +30,7 @@ setup(
         "numpy",
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12",
-        "pillow",
+        "pillow>=10.1",  # its font in any size
         "safetensors",
         "scipy",
         "tensorboardX",

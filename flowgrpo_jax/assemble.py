@@ -19,7 +19,7 @@ from flowgrpo_jax.data.prompts import Prompt, load_prompts
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.flow import rollout, schedule, transition
 from flowgrpo_jax.flow.plan import Plan
-from flowgrpo_jax.models import hub, lora_files, mmdit_config, sd3, sd3_text
+from flowgrpo_jax.models import embedded, hub, lora_files, mmdit_config, sd3, sd3_text
 from flowgrpo_jax.models.flow_model import FlowModel, Variables, guided
 from flowgrpo_jax.models.text import TextEmbedding
 from flowgrpo_jax.rewards import geneval, monitors, registry, scoring
@@ -27,13 +27,16 @@ from flowgrpo_jax.rl import losses
 from flowgrpo_jax.rl import update as rl_update
 from flowgrpo_jax.runtime import mesh as meshes
 from flowgrpo_jax.sprites import detector, world
-from flowgrpo_jax.sprites import model as sprites_model
 from flowgrpo_jax.sprites import monitors as sprites_monitors
-from flowgrpo_jax.sprites import prompts as sprites_prompts
+from flowgrpo_jax.worlds import WORLDS
 
-PROMPT_SETS = {
-    **tfds_prompts.PROMPT_SETS,
-    sprites_prompts.PROMPTS.name: sprites_prompts.PROMPTS,
+# Name -> the prompts of its "train" or "test" split.
+PROMPT_SETS: dict[str, Callable[[str], list[Prompt]]] = {
+    **{
+        name: functools.partial(tfds_prompts.load, prompt_set)
+        for name, prompt_set in tfds_prompts.PROMPT_SETS.items()
+    },
+    **{name: one.prompts for name, one in WORLDS.items()},
 }
 
 
@@ -98,31 +101,31 @@ def _load_embedded(config) -> tuple[FlowModel, Variables]:
         raise UserError(
             f"resolution: {config.resolution}: must be 0: the embedded model has one"
         )
-    path = sprites_model.WEIGHTS if name == "sprites" else Path(name)
+    path = WORLDS[name].model.WEIGHTS if name in WORLDS else Path(name)
     if not path.is_file():
-        remedy = "install the package again" if name == "sprites" else "give a file"
+        remedy = "install the package again" if name in WORLDS else "give a file"
         raise UserError(f"model: {name}: no weights at {path}: {remedy}")
     try:
-        variables, size = sprites_model.load(path)
-    except TypeError as error:  # the header tells of other fields
-        raise _no_weights_of_ours(config.model) from error
-    model = _with_lora(config, size)
+        variables, size = embedded.load(path)
+        model = _with_lora(config, size)
+    except (TypeError, KeyError) as error:  # the header tells of something else
+        raise _no_weights_of_ours(name) from error
     wanted = jax.eval_shape(model.init, jax.random.key(0))
     if jax.tree.map(jnp.shape, wanted) != jax.tree.map(jnp.shape, variables):
-        raise _no_weights_of_ours(config.model)
+        raise _no_weights_of_ours(name)
     return model, variables
 
 
 def _no_weights_of_ours(name: str) -> UserError:
     return UserError(
-        f"model: {name}: holds other weights than those of the embedded model: give "
+        f"model: {name}: holds other weights than those of an embedded model: give "
         "a weights.safetensors that this package has written"
     )
 
 
 def new_model(config: ml_collections.ConfigDict) -> tuple[FlowModel, Variables]:
     """The embedded model with fresh random weights, for pretraining."""
-    model = _with_lora(config, sprites_model.Size())
+    model = _with_lora(config, WORLDS[config.model].model.Size())
     return model, jax.device_get(jax.jit(model.init)(jax.random.key(config.seed)))
 
 
@@ -134,9 +137,9 @@ def starting_model(
     if pretraining and not is_embedded(config.model):
         raise UserError(
             f"model: {config.model}: train.objective flow_matching learns from scenes "
-            "of the embedded world: must be sprites"
+            f"of an embedded world: must be one of {', '.join(WORLDS)}"
         )
-    fresh = pretraining and config.model == "sprites"
+    fresh = pretraining and config.model in WORLDS
     return new_model(config) if fresh else load_model(config, mesh)
 
 
@@ -161,7 +164,7 @@ def save_result(path: Path, model: FlowModel, variables: Variables) -> None:
     """
     if is_embedded(model.name):
         host = jax.device_get(variables)
-        sprites_model.save(path / "weights.safetensors", host, model)
+        embedded.save(path / "weights.safetensors", host, model)
     elif "lora" in variables:
         lora_files.write_diffusers(path, sd3.adapter(variables, model))
     else:
@@ -216,9 +219,9 @@ def trainable_part(
     return {"transformer": traverse_util.unflatten_dict(chosen, sep="/")}
 
 
-def _with_lora(config, size: sprites_model.Size) -> FlowModel:
+def _with_lora(config, size: embedded.Size) -> FlowModel:
     rank = config.train.lora_rank if config.train.use_lora else 0
-    model = sprites_model.make_model(
+    model = WORLDS[size.world].model.make_model(
         size, rank, config.train.lora_alpha, jnp.dtype(config.dtype)
     )
     return _with_targets(config, model)
@@ -227,7 +230,7 @@ def _with_lora(config, size: sprites_model.Size) -> FlowModel:
 def load_prompt_set(name: str, split: str, key: str = "prompts") -> list[Prompt]:
     """Prompts of a named set ("train" or "test" split) or of a .txt or .jsonl file."""
     if name in PROMPT_SETS:
-        return tfds_prompts.load(PROMPT_SETS[name], split)
+        return PROMPT_SETS[name](split)
     if Path(name).suffix in (".txt", ".jsonl"):
         return load_prompts(name)
     raise UserError(

@@ -25,6 +25,8 @@ MAY_DIFFER = frozenset(
         ),
     }
 )
+# The models that ship in this package; see worlds.py.
+EMBEDDED = ("sprites", "words")
 # Groups whose keys are the user's: names of rewards, tasks or axes.
 OPEN = frozenset(
     {
@@ -69,8 +71,8 @@ def base() -> ml_collections.ConfigDict:
     return c(
         {
             "seed": 42,
-            # The embedded model (sprites), a .safetensors file of its weights, a diffusers
-            # folder, a hub id, or sd3-medium | sd3.5-medium | sd3.5-large.
+            # An embedded model (sprites | words), a .safetensors file of its weights, a
+            # diffusers folder, a hub id, or sd3-medium | sd3.5-medium | sd3.5-large.
             "model": "sprites",
             "resolution": 0,  # pixels along a side; 0 = the model's own
             "max_sequence_length": 256,  # T5 tokens of a prompt
@@ -205,8 +207,8 @@ def base() -> ml_collections.ConfigDict:
 
 
 def is_embedded(model: str) -> bool:
-    """Whether `model` is the embedded one or a file of its weights."""
-    return model == "sprites" or model.endswith(".safetensors")
+    """Whether `model` is an embedded one or a file of its weights."""
+    return model in EMBEDDED or model.endswith(".safetensors")
 
 
 def make(
@@ -244,21 +246,25 @@ def make(
 
 
 def for_model(
-    arg: str | None,
-    sprites: Mapping[str, Any] | None = None,
-    sd3: Mapping[str, Any] | None = None,
+    arg: str | None, sd3: Mapping[str, Any], **worlds: Mapping[str, Any]
 ) -> ml_collections.ConfigDict:
     """`make` with the arguments that the task has for the model that `arg` chooses.
 
-    UserError if the task has none.
+    `worlds` are those of embedded models, the first of which is the default and what a
+    file of weights is taken for. UserError if the task has none.
     """
-    model = parse_argument(arg).get("model", "sprites" if sprites else "sd3.5-medium")
-    given = sprites if is_embedded(model) else sd3
-    if given is None:
-        raise UserError(
-            f"model: {model}: this task is not of the embedded world: take "
-            "model=sd3.5-medium, a diffusers folder or a hub id"
-        )
+    default = next(iter(worlds), "sd3.5-medium")
+    model = parse_argument(arg).get("model", default)
+    given = sd3
+    if is_embedded(model):
+        name = model if model in EMBEDDED else default
+        if name not in worlds:
+            own = "".join(f"{world}, " for world in worlds)
+            raise UserError(
+                f"model: {model}: this task is not of the embedded world it paints: take "
+                f"{own}sd3.5-medium, a diffusers folder or a hub id"
+            )
+        given = worlds[name]
     return make(arg, **{"model": model} | dict(given))
 
 

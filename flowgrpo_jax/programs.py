@@ -20,7 +20,6 @@ from flowgrpo_jax.rl import losses
 from flowgrpo_jax.rl import update as rl_update
 from flowgrpo_jax.rl.update import Entries
 from flowgrpo_jax.runtime import mesh as meshes
-from flowgrpo_jax.sprites import world
 
 WHOLE = PartitionSpec()
 # [pack, ...]: packs are split over all devices.
@@ -247,16 +246,16 @@ def make_update(
 
 
 def make_scene_encoder(
-    mesh: meshes.AnyMesh, encode: Callable[[jax.Array], jax.Array]
+    mesh: meshes.AnyMesh, encode: Callable[[Any], jax.Array]
 ) -> Callable:
     """(scenes, numbers [pack, leaf]) -> clean latents [pack, leaf, ...].
 
-    Scenes are painted where they are used.
+    Scenes are painted where they are used; `encode` makes latents of some of them.
     """
 
     def local(scenes, numbers):
         def one_batch(numbers):
-            return encode(world.render(jax.tree.map(lambda x: x[numbers], scenes)))
+            return encode(jax.tree.map(lambda x: x[numbers], scenes))
 
         return jax.lax.map(one_batch, numbers)
 

@@ -45,7 +45,6 @@ from flowgrpo_jax.runtime.checkpoint import Checkpointer
 from flowgrpo_jax.runtime.metrics import MetricWriter, peak_memory_gb, read_metrics
 from flowgrpo_jax.runtime.progress import GracefulStop, Progress
 from flowgrpo_jax.runtime.workdir import atomic_write, open_workdir
-from flowgrpo_jax.sprites import pretraining
 from flowgrpo_jax.text_table import TextTable
 from flowgrpo_jax.workload import Workload
 
@@ -211,7 +210,7 @@ class Run:
         )
         texts = [prompt.text for prompt in self._eval_prompts]
         if self.pretraining:
-            self._scenes = pretraining.SceneStream(
+            self._scenes = self.work.world.stream(
                 config.seed,
                 config.train.caption_noise.to_dict(),
                 config.train.clean_iterations,

@@ -4,7 +4,6 @@
 """
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,6 +30,7 @@ from flowgrpo_jax.rl import losses
 from flowgrpo_jax.rl import update as rl_update
 from flowgrpo_jax.rl.update import Entries
 from flowgrpo_jax.runtime import mesh as meshes
+from flowgrpo_jax.worlds import WORLDS
 
 
 class Workload:
@@ -85,8 +85,9 @@ class Workload:
         config, model, mesh = self.config, self.model, self.mesh
         sampler = assemble.make_sampler(config, model, "old_velocity" in self.needs)
         if self.pretraining:
+            self.world = WORLDS[model.name]
             self.encode = programs.make_scene_encoder(
-                mesh, functools.partial(model.encode, {})
+                mesh, lambda scenes: model.encode({}, self.world.render(scenes))
             )
         else:
             self.planner = Planner(config, mesh.size)

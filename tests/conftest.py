@@ -33,10 +33,10 @@ def pytest_unconfigure(config):
 @pytest.fixture(scope="session")
 def weights_file(tmp_path_factory):
     """A weights file of the tiny model."""
-    from flowgrpo_jax.sprites import model as sprites_model
+    from flowgrpo_jax.models import embedded
     from tests.tiny import tiny_model
 
     path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
     model, variables = tiny_model()
-    sprites_model.save(path, variables, model)
+    embedded.save(path, variables, model)
     return str(path)

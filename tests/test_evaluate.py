@@ -15,6 +15,7 @@ from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.rl import update as rl_update
 from flowgrpo_jax.runtime.checkpoint import Checkpointer
 from flowgrpo_jax.runtime.workdir import open_workdir
+from flowgrpo_jax.sprites import model as sprites_model
 
 ROOT = Path(__file__).parents[1]
 RECORDS = [
@@ -206,7 +207,7 @@ def test_wrong_weights_are_one_line(name, tmp_path):
 def test_an_installation_without_weights_says_so(monkeypatch, tmp_path):
     """Oracle: the line, by hand."""
     missing = tmp_path / "model.safetensors"
-    monkeypatch.setattr(assemble.sprites_model, "WEIGHTS", missing)
+    monkeypatch.setattr(sprites_model, "WEIGHTS", missing)
     with pytest.raises(UserError, match=f"^model: sprites: no weights at {missing}"):
         restore.base(configs.make())
 

@@ -17,7 +17,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from flowgrpo_jax.models.mmdit import MMDiT, MMDiTConfig
-from flowgrpo_jax.models.text import TextEmbedding, WordTokenizer
+from flowgrpo_jax.models.text import TextEmbedding, Tokenizer
 
 Variables = dict[str, Any]
 
@@ -103,7 +103,7 @@ class FlowModel:
     # Text: an encoder that is small enough to learn beside the transformer, or ones
     # that are too large to stay in memory.
     text_encoder: nn.Module | None = None
-    tokenizer: WordTokenizer | None = None
+    tokenizer: Tokenizer | None = None
     prompts: Any = None
     predicts: str = "velocity"  # or "sample": the network gives the clean latent
     shift: Shift = Shift()

@@ -39,8 +39,9 @@ def folder(model: str) -> Path:
     name = ALIASES.get(model, model)
     if not _may_be_an_id(name):
         raise UserError(
-            f"model: {model}: no such folder: must be sprites, a .safetensors file, "
-            f"a diffusers folder, a hub id (owner/name) or one of {', '.join(ALIASES)}"
+            f"model: {model}: no such folder: must be sprites, words, a .safetensors "
+            "file, a diffusers folder, a hub id (owner/name) or one of "
+            f"{', '.join(ALIASES)}"
         )
     return _download(f"model: {model}", name, NEEDED)
 

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,19 @@ class TextEmbedding:
     pooled: Float[_Arrays, "*lead pooled"]
 
 
+@runtime_checkable
+class Tokenizer(Protocol):
+    """Prompts to ids below `size`, `max_length` of them each."""
+
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def max_length(self) -> int: ...
+
+    def __call__(self, prompts: Sequence[str]) -> Int[np.ndarray, "prompt token"]: ...
+
+
 @dataclasses.dataclass(frozen=True)
 class WordTokenizer:
     """Words to ids: 0 pads, 1 stands for every unknown word."""
@@ -45,6 +59,31 @@ class WordTokenizer:
             words = [w for w in words if w not in STOP_WORDS][: self.max_length]
             row[: len(words)] = [index.get(word, UNKNOWN) for word in words]
         return ids
+
+
+@dataclasses.dataclass(frozen=True)
+class LetterTokenizer:
+    """Letters of the text in double quotes to ids; the rest of a prompt says nothing."""
+
+    letters: str
+    max_length: int = 8
+
+    @property
+    def size(self) -> int:
+        return len(self.letters) + 2
+
+    def __call__(self, prompts: Sequence[str]) -> Int[np.ndarray, "prompt token"]:
+        """Token ids [prompt, max_length]; longer texts are cut."""
+        ids = np.full((len(prompts), self.max_length), PAD, np.int32)
+        for row, prompt in zip(ids, prompts, strict=True):
+            quoted = prompt.partition('"')[2].partition('"')[0]
+            text = quoted.upper()[: self.max_length]
+            row[: len(text)] = [_letter_id(self.letters, letter) for letter in text]
+        return ids
+
+
+def _letter_id(letters: str, letter: str) -> int:
+    return letters.index(letter) + 2 if letter in letters else UNKNOWN
 
 
 class WordEncoder(nn.Module):

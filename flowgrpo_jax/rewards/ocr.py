@@ -91,11 +91,15 @@ def make(
     score: str = "edit",
     min_confidence: float = 0.0,
     threads: int = 0,
+    detect: bool = True,
 ) -> Reward:
-    """The reward with the OCR engine of the extra `ocr`; `threads` 0 is one a core."""
+    """The reward with the OCR engine of the extra `ocr`; `threads` 0 is one a core.
+
+    With `detect` False every image is a line of text and nothing else.
+    """
     from flowgrpo_jax.rewards import ocr_engine
 
-    return OCR(ocr_engine.PaddleReader(threads), score, min_confidence)
+    return OCR(ocr_engine.PaddleReader(threads, detect), score, min_confidence)
 
 
 def target(prompt: str) -> str:

@@ -95,5 +95,7 @@ def test_folders(tmp_path):
     (tmp_path / "model_index.json").write_text("{}")
     assert hub.folder(str(tmp_path)) == tmp_path
     for name in ("sd4", str(tmp_path / "gone"), "./a/b", "a/"):
-        with pytest.raises(UserError, match="no such folder: must be sprites, a .saf"):
+        with pytest.raises(
+            UserError, match="no such folder: must be sprites, words, a"
+        ):
             hub.folder(name)

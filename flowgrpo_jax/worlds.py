@@ -1,0 +1,64 @@
+"""The embedded worlds by name: what they paint, ask for, and are learned from.
+
+A world is a model whose weights ship in the package, a painter of scenes, and a stream
+of captioned scenes for pretraining. Adding one is adding a row here and a name in
+`config.EMBEDDED`.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, Protocol, runtime_checkable
+
+from jaxtyping import Array, Float
+
+from flowgrpo_jax.data import tfds_prompts
+from flowgrpo_jax.data.prompts import Prompt
+from flowgrpo_jax.sprites import model as sprites_model
+from flowgrpo_jax.sprites import pretraining as sprites_pretraining
+from flowgrpo_jax.sprites import prompts as sprites_prompts
+from flowgrpo_jax.sprites import world as sprites_world
+from flowgrpo_jax.words import model as words_model
+from flowgrpo_jax.words import pretraining as words_pretraining
+from flowgrpo_jax.words import prompts as words_prompts
+from flowgrpo_jax.words import world as words_world
+
+
+@runtime_checkable
+class Stream(Protocol):
+    """Captioned scenes, a pure function of (seed, iteration)."""
+
+    def batch(self, iteration: int, size: int) -> Any:
+        """`captions`, a list of texts, and `scenes`, a pytree that `render` paints."""
+        ...
+
+
+@dataclass(frozen=True)
+class World:
+    """One embedded world.
+
+    `model` is a module with WEIGHTS, Size and make_model; `stream` takes the seed, the
+    share of wrong captions by kind, the first iteration that has any, and the share of
+    empty ones.
+    """
+
+    model: ModuleType
+    prompts: Callable[[str], list[Prompt]]  # of "train" or "test"
+    render: Callable[[Any], Float[Array, "scene height width channel"]]
+    stream: Callable[[int, Mapping[str, float], int, float], Stream]
+
+
+WORLDS = {
+    "sprites": World(
+        sprites_model,
+        lambda split: tfds_prompts.load(sprites_prompts.PROMPTS, split),
+        sprites_world.render,
+        sprites_pretraining.SceneStream,
+    ),
+    "words": World(
+        words_model,
+        words_prompts.load,
+        words_world.render,
+        words_pretraining.WordStream,
+    ),
+}
