@@ -93,7 +93,7 @@ def of(work: Workload) -> Budget:
             widths=coder.config.block_out_channels,
             layers=coder.config.layers_per_block,
         )
-    passes, held = _passes(work)
+    passes, latents = _passes(work)
     frozen, state = work.resident()
     return Budget(
         parameters=cost.parameters(overlay(frozen, state.trainable)["transformer"]),
@@ -101,18 +101,7 @@ def of(work: Workload) -> Budget:
         passes=passes,
         forward=forward,
         operations=_operations(work.config, forward, work.needs, decoding),
-        bytes={
-            "weights": cost.bytes_on_device(frozen),
-            "training state": cost.bytes_on_device(state),
-            "gathered weights": _gathered(work),
-            "gradients": 4.0 * cost.parameters(work.trainable),
-            "latents": held,
-            "activations": _branches(work.config)
-            * work.config.microbatch
-            * cost.saved_activations(
-                network, tokens + text, cost.KEPT_PER_BLOCK[network.remat]
-            ),
-        },
+        bytes=_bytes(work, tokens + text, latents),
         devices=work.mesh.size,
     )
 
@@ -165,20 +154,35 @@ def _passes(work: Workload) -> tuple[Passes, float]:
     return passes, float((kept + moving) * size)
 
 
-def _gathered(work: Workload) -> float:
-    """Whole copies of sharded parameters while an update runs, in the layers' type."""
+def _gathered(work: Workload, tree: Any, specs: Any) -> float:
+    """Bytes of whole copies of what is split over devices, in the layers' type."""
     item = jnp.dtype(work.config.dtype).itemsize
 
     def copy(leaf, spec) -> float:
         split = any(axis and work.mesh.shape[axis] > 1 for axis in spec)
         return float(leaf.size * item) if split else 0.0
 
-    def copies(tree: Any, specs: Any) -> float:
-        return sum(jax.tree.leaves(jax.tree.map(copy, tree, specs)), 0.0)
+    return sum(jax.tree.leaves(jax.tree.map(copy, tree, specs)), 0.0)
 
+
+def _bytes(work: Workload, tokens: int, latents: float) -> dict[str, int | float]:
+    """Bytes of one device by kind, at most of what lives at one time."""
+    config, network = work.config, work.model.config
+    frozen, state = work.resident()
+    copies = _gathered(work, work.frozen, work.frozen_specs)
+    trained = _gathered(work, work.trainable, work.trainable_specs)
     policies = 1 + len(work.needs & {"old", "ema"})
-    trained = copies(work.trainable, work.trainable_specs)
-    return copies(work.frozen, work.frozen_specs) + policies * trained
+    # In fp32 the sum, and one microbatch's in the type of its weights.
+    whole = trained or cost.bytes_on_device(state.trainable)
+    kept = cost.saved_activations(network, tokens, cost.KEPT_PER_BLOCK[network.remat])
+    return {
+        "weights": cost.bytes_on_device(frozen),
+        "training state": cost.bytes_on_device(state),
+        "gathered weights": copies + policies * trained,
+        "gradients": 4 * cost.parameters(work.trainable) + whole,
+        "latents": latents,
+        "activations": _branches(config) * config.microbatch * kept,
+    }
 
 
 # -- in words -------------------------------------------------------------------------

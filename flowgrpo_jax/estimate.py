@@ -10,6 +10,7 @@ there. --table=docs/estimates.md writes the result as a row of that table.
 
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -57,16 +58,25 @@ def main() -> None:
     work = Workload(config, mesh, *assemble.abstract_model(config))
     made = budget.of(work)
     print(*describe(work, made, chip), sep="\n")
+    memory = cost.CHIPS[chip].memory
+
+    def finish(needed: dict[str, float], answer: str) -> None:
+        if _TABLE.value:
+            write_row(Path(_TABLE.value), table_row(made, chip, needed, answer))
+
     if why_not:
         print(f"compiled        no: {why_not}")
-        needed = {"formula": sum(made.bytes.values())}
+        needed = {"formula": float(sum(made.bytes.values()))}
     else:
-        needed = compile_programs(work)
-    memory = cost.CHIPS[chip].memory
+        needed = {}
+        for name, size, taken in compile_programs(work):
+            needed[name] = size
+            size_text = budget.gigabytes(size)
+            print(f"compiled        {name}: {size_text} ({taken:.0f} s)", flush=True)
+            finish(needed, "")  # the next one may take long
     answer = verdict(config, mesh, needed, memory)
     print(answer)
-    if _TABLE.value:
-        write_row(Path(_TABLE.value), table_row(made, chip, needed, answer))
+    finish(needed, answer)
 
 
 def describe(work: Workload, made: budget.Budget, chip: str) -> list[str]:
@@ -113,20 +123,17 @@ def on_top(work: Workload, made: budget.Budget, chip: str) -> list[str]:
     return lines
 
 
-def compile_programs(work: Workload) -> dict[str, float]:
-    """Bytes of one device by program, all else that stays there included."""
-    arguments, needed = work.arguments(), {}
+def compile_programs(work: Workload) -> Iterator[tuple[str, float, float]]:
+    """(program, bytes of one device with all else that stays there, seconds taken)."""
+    arguments = work.arguments()
     for name in _PROGRAMS:
         begin = time.monotonic()
         lowered = getattr(work, name).lower(*arguments[name])
-        needed[name] = topology.compiled_bytes(lowered)
+        needed = topology.compiled_bytes(lowered)
         if name == "rollout":  # the optimizer's state and the averages wait meanwhile
-            needed[name] += cost.bytes_on_device(work.resident())
-            needed[name] -= cost.bytes_on_device(arguments[name][0])
-        taken = time.monotonic() - begin
-        size = budget.gigabytes(needed[name])
-        print(f"compiled        {name}: {size} ({taken:.0f} s)", flush=True)
-    return needed
+            needed += cost.bytes_on_device(work.resident())
+            needed -= cost.bytes_on_device(arguments[name][0])
+        yield name, needed, time.monotonic() - begin
 
 
 def verdict(

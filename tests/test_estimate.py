@@ -1,12 +1,13 @@
 """The plan of a run before it starts: formulas, chips that are not here, the table."""
 
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from flowgrpo_jax import assemble, budget, cost, estimate
+from flowgrpo_jax import assemble, budget, commands, cost, estimate
 from flowgrpo_jax import config as configs
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.runtime import mesh as meshes
@@ -50,7 +51,8 @@ def test_bytes(paper):
     assert held["weights"] == pytest.approx(2 * 2_243_171_520 + 4 * 49.5e6, rel=0.04)
     # Learner, two moments and EMA.
     assert held["training state"] == pytest.approx(4 * 4 * 18_776_064, rel=1e-4)
-    assert held["gradients"] == 4 * 18_776_064 and held["gathered weights"] == 0
+    # A sum and one microbatch's.
+    assert held["gradients"] == 2 * 4 * 18_776_064 and held["gathered weights"] == 0
     assert held["activations"] == pytest.approx(8 * 0.0906e9, rel=1e-3)
 
 
@@ -64,7 +66,8 @@ def test_full_state_in_shards():
     assert held["training state"] == pytest.approx(2 * count + 14 * 8.3e6, rel=5e-3)
     # The policy and the frozen reference.
     assert held["gathered weights"] == pytest.approx(2 * 2 * count, rel=0.01)
-    assert held["gradients"] == 4 * count
+    # The sum in fp32 and one microbatch's in bf16.
+    assert held["gradients"] == pytest.approx((4 + 2) * count, rel=0.01)
 
 
 def test_devices_that_wait():
@@ -165,3 +168,24 @@ def test_rows_of_the_table(tmp_path, monkeypatch, paper):
     assert [row.split(" | ")[0] for row in rows] == ["| `--config=a`", "| `--config=b`"]
     assert "| 8 v5e | 18.8 M of 2,243 M |" in rows[0]
     assert rows[0].endswith("| 7.9 | 10.6 | fits: 10.6 of 16 GB |")
+
+
+def test_the_command_without_a_compiler(tmp_path, monkeypatch, capsys):
+    """Oracle: the lines by hand; GPUs have no compiler here, the formula decides."""
+    table = tmp_path / "estimates.md"
+    words = ["--config=configs/geneval.py", "--topology=H100:2", f"--table={table}"]
+    monkeypatch.setattr(sys, "argv", ["estimate", *words])
+    monkeypatch.chdir(Path(__file__).parents[1])
+    commands.parse(estimate.FLAGS)
+    estimate.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("run             sprites, recipe flow_grpo_fast_v1")
+    assert any(
+        line.startswith("compiled        no: programs for H100") for line in lines
+    )
+    assert lines[-1].startswith("fits by the formula: 0.")
+    row = table.read_text().splitlines()[-1]
+    assert row.startswith(
+        "| `--config=configs/geneval.py --topology=H100:2` | 2 H100 |"
+    )
+    assert row.count("not compiled") == 2
