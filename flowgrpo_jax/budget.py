@@ -172,14 +172,18 @@ def _bytes(work: Workload, tokens: int, latents: float) -> dict[str, int | float
     copies = _gathered(work, work.frozen, work.frozen_specs)
     trained = _gathered(work, work.trainable, work.trainable_specs)
     policies = 1 + len(work.needs & {"old", "ema"})
-    # In fp32 the sum, and one microbatch's in the type of its weights.
+    # In fp32 the sum, in shards; whole, of one microbatch, in the type of its weights.
+    shards = sum(
+        4 * cost.bytes_on_device(leaf) // leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(state.trainable)
+    )
     whole = trained or cost.bytes_on_device(state.trainable)
     kept = cost.saved_activations(network, tokens, cost.KEPT_PER_BLOCK[network.remat])
     return {
         "weights": cost.bytes_on_device(frozen),
         "training state": cost.bytes_on_device(state),
         "gathered weights": copies + policies * trained,
-        "gradients": 4 * cost.parameters(work.trainable) + whole,
+        "gradients": shards + whole,
         "latents": latents,
         "activations": _branches(config) * config.microbatch * kept,
     }

@@ -204,6 +204,9 @@ def make_update(
             entries,
             meshes.gather(trainable, trainable_specs, dtype),
             text_lookup(text, empty),
+            # A whole fp32 gradient would be the largest thing in memory.
+            shard=lambda grads: meshes.scatter_gradients(grads, trainable_specs),
+            agree=lambda busy: jax.lax.pmax(busy.astype(jnp.int32), "fsdp") > 0,
         )
         whole = {
             name: (jax.lax.pmax if name.endswith("_gap") else jax.lax.psum)(
@@ -211,7 +214,7 @@ def make_update(
             )
             for name, value in sums.items()
         }
-        return meshes.reduce_gradients(grads, trainable_specs), whole
+        return meshes.sum_gradients(grads, trainable_specs), whole
 
     fixed = (trainable_specs, trainable_specs, trainable_specs, frozen_specs)
     sharded = jax.shard_map(

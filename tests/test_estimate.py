@@ -66,8 +66,8 @@ def test_full_state_in_shards():
     assert held["training state"] == pytest.approx(2 * count + 14 * 8.3e6, rel=5e-3)
     # The policy and the frozen reference.
     assert held["gathered weights"] == pytest.approx(2 * 2 * count, rel=0.01)
-    # The sum in fp32 and one microbatch's in bf16.
-    assert held["gradients"] == pytest.approx((4 + 2) * count, rel=0.01)
+    # The sum in shards of fp32 and one microbatch's in bf16, whole.
+    assert held["gradients"] == pytest.approx((4 / 8 + 2) * count, rel=0.01)
 
 
 def test_devices_that_wait():

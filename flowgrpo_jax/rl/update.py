@@ -139,12 +139,16 @@ def local_gradients(
     entries: Entries,
     trainable: Any,
     text_of: Callable[[Array], tuple],
+    shard: Callable[[Any], Any] = lambda gradients: gradients,
+    agree: Callable[[Array], Array] = lambda busy: busy,
 ) -> tuple[Any, dict[str, Array]]:
     """Sum over this device's entries of weight * gradient, and of measurements.
 
     `entries` are [batch, slot, ...]; `fetch` gives the elements of a microbatch of
     them; `loss(trainable, text, elements)` gives values and measurements [slot,
-    sibling]. Measurements are weighted sums; those named `*_gap` are maxima.
+    sibling]. Measurements are weighted sums; those named `*_gap` are maxima. Of every
+    microbatch's whole gradient only what `shard` makes of it is kept, and since that
+    may ask other devices, `agree` tells which batches [batch] any of them works on.
     """
 
     def one_loss(trainable, batch: Entries):
@@ -153,21 +157,27 @@ def local_gradients(
 
     gradient = jax.grad(one_loss, has_aux=True)
 
-    def one_batch(carry, batch: Entries):
+    def in_shards(grads):
+        return shard(jax.tree.map(lambda g: g.astype(jnp.float32), grads))
+
+    def one_batch(carry, batch_and_busy):
+        batch, busy = batch_and_busy
+
         def work(carry):
             total, sums = carry
             grads, info = gradient(trainable, batch)
-            total = jax.tree.map(lambda t, g: t + g.astype(jnp.float32), total, grads)
+            total = jax.tree.map(jnp.add, total, in_shards(grads))
             return total, _add_measurements(sums, info, batch.weight)
 
-        skip = jnp.all(batch.weight == 0)
-        return jax.lax.cond(skip, lambda carry: carry, work, carry), None
+        return jax.lax.cond(busy, work, lambda carry: carry, carry), None
 
     first = jax.tree.map(lambda x: x[0], entries)
     _, info = jax.eval_shape(one_loss, trainable, first)
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), trainable)
+    kept = jax.eval_shape(in_shards, trainable)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), kept)
     start = (zeros, {name: jnp.zeros(()) for name in info})
-    return jax.lax.scan(one_batch, start, entries)[0]
+    busy = agree(jnp.any(entries.weight != 0, axis=(1, 2)))
+    return jax.lax.scan(one_batch, start, (entries, busy))[0]
 
 
 def _add_measurements(sums, info, weight) -> dict[str, Array]:

@@ -132,17 +132,24 @@ def gather(tree: Any, spec: Any, dtype: DTypeLike | None = None) -> Any:
     return jax.tree.map(whole, tree, spec)
 
 
-def reduce_gradients(tree: Any, spec: Any) -> Any:
-    """Sum whole local gradients over the mesh and keep this device's shard of them."""
+def scatter_gradients(tree: Any, spec: Any) -> Any:
+    """Of whole gradients this device's shards, summed over the axes that split them."""
 
-    def total(leaf, leaf_spec):
-        rest = set(AXES)
+    def shard(leaf, leaf_spec):
         for dimension, axis in enumerate(leaf_spec):
             if axis is not None:
                 leaf = jax.lax.psum_scatter(
                     leaf, axis, scatter_dimension=dimension, tiled=True
                 )
-                rest.discard(axis)
-        return jax.lax.psum(leaf, tuple(sorted(rest)))
+        return leaf
+
+    return jax.tree.map(shard, tree, spec)
+
+
+def sum_gradients(tree: Any, spec: Any) -> Any:
+    """Sums over the axes that `scatter_gradients` has left."""
+
+    def total(leaf, leaf_spec):
+        return jax.lax.psum(leaf, tuple(sorted(set(AXES) - set(leaf_spec))))
 
     return jax.tree.map(total, tree, spec)

@@ -167,7 +167,7 @@ def test_gather():
     )
 
 
-def test_reduce_gradients():
+def test_gradients_in_shards():
     """Oracle: float64 sums of whole arrays; the result has the specs of the tree."""
     rng = np.random.default_rng(1)
     each = jax.tree.map(
@@ -175,7 +175,8 @@ def test_reduce_gradients():
     )
 
     def local(own):
-        return meshes.reduce_gradients(jax.tree.map(lambda leaf: leaf[0], own), SPECS)
+        shards = meshes.scatter_gradients(jax.tree.map(lambda x: x[0], own), SPECS)
+        return meshes.sum_gradients(shards, SPECS)
 
     program = jax.shard_map(
         local,
@@ -206,7 +207,7 @@ def test_gather_then_reduce_is_the_gradient():
 
     def local(shards, own):
         grads = jax.grad(loss)(meshes.gather(shards, specs), own)
-        return meshes.reduce_gradients(grads, specs)
+        return meshes.sum_gradients(meshes.scatter_gradients(grads, specs), specs)
 
     program = jax.shard_map(
         local,
