@@ -124,7 +124,7 @@ Tuned with flowgrpo_jax for {checkpoint} iterations of
 {config.resolution or "the model's own"} pixels.
 
 - Rewards: {rewards}
-- Prompts: {_told(config.prompts)} (training), {_told(config.eval.prompts)} (scores)
+- Prompts: {_told(config.prompts)}; scores on {Path(config.eval.prompts).name}
 - Weights: {"EMA" if config.train.ema else "last step"}, {_what(config, transformer)}
 - Sampling in the scores: {config.sample.eval_num_steps} steps, guidance
   {config.eval.guidance_scale:g}
