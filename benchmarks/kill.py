@@ -70,7 +70,7 @@ def main(_):
         done = 0
         while done <= _KILLS.value:
             process = start(killed)
-            for _ in range(chance.randint(1, 6)):
+            for _ in range(chance.randint(2, 14)):
                 wait_for_progress(process, killed)
             time.sleep(chance.uniform(0.0, 0.5))
             if process.poll() is not None:
