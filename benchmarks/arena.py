@@ -4,8 +4,8 @@ Command: python benchmarks/arena.py --recipes=flow_grpo,g2rpo --seeds=42,43,44
 A training pass (forward and backward) counts as three evaluations, every fixed policy
 that a loss asks as one. Iterations of all recipes cost about the same, so prompts per
 iteration differ. What learns is what configs/geneval.py names; the learning rate is
-RATE over the updates of an iteration, so that all may move as far. Runs that docs/arena.json holds are not made again; the table and the curves
-are written anew from it.
+RATE over the updates of an iteration, so that all may move as far. Runs that
+docs/arena.json holds are not made again; the table and the curves are written anew.
 """
 
 import json

@@ -4,9 +4,9 @@
 
 Writes the folder (5 GB for SD3.5-medium with its positional table), reads its bytes
 for comparison, and loads it in a fresh process, all of them from the page cache. The
-bars: peak memory 1.3 times the folder, time 3 times that of reading its bytes, which
-any reader must do into memory of its own; through one small buffer is told too. On a
-machine with other work the seconds of the processor say more than those of the wall.
+bars: peak memory 1.3 times the folder, time 3 times that of reading its bytes through
+one small buffer. Reading them into memory of their own, as a loader must, is told too.
+On a machine with other work the seconds of the processor say more than the wall's.
 """
 
 import subprocess
@@ -140,9 +140,9 @@ def main(argv: list[str]) -> None:
     for number, name in enumerate(("wall", "processor")):
         first, second, seconds = plain[number], passing[number], loading[number]
         print(
-            f"{name}: reading its bytes {first:.2f} s, through a small buffer "
-            f"{second:.2f} s; loading {seconds:.2f} s: {seconds / first:.2f} times the "
-            f"first (bar 3), {seconds / second:.2f} times the second"
+            f"{name}: reading its bytes {second:.2f} s, into memory of their own "
+            f"{first:.2f} s; loading {seconds:.2f} s: {seconds / second:.2f} times the "
+            f"first (bar 3), {seconds / first:.2f} times the second"
         )
     print(f"peak host memory {peak / 1e9:.2f} GB: {peak / size:.2f} (bar 1.3)")
 

@@ -1,9 +1,9 @@
 """Pretraining of the embedded model of words: captioned words, flow matching.
 
 As configs/pretrain.py: right captions teach all letters, then each letter of a picture is
-another than its caption has with a known probability. About 5 CPU-minutes. The weights
-that ship in flowgrpo_jax/words/weights were made by this file and a shorter second run with
-more wrong letters; docs/words.md has both commands and their scores.
+another than its caption has with a known probability. The weights that
+ship in flowgrpo_jax/words/weights were made by this file and a shorter second run with
+more wrong letters; docs/words.md has both commands, their scores and cost.
 Needs: the extra `ocr` for its scores.
 Command: python -m flowgrpo_jax.main --config=configs/pretrain_words.py
 """

@@ -35,10 +35,11 @@ _TABLE = flags.DEFINE_string("table", None, "Write a row of this file too.", FLA
 _TABLE_HEAD = """# Estimates
 
 Every row was written by `python -m flowgrpo_jax.estimate --table=docs/estimates.md` and
-the arguments in it: what the TPU compiler says of rollout and update, compiled ahead of
-time with no TPU present. Bytes are those of one device, GB is 10^9. The floor is the time
-of an iteration at 100% of the chip's dense bf16 rate, by the formulas of `cost.py`.
-Nothing here was run on a TPU.
+the arguments in it. With two numbers under rollout and update: what the TPU compiler says,
+ahead of time, with no TPU present. With "not compiled" there: by the formulas of
+`budget.py`, which are a lower bound (6.9 GB where the compiler says 10.7). Bytes are those
+of one device, GB is 10^9. The floor is the time of an iteration at 100% of the chip's
+dense bf16 rate, by the formulas of `cost.py`. Nothing here was run on a TPU.
 
 | arguments | chips | trained | PFLOP an iteration | floor, s | rollout, GB | update, GB | |
 |---|---|---|---|---|---|---|---|
