@@ -90,3 +90,11 @@ def test_prompts_are_drawn_evenly():
     prompts = [Prompt(text) for text in "abcdefg"]
     assert "".join(p.text for p in compare.thinned(prompts, 3)) == "adg"
     assert compare.thinned(prompts[:2], 16) == prompts[:2]
+
+
+def test_the_summary_of_a_reward():
+    """Oracle: by hand; ties are no gain."""
+    images = np.zeros((1, 4, 1, 1, 3))
+    base = images, {"ocr": np.array([[0.0, 1.0, 2.0, 3.0]])}
+    tuned = images, {"ocr": np.array([[1.0, 2.0, 3.0, 3.0]])}
+    assert compare.summary(base, tuned) == [("ocr", 1.5, 2.25, 0.75)]

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from flowgrpo_jax.errors import UserError
-from flowgrpo_jax.models import tensors
+from flowgrpo_jax.models import safetensors_files, tensors
 from flowgrpo_jax.models.tensors import Rule
 
 DEPTH, FIRST, PATCH = 3, 2, 2
@@ -349,3 +349,12 @@ def test_memory_is_what_lands_and_one_stack(tmp_path):
         tracemalloc.stop()
     landed = sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
     assert landed <= peak <= landed * (1 + 1 / count)
+
+
+@pytest.mark.parametrize("columns", [1, 64, 65, 200])
+def test_a_turned_matrix_is_copied_whole(columns):
+    """Oracle: numpy's own transpose; strips meet and the last one is narrower."""
+    turned = np.arange(3 * columns, dtype=np.float32).reshape(columns, 3).T
+    target = np.full(turned.shape, -1.0, np.float32)
+    safetensors_files.copy(target, turned)
+    np.testing.assert_array_equal(target, turned)
