@@ -1,5 +1,10 @@
-"""Shapes and types of the package are checked while the tests run."""
+"""Shapes and types of the package are checked while the tests run.
 
+`--all` adds the cases that are marked `more`: what another case has shown, on another
+mesh or in another combination, for a minute of compiling each.
+"""
+
+import gc
 import os
 import shutil
 import tempfile
@@ -7,10 +12,31 @@ import tempfile
 import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+# Unrolled loops compute the same up to rounding; without them a program is compiled in
+# two thirds of the time.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_force_host_platform_device_count=8 --xla_backend_extra_options="
+    "xla_cpu_disable_loop_unrolling,xla_cpu_optimize_for_size",
+)
 from jaxtyping import install_import_hook
 
 install_import_hook("flowgrpo_jax", "beartype.beartype")
+
+
+# Programs that live as long as the process are many objects to go through again.
+gc.set_threshold(100_000, 20, 50)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--all", action="store_true", help="cases marked `more` too")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--all"):
+        left_out = [item for item in items if item.get_closest_marker("more")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
 
 
 def pytest_configure(config):

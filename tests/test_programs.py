@@ -152,13 +152,13 @@ def on_mesh(data: int, fsdp: int = 1, plan_name: str = "all"):
 @pytest.mark.parametrize(
     "dtype, lora, guidance, plan_name",
     [
-        # Any two choices of type, what is trained and guidance meet in these four.
         (jnp.float32, False, 2.5, "all"),
-        (jnp.float32, True, 1.0, "all"),
-        (jnp.bfloat16, False, 1.0, "all"),
         (jnp.bfloat16, True, 2.5, "all"),
-        (jnp.float32, False, 2.5, "branch"),
         (jnp.bfloat16, True, 1.0, "g2rpo"),
+        # With these, any two choices of type, what is trained and guidance meet.
+        pytest.param(jnp.float32, True, 1.0, "all", marks=pytest.mark.more),
+        pytest.param(jnp.bfloat16, False, 1.0, "all", marks=pytest.mark.more),
+        pytest.param(jnp.float32, False, 2.5, "branch", marks=pytest.mark.more),
     ],
 )
 def test_first_update_is_on_policy(dtype, lora, guidance, plan_name):
@@ -176,9 +176,12 @@ def test_first_update_is_on_policy(dtype, lora, guidance, plan_name):
 @pytest.mark.parametrize(
     "data, fsdp, plan_name",
     [
-        *((*sizes, "all") for sizes in [(2, 1), (4, 1), (8, 1), (2, 2)]),
-        (2, 1, "branch"),
+        (2, 1, "all"),
+        (2, 2, "all"),
         (8, 1, "g2rpo"),
+        pytest.param(4, 1, "all", marks=pytest.mark.more),
+        pytest.param(8, 1, "all", marks=pytest.mark.more),
+        pytest.param(2, 1, "branch", marks=pytest.mark.more),
     ],
 )
 def test_any_mesh_gives_the_same_samples(data, fsdp, plan_name):
@@ -186,19 +189,6 @@ def test_any_mesh_gives_the_same_samples(data, fsdp, plan_name):
     alone = on_mesh(1, plan_name=plan_name)
     for mine, other in zip(alone, on_mesh(data, fsdp, plan_name), strict=True):
         np.testing.assert_array_equal(mine, other)
-
-
-def test_the_state_keeps_its_sharding():
-    """Oracle: an invariance; a second update finds the shardings of the first."""
-    setup = Setup(mesh_of(2, 2), lora=False, guidance=1.0)
-    state, _ = setup.learn()
-    wanted = meshes.shardings(setup.state_specs, setup.mesh)
-    kept = jax.tree.map(
-        lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), state, wanted
-    )
-    assert all(jax.tree.leaves(kept))
-    moment = jax.tree.leaves(state.optimizer)
-    assert any(not leaf.is_fully_replicated for leaf in moment)
 
 
 def linear_velocity(variables, latents, sigma, shift):

@@ -18,7 +18,12 @@ from flowgrpo_jax.sprites import model as sprites_model
 from flowgrpo_jax.workload import Workload
 
 PROMPTS, TOKENS, WIDTH = 8, 5, 32
-MESHES = [(1, 8), (2, 4), (8, 1)]
+# The one that splits both ways comes first and always.
+MESHES = [
+    (2, 4),
+    pytest.param(1, 8, marks=pytest.mark.more),
+    pytest.param(8, 1, marks=pytest.mark.more),
+]
 
 
 def small_model():
@@ -37,7 +42,7 @@ def small_model():
 
 @functools.cache
 def iteration(data: int, fsdp: int):
-    """(images in the order of prompts, measurements, gradients) of one update."""
+    """(images in the order of prompts, measurements, gradients, state) of one update."""
     config = configs.make(
         prompts_per_iteration=PROMPTS,
         group_size=2,
@@ -72,7 +77,8 @@ def iteration(data: int, fsdp: int):
     placed = meshes.place(entries, programs.SPLIT, mesh)
     state, info = work.update(state, frozen, work.pool(made), placed, key, table, empty)
     # After one step from zero Adam's first moment is a tenth of the gradient.
-    return images, *jax.device_get((info, optax.tree.get(state.optimizer, "mu")))
+    grads = optax.tree.get(state.optimizer, "mu")
+    return images, *jax.device_get((info, grads)), (state, work.state_specs, mesh)
 
 
 @pytest.mark.parametrize("data, fsdp", MESHES)
@@ -88,8 +94,8 @@ def test_loss_and_gradients(data, fsdp):
     Relative to the largest gradient of a parameter; to the sum of |values| of a mean
     of both signs.
     """
-    info, grads = iteration(data, fsdp)[1:]
-    info_alone, grads_alone = iteration(1, 1)[1:]
+    info, grads = iteration(data, fsdp)[1:3]
+    info_alone, grads_alone = iteration(1, 1)[1:3]
     for name in ("policy_loss", "kl_loss", "grad_norm"):
         scale = max(1.0, abs(float(info_alone[name][0])))
         assert abs(info[name] - info_alone[name])[0] <= 1e-6 * scale, name
@@ -99,6 +105,18 @@ def test_loss_and_gradients(data, fsdp):
         assert error <= 1e-6 * most, (jax.tree_util.keystr(path), error, most)
 
     jax.tree_util.tree_map_with_path(close, grads, grads_alone)
+
+
+def test_the_state_keeps_its_sharding():
+    """Oracle: an invariance; a second update finds the shardings of the first."""
+    state, specs, mesh = iteration(2, 4)[3]
+    wanted = meshes.shardings(specs, mesh)
+    kept = jax.tree.map(
+        lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), state, wanted
+    )
+    assert all(jax.tree.leaves(kept))
+    moment = jax.tree.leaves(state.optimizer)
+    assert any(not leaf.is_fully_replicated for leaf in moment)
 
 
 def test_large_matrices_are_in_shards():
