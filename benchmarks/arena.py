@@ -31,6 +31,7 @@ _RECIPES = flags.DEFINE_list("recipes", ROWS, "Rows that take part.")
 _SEEDS = flags.DEFINE_list("seeds", ["42", "43", "44"], "One run each.")
 _BUDGET = flags.DEFINE_integer("budget", 75_000, "Network evaluations of a run.")
 _ITERATION = flags.DEFINE_integer("iteration", 3_000, "And of one iteration, about.")
+_VALUES = flags.DEFINE_string("values", "{}", "JSON: what every run gets beside.")
 _RESULTS = flags.DEFINE_string("results", "docs/arena.json", "Where runs are kept.")
 
 ACCURACY, DIVERSITY = "eval_overall_accuracy", "eval_diversity"
@@ -56,7 +57,8 @@ def config_of(recipe: str, seed: int, prompts: int = 2, iterations: int = 1):
             "train.learning_rate": RATE / updates,
             "train.adam_eps": 1e-10,
             "train.weight_decay": 0.0,
-        },
+        }
+        | json.loads(_VALUES.value),
         seed=seed,
         num_iterations=iterations,
         prompts_per_iteration=prompts,
