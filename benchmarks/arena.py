@@ -57,8 +57,8 @@ def config_of(recipe: str, seed: int, prompts: int = 2, iterations: int = 1):
             "train.learning_rate": RATE / updates,
             "train.adam_eps": 1e-10,
             "train.weight_decay": 0.0,
-        }
-        | json.loads(_VALUES.value),
+        },
+        by_recipe={recipe: json.loads(_VALUES.value)},
         seed=seed,
         num_iterations=iterations,
         prompts_per_iteration=prompts,
