@@ -1,7 +1,7 @@
 """Shapes and types of the package are checked while the tests run.
 
-`--all` adds the cases that are marked `more`: what another case has shown, on another
-mesh or in another combination, for a minute of compiling each.
+`--all` adds the cases that are marked `more`: one more mesh or combination of what
+another case shows, for a minute or more of compiling each.
 """
 
 import gc
