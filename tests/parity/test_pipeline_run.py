@@ -86,8 +86,8 @@ def test_reward_rises(pipeline, prompts, tmp_path):  # noqa: F811
 def test_a_killed_run_goes_on(pipeline, prompts, tmp_path, monkeypatch):  # noqa: F811
     """Oracle: an invariance; a killed run of LoRA goes on as if nothing was.
 
-    The ratio of the first update is 1 to 1e-4 here: in bf16 a sample in a few hundred is
-    rounded otherwise (docs/sd3.md).
+    The ratio of the first update is 1 to 1e-4 here: in bf16 a rare sample is rounded
+    otherwise (docs/sd3.md).
     """
     config = config_of(
         pipeline[1], prompts, train__use_lora=True, train__learning_rate=1e-2
