@@ -179,11 +179,15 @@ def read(
                 "this the folder that the configuration describes?"
             )
     targets = traverse_util.flatten_dict(like, sep="/")
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(_threads()) as pool:
         flat = {
             key: _place(leaf, targets[key], found, pool) for key, leaf in leaves.items()
         }
     return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def _threads() -> int:
+    return len(os.sched_getaffinity(0))
 
 
 def _place(
@@ -233,11 +237,18 @@ def _part(
                 part = target[..., low - start : high - start]
                 copies.append((part, name, (*inner[:-1], cut)))
 
-    def copy(target, name, index):
-        piece = leaf.ours(found[name].map())[index]
-        files.copy(target, np.asarray(piece))  # a scalar is no array to numpy
+    def copy(target, name, index, rows):
+        piece = np.asarray(leaf.ours(found[name].map())[index])  # scalars are no arrays
+        files.copy(target[rows], piece[rows])
 
-    list(pool.map(lambda arguments: copy(*arguments), copies))
+    # A tensor that is alone is shared out among the threads by its rows.
+    shares = [...]
+    if len(copies) == 1 and copies[0][0].ndim:
+        length = len(copies[0][0])
+        step = math.ceil(length / _threads())
+        shares = [slice(start, start + step) for start in range(0, length, step)]
+    work = [(*arguments, rows) for arguments in copies for rows in shares]
+    list(pool.map(lambda arguments: copy(*arguments), work))
     return out
 
 

@@ -330,8 +330,8 @@ def test_each_part_is_read_once(file, monkeypatch):
 
 
 def test_memory_is_what_lands_and_one_stack(tmp_path):
-    """Oracle: the allocations that numpy makes while 16 MB become 8."""
-    depth, width, count = 4, 256, 16
+    """Oracle: the allocations that numpy makes while 67 MB become 34."""
+    depth, width, count = 4, 512, 16
     given = {
         f"{name}.{layer}.weight": np.zeros((width, width), np.float32)
         for name in range(count)
@@ -351,10 +351,22 @@ def test_memory_is_what_lands_and_one_stack(tmp_path):
     assert landed <= peak <= landed * (1 + 1 / count)
 
 
-@pytest.mark.parametrize("columns", [1, 64, 65, 200])
-def test_a_turned_matrix_is_copied_whole(columns):
-    """Oracle: numpy's own transpose; strips meet and the last one is narrower."""
-    turned = np.arange(3 * columns, dtype=np.float32).reshape(columns, 3).T
+@pytest.mark.parametrize("stack", [(), (1,)])
+def test_a_tensor_alone_is_read_whole(tmp_path, stack):
+    """Oracle: what was saved, turned; the threads' shares of its rows differ."""
+    given = np.arange(35, dtype=np.float32).reshape(5, 7)
+    name = "w.0.weight" if stack else "w.weight"
+    save_file({name: given}, tmp_path / "w.safetensors")
+    rule = Rule("w", "w.{layer}.weight" if stack else name, "dense")
+    wanted = {"w": jax.ShapeDtypeStruct((*stack, 7, 5), jnp.float32)}
+    tree = tensors.read(tmp_path / "w.safetensors", (rule,), wanted)
+    np.testing.assert_array_equal(tree["w"].reshape(7, 5), given.T)
+
+
+@pytest.mark.parametrize("rows, columns", [(1, 1), (3, 512), (256, 513), (600, 1100)])
+def test_a_turned_matrix_is_copied_whole(rows, columns):
+    """Oracle: numpy's own transpose; tiles meet and the last ones are smaller."""
+    turned = np.arange(rows * columns, dtype=np.float32).reshape(columns, rows).T
     target = np.full(turned.shape, -1.0, np.float32)
     safetensors_files.copy(target, turned)
     np.testing.assert_array_equal(target, turned)
