@@ -105,7 +105,11 @@ def model_card(
     from flowgrpo_jax import evaluation
     from flowgrpo_jax.runtime.metrics import read_metrics
 
-    base = hub_id(config.model)
+    base, named = hub_id(config.model), ""
+    if Path(base).is_dir():  # a path says nothing elsewhere, and is not for everybody
+        base = Path(base).name
+    else:
+        named = f"base_model: {base}\n"
     rewards = ", ".join(
         f"{name} ({weight:g})" for name, weight in config.reward.items()
     )
@@ -113,8 +117,7 @@ def model_card(
     table = evaluation.table(scores[0], scores[-1]) if scores else "none measured"
     shown = "\n\n".join(f"![{path.stem}]({path.name})" for path in grids)
     return f"""---
-base_model: {base}
-library_name: diffusers
+{named}library_name: diffusers
 tags: [text-to-image, reinforcement-learning, flow-grpo]
 ---
 # {workdir.name}: {config.recipe} on {base}

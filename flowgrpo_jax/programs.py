@@ -20,6 +20,7 @@ from flowgrpo_jax.rl import losses
 from flowgrpo_jax.rl import update as rl_update
 from flowgrpo_jax.rl.update import Entries
 from flowgrpo_jax.runtime import mesh as meshes
+from flowgrpo_jax.runtime import platform
 
 WHOLE = PartitionSpec()
 # [pack, ...]: packs are split over all devices.
@@ -72,7 +73,8 @@ def make_rollout(
             in_specs=(variable_specs, WHOLE, PACKS, WHOLE, WHOLE),
             out_specs=PACKS,
             check_vma=False,
-        )
+        ),
+        compiler_options=platform.one_library(mesh, dtype),
     )
 
 
@@ -245,7 +247,12 @@ def make_update(
 
     # Said, not left to the compiler: the state goes in as it came out.
     out = (meshes.shardings(state_specs, mesh), NamedSharding(mesh, WHOLE))
-    return jax.jit(program, donate_argnums=0, out_shardings=out)
+    return jax.jit(
+        program,
+        donate_argnums=0,
+        out_shardings=out,
+        compiler_options=platform.one_library(mesh, dtype),
+    )
 
 
 def make_scene_encoder(

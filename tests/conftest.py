@@ -17,9 +17,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_force_host_platform_device_count=8 --xla_backend_extra_options="
-    "xla_cpu_disable_loop_unrolling,xla_cpu_optimize_for_size "
-    # As the commands have it (runtime/platform.py).
-    "--xla_cpu_experimental_ynn_fusion_type=",
+    "xla_cpu_disable_loop_unrolling,xla_cpu_optimize_for_size",
 )
 from jaxtyping import install_import_hook
 

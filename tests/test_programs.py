@@ -72,7 +72,11 @@ class Setup:
         self.frozen = meshes.place(frozen, self.specs[1], mesh)
         sampler = assemble.make_sampler(config, self.model)
         self.rollout = programs.make_rollout(
-            mesh, self.specs[1] | self.specs[0], sampler, self.model.latent_shape
+            mesh,
+            self.specs[1] | self.specs[0],
+            sampler,
+            self.model.latent_shape,
+            dtype,
         )
         self.optimizer = rl_update.make_optimizer(
             1e-3, max_grad_norm=1.0, weight_decay=0.0, eps=1e-10
@@ -90,6 +94,7 @@ class Setup:
             programs.fetch_transitions,
             self.optimizer,
             rl_update.Ema(0.9, 8),
+            dtype=dtype,
         )
         planner = Planner(config, mesh.size)
         self.jobs = planner.jobs(0)

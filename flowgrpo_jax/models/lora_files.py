@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from flax import traverse_util
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.models import tensors
@@ -115,7 +115,7 @@ def write_diffusers(folder: str | Path, adapter: Adapter) -> Path:
     }
     header = {"format": "pt", _METADATA: json.dumps(metadata, sort_keys=True)}
     path = Path(folder) / DIFFUSERS_FILE
-    save_file(_prefixed(adapter.weights, _DIFFUSERS_PREFIX), path, header)
+    path.write_bytes(save(_prefixed(adapter.weights, _DIFFUSERS_PREFIX), header))
     return path
 
 
@@ -124,7 +124,7 @@ def write_peft(folder: str | Path, adapter: Adapter, base: str) -> Path:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     weights = _prefixed(adapter.weights, _PEFT_PREFIX)
-    save_file(weights, folder / PEFT_FILE, {"format": "pt"})
+    (folder / PEFT_FILE).write_bytes(save(weights, {"format": "pt"}))
     config = {
         "peft_type": "LORA",
         "base_model_name_or_path": base,

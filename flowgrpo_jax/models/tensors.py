@@ -242,7 +242,7 @@ def _part(
         files.copy(target[rows], piece[rows])
 
     # A tensor that is alone is shared out among the threads by its rows.
-    shares = [...]
+    shares: list[Any] = [...]
     if len(copies) == 1 and copies[0][0].ndim:
         length = len(copies[0][0])
         step = math.ceil(length / _threads())

@@ -5,9 +5,9 @@ import os
 from pathlib import Path
 
 import numpy as np
+import safetensors.numpy
 from flax import traverse_util
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from flowgrpo_jax.errors import UserError
 
@@ -23,8 +23,10 @@ def save(path: str | Path, variables: dict, metadata: dict, dtype=np.float16) ->
     arrays = {name: np.asarray(value, dtype, order="C") for name, value in flat.items()}
     partial = Path(path).with_suffix(".partial")
     try:
-        save_file(arrays, partial, metadata={"json": json.dumps(metadata)})
-    except (OSError, SafetensorError) as error:
+        header = {"json": json.dumps(metadata)}
+        # Not `save_file`: only its owner may read what that leaves.
+        partial.write_bytes(safetensors.numpy.save(arrays, header))
+    except OSError as error:
         partial.unlink(missing_ok=True)
         raise UserError(
             f"weights: {path}: cannot be written ({error}): free some space or make "

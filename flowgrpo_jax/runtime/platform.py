@@ -4,30 +4,43 @@ import os
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
 
-# Flags that XLA does not know end the process: this one is there in jax 0.10 and 0.11.
-EIGEN_ONLY = "--xla_cpu_experimental_ynn_fusion_type="
+from flowgrpo_jax.runtime import mesh as meshes
 
 
 def configure(cache_dir: str | Path | None = None) -> None:
     """One CPU device per core, and a cache of compiled programs across runs.
 
     On CPUs the network's matrices are too small to split over threads; one device per
-    core, each looping over microbatches of its own, uses the cores fully. And every
-    matrix product is Eigen's: XLA would give some to YNNPACK, but not the same ones in
-    two programs (of a LoRA's products those of the rollout, not those of the update),
-    and where the two round differently a first ratio is not exactly 1. Flags that the
-    user has set stay; on GPU and TPU the CPU flags have no effect.
+    core, each looping over microbatches of its own, uses the cores fully. Flags that
+    the user has set stay; on GPU and TPU the CPU flags have no effect.
     """
     flags = os.environ.get("XLA_FLAGS", "")
-    if "xla_cpu_experimental_ynn_fusion_type" not in flags:
-        flags += f" {EIGEN_ONLY}"
     if "xla_force_host_platform_device_count" not in flags:
         cores = len(os.sched_getaffinity(0))
         flags += f" --xla_force_host_platform_device_count={cores}"
         if cores > 1 and "xla_cpu_multi_thread_eigen" not in flags:
             flags += " --xla_cpu_multi_thread_eigen=false"
-    os.environ["XLA_FLAGS"] = flags.strip()
+        os.environ["XLA_FLAGS"] = flags.strip()
     cache = Path(cache_dir or Path.home() / ".cache" / "flowgrpo_jax" / "xla")
     jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+
+
+def one_library(
+    mesh: meshes.AnyMesh, dtype: DTypeLike | None
+) -> dict[str, str | bool] | None:
+    """Compiler options with which all programs round a bf16 matrix product alike.
+
+    On CPUs XLA gives some products to YNNPACK and others to Eigen, and not the same
+    ones in two programs: of a LoRA's products those of the rollout, not those of the
+    update. They add up in another order, and where that moves a bf16 digit the first
+    ratio is not exactly 1. In fp32 it has always been 1.
+    """
+    on_cpu = isinstance(mesh, Mesh) and mesh.devices.flat[0].platform == "cpu"
+    if not on_cpu or dtype is None or jnp.dtype(dtype) != jnp.bfloat16:
+        return None
+    return {"xla_cpu_experimental_ynn_fusion_type": ""}  # none; in jax 0.10 and 0.11

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.models import lora_files, mmdit_config
@@ -85,8 +86,19 @@ def test_alpha_stands_in_the_header(tmp_path):
     assert told["transformer.r"] == RANK and told["transformer.lora_alpha"] == ALPHA
     assert told["transformer.target_modules"] == adapter.modules
     assert all(name.startswith("transformer.") for name in weights)
-    lora_files.save_file(weights, path, {"format": "pt"})
+    save_file(weights, path, {"format": "pt"})
     assert lora_files.read(path).alpha == RANK
+
+
+def test_who_may_read_a_file_may_read_these(tmp_path):
+    """Oracle: the mode of a file that Python opens."""
+    adapter = lora_files.from_variables(lora(), TABLE, ALPHA)
+    path = lora_files.write_diffusers(tmp_path, adapter)
+    folder = lora_files.write_peft(tmp_path / "peft", adapter, "base")
+    (tmp_path / "plain").touch()
+    wanted = (tmp_path / "plain").stat().st_mode
+    assert path.stat().st_mode == wanted
+    assert (folder / lora_files.PEFT_FILE).stat().st_mode == wanted
 
 
 def test_what_does_not_fit_is_named(tmp_path):

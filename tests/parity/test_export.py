@@ -10,6 +10,7 @@ import torch
 from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from flowgrpo_jax import export, restore, sample
 from flowgrpo_jax.models import lora_files, sd3
@@ -86,7 +87,7 @@ def test_lora_in_diffusers(pipeline, tuned, ours, tmp_path, fold_alpha):  # noqa
 def strip_metadata(path):
     with safe_open(path, framework="np") as file:
         weights = {name: file.get_tensor(name) for name in file.keys()}
-    lora_files.save_file(weights, path, {"format": "pt"})
+    save_file(weights, path, {"format": "pt"})
 
 
 def test_lora_in_peft(pipeline, tuned, ours, tmp_path):  # noqa: F811
@@ -115,6 +116,11 @@ def test_model_card(tuned):
     for told in ("jpeg_compressibility (1)", "for 2 iterations", "alpha 64", "EMA"):
         assert told in card
     assert "eval_reward_jpeg_compressibility" in card
+    assert config.model not in card and "base_model:" not in card
+    config = config.copy_and_resolve_references()
+    config.model = "sd3.5-medium"
+    card = export.model_card(config, workdir, restored.checkpoint, False)
+    assert "base_model: stabilityai/stable-diffusion-3.5-medium\n" in card
 
 
 # Other layers of a PEFT adapter, and the pattern that names them here.

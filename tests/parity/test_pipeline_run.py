@@ -67,7 +67,7 @@ def killed(self, state, iteration):
 @pytest.mark.parametrize(
     "values",
     [
-        {"train__use_lora": False, "train__learning_rate": 3e-3},
+        {"train__use_lora": False, "train__learning_rate": 1e-2},
         {"train__use_lora": True, "train__learning_rate": 1e-1},
     ],
     ids=["full", "lora"],

@@ -1,51 +1,30 @@
-"""What is said to XLA, and that the user has the last word."""
-
-import os
+"""Which library multiplies matrices on a CPU."""
 
 import jax
-import pytest
+import jax.numpy as jnp
 
+from flowgrpo_jax.runtime import mesh as meshes
 from flowgrpo_jax.runtime import platform
 
 
-@pytest.fixture
-def configured(monkeypatch, tmp_path):
-    """XLA_FLAGS after `configure`, given those before."""
-    monkeypatch.setattr(jax.config, "update", lambda *_: None)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2})
-
-    def flags(before):
-        monkeypatch.setenv("XLA_FLAGS", before)
-        platform.configure(tmp_path)
-        return os.environ["XLA_FLAGS"].split()
-
-    return flags
+def compiled(options):
+    """The program of a matrix product in bf16."""
+    x, kernel = jnp.ones((64, 32), jnp.bfloat16), jnp.ones((32, 96), jnp.bfloat16)
+    product = jax.jit(lambda x, kernel: x @ kernel, compiler_options=options)
+    return product.lower(x, kernel).compile().as_text()
 
 
-def test_one_device_per_core_and_one_library(configured):
-    """Oracle: the flags by hand."""
-    assert configured("") == [
-        "--xla_cpu_experimental_ynn_fusion_type=",
-        "--xla_force_host_platform_device_count=3",
-        "--xla_cpu_multi_thread_eigen=false",
-    ]
+def test_no_product_of_bf16_goes_to_another_library():
+    """Oracle: the compiled program, beside the one of XLA's own choice."""
+    options = platform.one_library(meshes.make_mesh({"data": 1}), jnp.bfloat16)
+    assert "__ynn_fusion" in compiled(None)
+    assert "__ynn_fusion" not in compiled(options)
 
 
-@pytest.mark.parametrize(
-    "given",
-    [
-        "--xla_force_host_platform_device_count=8",
-        "--xla_cpu_multi_thread_eigen=true",
-        "--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_DOT",
-    ],
-)
-def test_flags_of_the_user_stay(configured, given):
-    """Oracle: what was given, once."""
-    name = given.partition("=")[0]
-    assert [flag for flag in configured(given) if flag.startswith(name)] == [given]
-
-
-def test_asked_twice_nothing_is_added(configured):
-    """Oracle: an invariance."""
-    once = configured("")
-    assert configured(" ".join(once)) == once
+def test_other_programs_are_compiled_as_ever():
+    """Oracle: the contract; nothing is said of fp32, nor where there are no CPUs."""
+    mesh = meshes.make_mesh({"data": 1})
+    assert platform.one_library(mesh, jnp.float32) is None
+    assert platform.one_library(mesh, None) is None
+    abstract = meshes.make_abstract_mesh({"data": 8}, 8)
+    assert platform.one_library(abstract, jnp.bfloat16) is None
