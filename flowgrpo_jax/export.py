@@ -1,7 +1,7 @@
 """The result of a run as diffusers and PEFT read it, with a model card.
 
-python -m flowgrpo_jax.export --workdir=DIR --out=OUT                 LoRA files
-python -m flowgrpo_jax.export --workdir=DIR --out=OUT --transformer   the whole network
+python -m flowgrpo_jax.export --workdir=DIR --output=OUT                 LoRA files
+python -m flowgrpo_jax.export --workdir=DIR --output=OUT --transformer   the whole network
 
 LoRA: OUT/pytorch_lora_weights.safetensors for pipeline.load_lora_weights(OUT), and the
 PEFT folder OUT/peft. A transformer, any LoRA folded in, goes to OUT/transformer.
@@ -23,7 +23,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "The run.", FLAGS)
 _CHECKPOINT = flags.DEFINE_integer(
     "checkpoint", None, "Iterations done; default the newest.", flag_values=FLAGS
 )
-_OUT = flags.DEFINE_string("out", "export", "Folder of the files.", FLAGS)
+_OUTPUT = flags.DEFINE_string("output", "export", "Folder of the files.", FLAGS)
 _TRANSFORMER = flags.DEFINE_bool(
     "transformer", False, "The whole transformer, not the LoRA.", FLAGS
 )
@@ -48,7 +48,7 @@ def main() -> None:
             f"model: {config.model}: the embedded model is no diffusers model: its "
             f"result is {workdir}/weights.safetensors"
         )
-    out = commands.writable_folder(Path(_OUT.value), "--out")
+    out = commands.writable_folder(Path(_OUTPUT.value), "--output")
     restored = restore.tuned(config, workdir, _CHECKPOINT.value)
     transformer = _TRANSFORMER.value or not config.train.use_lora
     written = export(config, restored, out, transformer, _FOLD_ALPHA.value)
