@@ -245,7 +245,7 @@ def _part(
     shares: list[Any] = [...]
     if len(copies) == 1 and copies[0][0].ndim:
         length = len(copies[0][0])
-        step = math.ceil(length / _threads())
+        step = max(1, math.ceil(length / _threads()))
         shares = [slice(start, start + step) for start in range(0, length, step)]
     work = [(*arguments, rows) for arguments in copies for rows in shares]
     list(pool.map(lambda arguments: copy(*arguments), work))

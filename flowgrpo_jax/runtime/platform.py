@@ -33,12 +33,12 @@ def configure(cache_dir: str | Path | None = None) -> None:
 def one_library(
     mesh: meshes.AnyMesh, dtype: DTypeLike | None
 ) -> dict[str, str | bool] | None:
-    """Compiler options with which all programs round a bf16 matrix product alike.
+    """Compiler options with which rollout and update round a bf16 product alike.
 
-    On CPUs XLA gives some products to YNNPACK and others to Eigen, and not the same
-    ones in two programs: of a LoRA's products those of the rollout, not those of the
-    update. They add up in another order, and where that moves a bf16 digit the first
-    ratio is not exactly 1. In fp32 it has always been 1.
+    On CPUs XLA gives some matrix products to YNNPACK and others to Eigen, and not the
+    same ones in both programs: it took some of a LoRA's out of the rollout and none out
+    of the update. They add up in another order, and where that moves a bf16 digit the
+    first ratio is not exactly 1. In fp32 it has always been 1.
     """
     on_cpu = isinstance(mesh, Mesh) and mesh.devices.flat[0].platform == "cpu"
     if not on_cpu or dtype is None or jnp.dtype(dtype) != jnp.bfloat16:
