@@ -177,7 +177,7 @@ def base() -> ml_collections.ConfigDict:
                     "lora_path": "",  # begin with this LoRA file or PEFT folder
                     "ema": True,  # evaluate and export the EMA
                     "ema_decay": 0.9,
-                    "ema_every": 8,  # optimizer steps
+                    "ema_every": 8,  # optimizer steps; until the first of these, every one
                     "trains_text": False,
                     "caption_noise": c(),  # pretraining: task -> share of wrong captions
                     "clean_iterations": 0,  # before caption_noise begins

@@ -37,7 +37,11 @@ class TrainState:
 
 
 class Ema(NamedTuple):
-    """Flow-GRPO's EMA: every `every` updates by min((1 + k) / (10 + k), decay)."""
+    """Flow-GRPO's EMA: every `every` updates by min((1 + k) / (10 + k), decay).
+
+    Before the first of these it moves at every update, by the same formula: the average
+    of a run of a few updates would else be the model that it began with.
+    """
 
     decay: float
     every: int
@@ -46,7 +50,8 @@ class Ema(NamedTuple):
         """How much of the average stays after so many updates."""
         k = updates.astype(jnp.float32) - 1
         decay = jnp.minimum((1 + k) / (10 + k), self.decay)
-        return jnp.where(updates % self.every == 0, decay, 1.0)
+        moves = (updates < self.every) | (updates % self.every == 0)
+        return jnp.where(moves, decay, 1.0)
 
 
 class Behaviour(NamedTuple):

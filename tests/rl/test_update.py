@@ -83,13 +83,33 @@ def test_a_chunk_without_weight_changes_nothing():
 
 
 def test_ema_follows_the_official_schedule():
-    """Oracle: flow_grpo.md 2.8, decay .470588 at k = 7, only every 8th update."""
-    ones = jnp.ones((8, 1, 1))
-    state, _ = run(ones, ones, rl_update.Ema(0.9, 8))
-    reached = 1 - (1 - 2 * RATE) ** 8
-    np.testing.assert_allclose(state.ema["w"], (1 - 0.470588) * reached, rtol=1e-5)
-    state, _ = run(ones[:7], ones[:7], rl_update.Ema(0.9, 8))
-    assert state.ema["w"] == 0
+    """Oracle: flow_grpo.md 2.8: k = 7, 15, 23 ... 87, nothing in between."""
+    ema = rl_update.Ema(0.9, 8)
+    kept = np.asarray(ema.keep(jnp.arange(8, 89)))
+    np.testing.assert_allclose(
+        kept[::8],
+        [0.470588, 0.64, 0.727273, 0.780488, 0.816327, 0.842105]
+        + [0.861538, 0.876712, 0.888889, 0.898876, 0.9],
+        rtol=1e-5,
+    )
+    between = np.arange(8, 89) % 8 != 0
+    assert (kept[between] == 1).all()
+
+
+def test_a_young_ema_moves_at_every_update():
+    """Oracle: the formula by hand, (1 + k) / (10 + k) for k = 0, 1, and closed form.
+
+    A run of one update would else export, score and compare its base model.
+    """
+    ema = rl_update.Ema(0.9, 8)
+    np.testing.assert_allclose(ema.keep(jnp.arange(1, 3)), [1 / 10, 2 / 11], rtol=1e-6)
+    ones = jnp.ones((2, 1, 1))
+    state, _ = run(ones[:1], ones[:1], ema)
+    np.testing.assert_allclose(state.ema["w"], 0.9 * 2 * RATE, rtol=1e-6)
+    state, _ = run(ones, ones, ema)
+    first, second = 2 * RATE, 1 - (1 - 2 * RATE) ** 2
+    expected = 2 / 11 * 0.9 * first + 9 / 11 * second
+    np.testing.assert_allclose(state.ema["w"], expected, rtol=1e-6)
 
 
 def test_behaviour_policies_follow_the_learner():
