@@ -1,6 +1,7 @@
 """Prompts from files, and the stateless batches that a run walks through."""
 
 import functools
+import hashlib
 import itertools
 import json
 from collections.abc import Mapping, Sequence
@@ -42,6 +43,19 @@ def load_prompts(path: str | Path) -> list[Prompt]:
     if not prompts:
         raise UserError(f"prompts: {path}: the file is empty: give one prompt a line")
     return prompts
+
+
+def digest(prompts: Sequence[Prompt]) -> str:
+    """SHA-256, in hex, of what these prompts say, in order: texts and metadata.
+
+    Two lists with the same digest give the same run; where they were read from, and the
+    order of the keys of a record, do not matter.
+    """
+    whole = hashlib.sha256()
+    for prompt in prompts:
+        told = [prompt.text, dict(prompt.metadata)]
+        whole.update(json.dumps(told, sort_keys=True).encode() + b"\n")
+    return whole.hexdigest()
 
 
 def batch(

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from flowgrpo_jax.data.prompts import Prompt, batch, load_prompts
+from flowgrpo_jax.data.prompts import Prompt, batch, digest, load_prompts
 from flowgrpo_jax.errors import UserError
 
 
@@ -62,6 +62,29 @@ def test_missing_and_undecodable_files(tmp_path):
     (tmp_path / "bad.txt").write_bytes(b"\xff\xfe\xfa")
     with pytest.raises(UserError, match="must be UTF-8"):
         load_prompts(tmp_path / "bad.txt")
+
+
+def test_a_digest_is_of_what_the_prompts_say(tmp_path):
+    """Oracle: the edits themselves; a line that JSON writes otherwise says the same."""
+    path = tmp_path / "train.jsonl"
+    lines = ['{"prompt": "two cows", "tag": "counting", "n": 2}', '{"prompt": "x"}']
+
+    def of(*lines):
+        path.write_text("\n".join(lines))
+        return digest(load_prompts(path))
+
+    same = ['{"tag":"counting", "n": 2, "prompt":"two c\\u006fws"}', lines[1], ""]
+    assert of(*lines) == of(*same)
+    edits = [
+        lines[::-1],
+        lines[:1],
+        [*lines, lines[1]],
+        [lines[0].replace("cows", "cow"), lines[1]],
+        [lines[0].replace("2", "3"), lines[1]],
+        [lines[0].replace("2", '"2"'), lines[1]],
+        [lines[0], '{"prompt": "x", "tag": ""}'],
+    ]
+    assert len({of(*lines), *(of(*edit) for edit in edits)}) == 1 + len(edits)
 
 
 def test_an_epoch_shows_every_prompt_once():
