@@ -100,7 +100,9 @@ class Progress:
 class GracefulStop:
     """SIGTERM and SIGINT (Ctrl-C) set `requested`; the loop stops where it can.
 
-    A second signal acts as if nothing had been installed: it ends the process.
+    A second signal acts as if nothing had been installed: it ends the process. So does
+    the first one in a forked child, such as a worker of a reward's multiprocessing.Pool,
+    which is ended by SIGTERM.
     """
 
     _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -112,9 +114,15 @@ class GracefulStop:
     def __enter__(self) -> "GracefulStop":
         for number in self._SIGNALS:
             self._before[number] = signal.signal(number, self._on_signal)
+        _installed.append(self)
         return self
 
     def __exit__(self, *_: object) -> None:
+        _installed.remove(self)
+        self.put_back()
+
+    def put_back(self) -> None:
+        """Install the handlers of before."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -125,6 +133,18 @@ class GracefulStop:
         name = signal.Signals(number).name
         # not print: the signal may have come in the middle of one
         os.write(2, f"\n{name}: stopping after this iteration (again: now)\n".encode())
+
+
+_installed: list[GracefulStop] = []
+
+
+def _put_back_in_child() -> None:
+    """A child that was forked inherits handlers that only take note of a signal."""
+    while _installed:
+        _installed.pop().put_back()
+
+
+os.register_at_fork(after_in_child=_put_back_in_child)
 
 
 def _duration(seconds: float) -> str:

@@ -124,3 +124,35 @@ def test_handlers_are_put_back():
         time.sleep(0.01)
         assert stop.requested
     assert before == [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+
+
+FORK = """
+import os, signal, threading, time
+from flowgrpo_jax.runtime.progress import GracefulStop
+def fork():
+    child = os.fork()
+    if child == 0:
+        while signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            time.sleep(0.01)
+        os._exit(1)
+    time.sleep(0.1)
+    os.kill(child, signal.SIGTERM)
+    print(os.waitpid(child, 0)[1])
+with GracefulStop() as stop:
+    fork()
+    thread = threading.Thread(target=fork)
+    thread.start()
+    thread.join()
+    assert not stop.requested
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.01)
+    assert stop.requested
+"""
+
+
+def test_a_signal_ends_a_forked_child_of_any_thread():
+    """Oracle: the kernel's default action; the parent's own handler stays."""
+    done = subprocess.run(
+        [sys.executable, "-c", FORK], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (0, "15\n15\n"), done.stderr
