@@ -19,7 +19,11 @@ TERA = 1e12
 
 
 class Chip(NamedTuple):
-    """Published figures: dense bf16 operations per second, bytes of memory."""
+    """Published figures of a device: dense bf16 operations per second, bytes.
+
+    Of TPUs by docs.cloud.google.com/tpu/docs/{v5e,v5p,v6e,tpu7x}: a TPU7x chip (2,307
+    TFLOP/s, 192 GiB) is two devices, of the other kinds it is one.
+    """
 
     rate: float
     memory: float
@@ -30,6 +34,7 @@ CHIPS = {
     "v5e": Chip(197 * TERA, 16 * GB, 128),
     "v5p": Chip(459 * TERA, 95 * GB, 128),
     "v6e": Chip(918 * TERA, 32 * GB, 256),
+    "tpu7x": Chip(2307 / 2 * TERA, 96 * GB, 256),
     "H100": Chip(989 * TERA, 80 * GB),
     "H200": Chip(989 * TERA, 141 * GB),
 }
@@ -41,6 +46,7 @@ _KINDS = {
     "TPU v5p": "v5p",
     "TPU v6 lite": "v6e",
     "TPU v6e": "v6e",
+    "TPU7x": "tpu7x",
 }
 # What a block keeps for its backward pass, in arrays of [token, width], by the remat
 # policies of models/mmdit_config.py: its input, and of matmuls what the policy names.

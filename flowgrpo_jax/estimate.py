@@ -28,7 +28,10 @@ _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The run: FILE.py or FILE.py:model=NAME,recipe=NAME.", FLAGS
 )
 _TOPOLOGY = flags.DEFINE_string(
-    "topology", None, "Chips: v5e:2x4, v5p:2x2x2, v6e:4x4, H100:8, ...", FLAGS
+    "topology",
+    None,
+    "Chips: v5e:1x1, v5e:2x4, v5p:2x2x2, v6e:4x4, tpu7x:2x2x1, H100:8, ...",
+    FLAGS,
 )
 _TABLE = flags.DEFINE_string("table", None, "Write a row of this file too.", FLAGS)
 
@@ -38,8 +41,9 @@ Every row was written by `python -m flowgrpo_jax.estimate --table=docs/estimates
 the arguments in it. With two numbers under rollout and update: what the TPU compiler says,
 ahead of time, with no TPU present. With "not compiled" there: by the formulas of
 `budget.py`, which are a lower bound (6.9 GB where the compiler says 10.7). Bytes are those
-of one device, GB is 10^9. The floor is the time of an iteration at 100% of the chip's
-dense bf16 rate, by the formulas of `cost.py`. Nothing here was run on a TPU.
+of one device, GB is 10^9; a chip of tpu7x is two devices, and devices are counted. The
+floor is the time of an iteration at 100% of the device's dense bf16 rate, by the formulas
+of `cost.py`. Nothing here was run on a TPU.
 
 | arguments | chips | trained | PFLOP an iteration | floor, s | rollout, GB | update, GB | |
 |---|---|---|---|---|---|---|---|
@@ -68,14 +72,18 @@ def main() -> None:
     if why_not:
         print(f"compiled        no: {why_not}")
         needed = {"formula": float(sum(made.bytes.values()))}
+        answer = verdict(config, mesh, needed, memory)
     else:
         needed = {}
-        for name, size, taken in compile_programs(work):
-            needed[name] = size
-            size_text = budget.gigabytes(size)
-            print(f"compiled        {name}: {size_text} ({taken:.0f} s)", flush=True)
-            finish(needed, "")  # the next one may take long
-    answer = verdict(config, mesh, needed, memory)
+        try:
+            for name, size, taken in compile_programs(work):
+                needed[name] = size
+                told = f"{budget.gigabytes(size)} ({taken:.0f} s)"
+                print(f"compiled        {name}: {told}", flush=True)
+                finish(needed, "")  # the next one may take long
+            answer = verdict(config, mesh, needed, memory)
+        except topology.DoesNotFit as refusal:
+            answer = f"does not fit: {refusal}: {remedy(config, mesh)}"
     print(answer)
     finish(needed, answer)
 

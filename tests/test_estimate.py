@@ -1,5 +1,7 @@
 """The plan of a run before it starts: formulas, chips that are not here, the table."""
 
+import importlib.util
+import signal
 import sys
 from pathlib import Path
 
@@ -95,6 +97,7 @@ def test_embedded_model_and_pretraining_have_a_plan():
         ("TPU v5 lite", "v5e"),
         ("TPU v5", "v5p"),
         ("TPU v6 lite", "v6e"),
+        ("TPU7x", "tpu7x"),
         ("NVIDIA H100 80GB HBM3", "H100"),
         ("NVIDIA A100-SXM4-80GB", None),
         ("cpu", None),
@@ -109,9 +112,42 @@ def test_topologies():
     """Oracle: by hand."""
     assert topology.parse("v5e:2x4", cost.CHIPS) == ("v5e", 8)
     assert topology.parse("v5p:4x4x4", cost.CHIPS) == ("v5p", 64)
-    for wrong in ("v5e", "v5e:", "v9:2", "v5e:0x2", "v5e:2x"):
-        with pytest.raises(UserError, match=f"^--topology: {wrong}: must be one of"):
-            topology.parse(wrong, cost.CHIPS)
+    assert topology.parse("v5e:1x1", cost.CHIPS) == ("v5e", 1)
+    # Two devices to a chip, under the name of the compiler and that of its neighbours.
+    assert topology.parse("tpu7x:2x2x1", cost.CHIPS) == ("tpu7x", 8)
+    assert topology.parse("v7x:2x2x1", cost.CHIPS) == ("tpu7x", 8)
+    mesh, why = topology.make_mesh("H100:8", {"data": -1})
+    assert mesh.size == 8 and "programs for H100" in str(why)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    ["v5e", "v5e:", "v9:2", "v5e:0x2", "v5e:2x", "", ":2x2", "v5e:²x2", "v5e:2x2 "]
+    + ["v5e:2:2", "V5E:2x2", "v5e:-1x2", "tpu7x", "v5e:" + "9" * 5000],
+)
+def test_topologies_that_are_none(wrong):
+    """Oracle: the line, which names what is allowed."""
+    with pytest.raises(UserError) as caught:
+        topology.parse(wrong, cost.CHIPS)
+    assert str(caught.value).startswith(f"--topology: {wrong}: must be one of v5e, ")
+
+
+@pytest.mark.parametrize(
+    "wrong, line",
+    [
+        ("v5e:8", "must look like v5e:2x2"),
+        ("v5e:2x2x2", "must look like v5e:2x2"),
+        ("v5p:2x2", "must look like v5p:2x2x2"),
+        ("v7x:4", "must look like tpu7x:2x2x2"),
+        ("H100:2x4", "must look like H100:2"),
+        ("v5e:9999x9999", "99,980,001 devices: at most 16,384"),
+    ],
+)
+def test_topologies_of_another_form(wrong, line):
+    """Oracle: the lines, by hand."""
+    with pytest.raises(UserError) as caught:
+        topology.parse(wrong, cost.CHIPS)
+    assert str(caught.value) == f"--topology: {wrong}: {line}"
 
 
 class Lowered:
@@ -124,12 +160,83 @@ class Lowered:
         raise RuntimeError(self.message)
 
 
-def test_what_does_not_fit_is_told_in_bytes():
-    """Oracle: the message of libtpu 0.0.42; another error is raised as it is."""
-    message = "RESOURCE_EXHAUSTED: ... Used 20.50G of 15.75G hbm. Exceeded hbm capacity"
-    assert topology.compiled_bytes(Lowered(message)) == 20.5 * 2**30
+REFUSALS = {
+    "RESOURCE_EXHAUSTED: ... Used 20.50G of 15.75G hbm. Exceeded hbm capacity": 20.5,
+    "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
+    "temporaries (16.03G) exceeds available HBM (15.75G).": 16.03,
+    "the total memory required for HLO arguments (1.50T) exceeds": 1536,
+}
+
+
+@pytest.mark.parametrize("message, size", REFUSALS.items())
+def test_what_does_not_fit_is_told_in_bytes(message, size):
+    """Oracle: the messages of libtpu 0.0.42 and 0.0.42.1, and a sibling."""
+    assert topology.compiled_bytes(Lowered(message)) == size * 2**30
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "E1000: CompileTimeHbmOom:\nno number here",  # how libtpu 0.0.50.1 begins
+        "RESOURCE_EXHAUSTED: something new\nin two lines",
+        "INTERNAL: Out of memory while allocating",
+        "it exceeds capacity",
+    ],
+)
+def test_refusals_in_words_that_are_not_known(message):
+    """Oracle: the contract; the first line is what can be said."""
+    with pytest.raises(topology.DoesNotFit) as caught:
+        topology.compiled_bytes(Lowered(message))
+    assert str(caught.value) == message.splitlines()[0]
+
+
+def test_other_failures_of_the_compiler_stay_what_they_are():
+    """Oracle: another error is raised as it is."""
     with pytest.raises(RuntimeError, match="other"):
         topology.compiled_bytes(Lowered("other"))
+
+
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="needs libtpu, the extra tpu"
+)
+
+
+@needs_libtpu
+@pytest.mark.parametrize(
+    "name, devices",
+    [("v5e:1x1", 1), ("v5e:2x1", 2), ("v5p:1x1x1", 1), ("v7x:2x2x1", 8)],
+)
+def test_libtpu_knows_the_chips(name, devices):
+    """Oracle: libtpu; as many as `parse` says, of the kind that `cost` knows."""
+    mesh, why = topology.make_mesh(name, {"data": -1})
+    kind, count = topology.parse(name, cost.CHIPS)
+    assert why is None and mesh.size == count == devices
+    assert cost.chip_name(mesh.devices.flat[0].device_kind) == kind
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+@needs_libtpu
+def test_libtpu_refuses_what_does_not_fit():
+    """Oracle: libtpu itself; by hand, two arrays of 4 GiB fit a chip of 16 GB.
+
+    And of 20 GiB do not: the same program, told in bytes and not as an error.
+    """
+    mesh, _ = topology.make_mesh("v5e:1x1", {"data": -1})
+    where = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    sizes = {}
+    for count in (1024, 5120):
+        like = jax.ShapeDtypeStruct((count, 1024, 1024), np.float32, sharding=where)
+        lowered = jax.jit(lambda x: x[::-1] + 1).lower(like)
+        sizes[count] = topology.compiled_bytes(lowered)
+    assert sizes[1024] == pytest.approx(8 * 2**30, rel=0.01)
+    assert sizes[5120] == pytest.approx(40 * 2**30, rel=0.01)
+
+
+@needs_libtpu
+def test_libtpu_knows_no_such_slice():
+    """Oracle: the line, which names what may stand there."""
+    with pytest.raises(UserError, match="^--topology: v5e:3x5: .*sizes must be even"):
+        topology.make_mesh("v5e:3x5", {"data": -1})
 
 
 def test_verdict_names_the_change():
@@ -170,15 +277,47 @@ def test_rows_of_the_table(tmp_path, monkeypatch, paper):
     assert rows[0].endswith("| 7.9 | 10.6 | fits: 10.6 of 16 GB |")
 
 
-def test_the_command_without_a_compiler(tmp_path, monkeypatch, capsys):
-    """Oracle: the lines by hand; GPUs have no compiler here, the formula decides."""
-    table = tmp_path / "estimates.md"
-    words = ["--config=configs/geneval.py", "--topology=H100:2", f"--table={table}"]
+def run(monkeypatch, capsys, *words):
     monkeypatch.setattr(sys, "argv", ["estimate", *words])
     monkeypatch.chdir(Path(__file__).parents[1])
     commands.parse(estimate.FLAGS)
     estimate.main()
-    lines = capsys.readouterr().out.splitlines()
+    return capsys.readouterr().out.splitlines()
+
+
+def test_a_refusal_without_a_number_is_a_verdict(monkeypatch, capsys, tmp_path):
+    """Oracle: the last line and the row, by hand; rollout fits, the update does not."""
+    first = "E1000: CompileTimeHbmOom: too large"
+
+    def compile_programs(work):
+        yield "rollout", 1e9, 1.0
+        raise topology.DoesNotFit(first)
+
+    monkeypatch.setattr(estimate, "compile_programs", compile_programs)
+    mesh = meshes.make_mesh({"data": 1})
+    monkeypatch.setattr(topology, "make_mesh", lambda name, shape: (mesh, None))
+    table = tmp_path / "estimates.md"
+    lines = run(
+        monkeypatch,
+        capsys,
+        "--config=configs/geneval.py:recipe=flow_grpo",
+        "--config.prompts_per_iteration=2",
+        "--config.group_size=2",
+        "--config.updates_per_iteration=1",
+        "--config.sample.num_steps=2",
+        "--topology=v5e:1x1",
+        f"--table={table}",
+    )
+    answer = f"does not fit: {first}: take --config.remat=full"
+    assert lines[-1] == answer and lines[-2].startswith("compiled        rollout: ")
+    assert table.read_text().splitlines()[-1].endswith(f"| not compiled | {answer} |")
+
+
+def test_the_command_without_a_compiler(tmp_path, monkeypatch, capsys):
+    """Oracle: the lines by hand; GPUs have no compiler here, the formula decides."""
+    table = tmp_path / "estimates.md"
+    words = ["--config=configs/geneval.py", "--topology=H100:2", f"--table={table}"]
+    lines = run(monkeypatch, capsys, *words)
     assert lines[0].startswith("run             sprites, recipe flow_grpo_fast_v1")
     assert any(
         line.startswith("compiled        no: programs for H100") for line in lines

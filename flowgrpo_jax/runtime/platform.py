@@ -25,9 +25,22 @@ def configure(cache_dir: str | Path | None = None) -> None:
         if cores > 1 and "xla_cpu_multi_thread_eigen" not in flags:
             flags += " --xla_cpu_multi_thread_eigen=false"
         os.environ["XLA_FLAGS"] = flags.strip()
+    quiet_libtpu()
     cache = Path(cache_dir or Path.home() / ".cache" / "flowgrpo_jax" / "xla")
     jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+
+
+def quiet_libtpu(devices: str | Path = "/dev") -> None:
+    """Where libtpu is installed and no TPU is there, keep it from saying so at length.
+
+    Without an answer to what kind it is and who its neighbours are it writes five
+    lines of errors into every command.
+    """
+    chips = [*Path(devices).glob("accel*"), *Path(devices).glob("vfio")]
+    if not chips:
+        os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-1")
+        os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
 
 
 def one_library(

@@ -4,6 +4,7 @@ import importlib.util
 import math
 import os
 import re
+import signal
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -12,55 +13,109 @@ from jax.experimental import topologies
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.runtime import mesh as meshes
 
-_TOO_MUCH = re.compile(r"[Uu]sed ([\d.]+)([KMG]) of")
-_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
+# Sizes of a TPU's torus; other chips have one number.
+_TORUS = {"v5e": 2, "v5p": 3, "v6e": 2, "tpu7x": 3}
+_ALIASES = {"v7x": "tpu7x"}  # the compiler knows the second one
+# Two to a chip: its TensorCores are devices of their own, unlike those of a v5p.
+_DEVICES_PER_CHIP = {"tpu7x": 2}
+_MOST = 2**14  # devices; the largest pod has 9,216 chips
+# A slice that is smaller than a host of 2 x 2 chips must say how large its host is.
+_HOST = 2
+# How libtpu 0.0.42 tells what a program that it refuses would need, arguments included.
+_SIZES = (
+    re.compile(r"[Uu]sed ([\d.]+)([KMGT]) of"),
+    re.compile(r"total memory required[^(]*\(([\d.]+)([KMGT])\)"),
+)
+_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+# What compilers say of memory, whatever else: XLA's status, libtpu's own words.
+_NO_ROOM = re.compile(
+    r"RESOURCE_EXHAUSTED|out of memory|HbmOom|exceed\w* (available|capacity|hbm)",
+    re.IGNORECASE,
+)
+
+
+class DoesNotFit(Exception):
+    """The compiler refuses a program for its memory and does not tell how much."""
 
 
 def parse(name: str, known: Collection[str]) -> tuple[str, int]:
-    """v5e:2x4 to ("v5e", 8); UserError for chips that are not known."""
-    found = re.fullmatch(r"([^:]+):(\d+(?:x\d+)*)", name)
-    sizes = [int(size) for size in found[2].split("x")] if found else [0]
-    if not found or found[1] not in known or min(sizes) < 1:
+    """v5e:2x4 to ("v5e", 8), chip and devices; UserError for what is not known."""
+    kind, sizes = _split(name)
+    if kind not in known or not sizes or min(sizes) < 1:
         raise UserError(
             f"--topology: {name}: must be one of {', '.join(known)}, then how many, "
             "such as v5e:2x4 or H100:8"
         )
-    return found[1], math.prod(sizes)
+    if len(sizes) != _TORUS.get(kind, 1):
+        like = f"{kind}:{'x'.join('2' * _TORUS.get(kind, 1))}"
+        raise UserError(f"--topology: {name}: must look like {like}")
+    count = math.prod(sizes) * _DEVICES_PER_CHIP.get(kind, 1)
+    if count > _MOST:
+        raise UserError(f"--topology: {name}: {count:,} devices: at most {_MOST:,}")
+    return kind, count
+
+
+def _split(name: str) -> tuple[str, tuple[int, ...]]:
+    kind, _, rest = name.partition(":")
+    fits = re.fullmatch(r"[1-9]\d{0,4}(x[1-9]\d{0,4})*", rest, re.ASCII)
+    sizes = tuple(int(size) for size in rest.split("x")) if fits else ()
+    return _ALIASES.get(kind, kind), sizes
 
 
 def make_mesh(name: str, shape: Mapping[str, int]) -> tuple[meshes.AnyMesh, str | None]:
-    """The mesh of such chips and None, or an abstract one and why it is abstract."""
-    kind, _, sizes = name.partition(":")
-    if not kind.startswith("v"):
+    """The mesh of chips that `parse` takes, or an abstract one and why it is abstract."""
+    kind, sizes = _split(name)
+    if kind not in _TORUS:
         why = f"programs for {kind} compile only where one is"
     elif importlib.util.find_spec("libtpu") is None:
         why = 'programs for TPU need libtpu: pip install "jax[tpu]"'
     else:
-        # Another process may hold it: nothing here touches a chip.
-        os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-        os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-        try:
-            there = topologies.get_topology_desc(topology_name=name, platform="tpu")
-        except Exception as error:  # libtpu's own, whatever their type
-            reason = str(error).splitlines()[0]
-            raise UserError(f"--topology: {name}: {reason}") from error
-        return meshes.make_mesh(shape, there.devices), None
-    count = math.prod(int(size) for size in sizes.split("x"))
+        return meshes.make_mesh(shape, _devices(name, kind, sizes)), None
+    count = math.prod(sizes) * _DEVICES_PER_CHIP.get(kind, 1)
     return meshes.make_abstract_mesh(shape, count), why
+
+
+def _devices(name: str, kind: str, sizes: tuple[int, ...]) -> Any:
+    """libtpu's devices of chips that are not here; nothing touches one that is."""
+    # Another process may hold a chip of this machine.
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    options = {}
+    if max(sizes) <= _HOST and math.prod(sizes[:2]) < _HOST**2:
+        options["chips_per_host_bounds"] = (*sizes, 1)[:3]
+    try:
+        there = topologies.get_topology_desc(
+            topology_name=f"{kind}:{'x'.join(map(str, sizes))}",
+            platform="tpu",
+            **options,
+        )
+    except Exception as error:  # libtpu's own, whatever their type
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"--topology: {name}: {reason}: the first two sizes must be even, or it is "
+            f"one chip, {kind}:{'x'.join('1' * len(sizes))}"
+        ) from error
+    # libtpu answers SIGTERM with a stack of its own; a compilation has nothing to save.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    return there.devices
 
 
 def compiled_bytes(lowered: Any) -> float:
     """Bytes of a device while the program runs: arguments, results and temporaries.
 
-    Of a program that is too large too: the compiler's message tells them.
+    Of a program that is too large too, where the compiler's message tells them; else
+    `DoesNotFit` with its first line.
     """
     try:
         memory = lowered.compile().memory_analysis()
     except Exception as error:  # the type of XLA's errors is not public
-        found = _TOO_MUCH.search(str(error))
-        if not found:
-            raise
-        return float(found[1]) * _UNITS[found[2]]
+        text = str(error)
+        for pattern in _SIZES:
+            if found := pattern.search(text):
+                return float(found[1]) * _UNITS[found[2]]
+        if _NO_ROOM.search(text):
+            raise DoesNotFit(text.strip().splitlines()[0]) from error
+        raise
     return float(
         memory.argument_size_in_bytes
         + memory.output_size_in_bytes

@@ -1,4 +1,6 @@
-"""Which library multiplies matrices on a CPU."""
+"""Which library multiplies matrices on a CPU; libtpu where no TPU is."""
+
+import os
 
 import jax
 import jax.numpy as jnp
@@ -30,3 +32,19 @@ def test_other_programs_are_compiled_as_ever():
     assert platform.one_library(mesh, None) is None
     abstract = meshes.make_abstract_mesh({"data": 8}, 8)
     assert platform.one_library(abstract, jnp.bfloat16) is None
+
+
+@pytest.mark.parametrize("chip", [None, "accel0", "vfio"])
+def test_libtpu_is_told_what_it_would_ask_where_no_tpu_is(chip, monkeypatch, tmp_path):
+    """Oracle: the contract; a machine with chips, and what a user has set, stay."""
+    names = ("TPU_ACCELERATOR_TYPE", "TPU_WORKER_HOSTNAMES")
+    for name in names:
+        monkeypatch.setenv(name, "x")  # so that it is taken back after the test
+        monkeypatch.delenv(name)
+    if chip:
+        (tmp_path / chip).touch()
+    platform.quiet_libtpu(tmp_path)
+    assert [name in os.environ for name in names] == [chip is None] * 2
+    monkeypatch.setenv(names[1], "mine")
+    platform.quiet_libtpu(tmp_path)
+    assert os.environ[names[1]] == "mine"
