@@ -12,10 +12,11 @@ import jax.numpy as jnp
 import ml_collections
 from flax import traverse_util
 
-from flowgrpo_jax import programs, text_table
+from flowgrpo_jax import programs, prompt_checks, text_table
 from flowgrpo_jax.config import is_embedded
 from flowgrpo_jax.data import tfds_prompts
-from flowgrpo_jax.data.prompts import Prompt, load_prompts
+from flowgrpo_jax.data.prompt_files import load_prompts
+from flowgrpo_jax.data.prompts import Prompt
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.flow import rollout, schedule, transition
 from flowgrpo_jax.flow.plan import Plan
@@ -232,11 +233,26 @@ def load_prompt_set(name: str, split: str, key: str = "prompts") -> list[Prompt]
     if name in PROMPT_SETS:
         return PROMPT_SETS[name](split)
     if Path(name).suffix in (".txt", ".jsonl"):
-        return load_prompts(name)
+        return load_prompts(name, key)
     raise UserError(
         f"{key}: {name}: must be one of {', '.join(PROMPT_SETS)}, "
         "or a .txt or .jsonl file"
     )
+
+
+def check_prompts(
+    config: ml_collections.ConfigDict,
+    context: registry.Context,
+    prompts: Sequence[Prompt],
+    key: str = "prompts",
+) -> None:
+    """UserError for a prompt of `key` that a reward which sees it cannot score."""
+    names, source = list(config.reward), config.prompts
+    if key == "eval.prompts":
+        held_out = [name for name in config.monitors if registry.is_known(name)]
+        names = [*(config.eval.reward or config.reward), *held_out]
+        source = config.eval.prompts
+    prompt_checks.check(names, context, prompts, source, key)
 
 
 def reward_context(config: ml_collections.ConfigDict) -> registry.Context:

@@ -94,6 +94,7 @@ def evaluate(config: ConfigDict, restored: Any) -> dict[str, float]:
 
     prompts = assemble.load_prompt_set(config.eval.prompts, "test", "eval.prompts")
     context = assemble.reward_context(config)
+    assemble.check_prompts(config, context, prompts, "eval.prompts")
     placed = restore.place(config, restored, [prompt.text for prompt in prompts])
     evaluator = evaluation.Evaluator(
         config,

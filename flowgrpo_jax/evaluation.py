@@ -121,8 +121,10 @@ def summarize(
         f"{prefix}reward_{name}": float(np.mean(values))
         for name, values in measured.items()
     }
+    by_task = {}
     if "accuracy" in measured:
         by_task = geneval.by_task(prompts, measured["accuracy"])
+    if by_task:
         scores |= {f"{prefix}{task}_accuracy": value for task, value in by_task.items()}
         scores[f"{prefix}overall_accuracy"] = geneval.overall(by_task)
     return scores

@@ -15,7 +15,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from flowgrpo_jax import commands
-from flowgrpo_jax.data.prompts import load_prompts
+from flowgrpo_jax.data.prompt_files import load_prompts
 from flowgrpo_jax.errors import UserError
 
 FLAGS = flags.FlagValues()

@@ -89,7 +89,9 @@ def measure(
     prompts = assemble.load_prompt_set(config.eval.prompts, "test", "eval.prompts")
     if max_prompts is not None:
         prompts = _first_of_each_task(prompts, max_prompts)
-    reward = assemble.make_eval_reward(config)
+    context = assemble.reward_context(config)
+    assemble.check_prompts(config, context, prompts, "eval.prompts")
+    reward = assemble.make_eval_reward(config, context)
     owner = np.repeat(np.arange(len(prompts)), images_per_prompt)
     parts = []
     for numbers, images in _images(config, restored, prompts, images_per_prompt):

@@ -24,7 +24,8 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from flowgrpo_jax import commands
-from flowgrpo_jax.data.prompts import Prompt, load_prompts
+from flowgrpo_jax.data.prompt_files import load_prompts
+from flowgrpo_jax.data.prompts import Prompt
 from flowgrpo_jax.errors import UserError
 
 FLAGS = flags.FlagValues()
@@ -371,7 +372,7 @@ def with_metadata(config: ConfigDict, prompts: Sequence[Prompt]) -> list[Prompt]
 def _prompts() -> list[Prompt]:
     prompts = [Prompt(text.strip()) for text in _PROMPT.value]
     if _PROMPTS_FILE.value is not None:
-        prompts += load_prompts(_PROMPTS_FILE.value)
+        prompts += load_prompts(_PROMPTS_FILE.value, "--prompts_file")
     if not prompts:
         raise UserError("--prompt: missing: give one, or a file with --prompts_file")
     if not all(prompt.text for prompt in prompts):

@@ -29,9 +29,11 @@ from flowgrpo_jax import (
     evaluation,
     overlap,
     programs,
+    prompt_checks,
 )
 from flowgrpo_jax import config as configs
 from flowgrpo_jax.data import prompts as prompt_data
+from flowgrpo_jax.data.prompts import Prompt
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.flow import packing
 from flowgrpo_jax.models.flow_model import Variables, decoding, overlay
@@ -205,6 +207,8 @@ class Run:
 
     def _set_up_data(self) -> None:
         config = self.config
+        self._reward_context = assemble.reward_context(config)
+        self._prompts: list[Prompt] = []
         self._eval_prompts = assemble.load_prompt_set(
             config.eval.prompts, "test", "eval.prompts"
         )
@@ -221,14 +225,25 @@ class Run:
             texts += [prompt.text for prompt in self._prompts]
             self._seen: set[str] = set()
             self._seen_until = 0
+        self._check_prompts()
         self._text = self._text_table(self._loaded, texts)
         self._empty = self._place(
             self._tokenizer([""]) if self.pretraining else self._text.empty
         )
         self._texts = texts
-        self._reward_context = assemble.reward_context(config)
         self._reward = assemble.make_reward(config, self._reward_context)
         self._lost = 0
+
+    def _check_prompts(self) -> None:
+        """Before hours of encoding: can the rewards score them, and what is to be told."""
+        for key, prompts in (
+            ("prompts", self._prompts),
+            ("eval.prompts", self._eval_prompts),
+        ):
+            assemble.check_prompts(self.config, self._reward_context, prompts, key)
+        tokenizer = self.model.tokenizer
+        for line in prompt_checks.notes(tokenizer, self._prompts, self._eval_prompts):
+            print(line, file=sys.stderr)
 
     def initial_state(self) -> rl_update.TrainState:
         """The state before the first iteration, on the mesh."""

@@ -26,8 +26,8 @@ def test_geneval_runs_from_the_command(
     seen = []
     make = assemble.make_eval_reward
 
-    def watched(config):
-        reward = make(config)
+    def watched(config, context):
+        reward = make(config, context)
 
         def measured(images, of):
             seen.append((len(images), [prompt.text for prompt in of]))

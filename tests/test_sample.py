@@ -93,7 +93,7 @@ def test_unknown_words_are_found():
     [
         ((), "--prompt: missing"),
         (("--prompt= ",), "--prompt: '': an empty prompt"),
-        (("--prompts_file=no.txt",), "prompts: no.txt: cannot be read"),
+        (("--prompts_file=no.txt",), "--prompts_file: no.txt: cannot be read"),
         ((f"--prompt={RED}", "--checkpoint=3"), "--checkpoint: 3: give its --workdir"),
         ((f"--prompt={RED}", "--num_images=0"), "flag --num_images=0: "),
         ((f"--prompt={RED}", "--workdir=no"), "workdir: no: holds no config.json"),

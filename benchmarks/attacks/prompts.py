@@ -8,6 +8,7 @@ from pathlib import Path
 
 from benchmarks.attacks.table import Row, one_line, row
 from flowgrpo_jax.data import prompts as prompt_data
+from flowgrpo_jax.data.prompt_files import load_prompts
 
 _LINE = '{"prompt": "a photo of a red circle"}'
 # name -> bytes of a .jsonl, and whether they can be read.
@@ -42,14 +43,14 @@ def _files(folder: Path) -> Row:
     for number, (name, (data, readable)) in enumerate(FILES.items()):
         path = folder / f"{number}.jsonl"
         path.write_bytes(data)
-        outcome = one_line(lambda path=path: prompt_data.load_prompts(path))
+        outcome = one_line(lambda path=path: load_prompts(path))
         if readable:
             accepted = outcome is not None and outcome.startswith("accepted")
             outcome = None if accepted else f"{name}: {outcome or 'refused'}"
         outcomes.append(outcome and f"{name}: {outcome}")
     csv = folder / "a.csv"
     csv.write_text("prompt\na\n")
-    outcomes.append(one_line(lambda: prompt_data.load_prompts(csv)))
+    outcomes.append(one_line(lambda: load_prompts(csv)))
     return row(
         f"prompt files: {', '.join(FILES)}, .csv",
         outcomes,
@@ -61,7 +62,7 @@ def _million(folder: Path) -> Row:
     path = folder / "million.txt"
     path.write_text("".join(f"a photo of {n} circles\n" for n in range(1_000_000)))
     begin = time.process_time()
-    loaded = prompt_data.load_prompts(path)
+    loaded = load_prompts(path)
     first = prompt_data.batch(loaded, 0, 0, 48)
     seconds = time.process_time() - begin
     right = len(loaded) == 1_000_000 and len({one.text for one in first}) == 48

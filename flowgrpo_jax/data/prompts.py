@@ -1,4 +1,4 @@
-"""Prompts from files, and the stateless batches that a run walks through."""
+"""Prompts, and the stateless batches of them that a run walks through."""
 
 import functools
 import hashlib
@@ -6,7 +6,6 @@ import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,28 +20,6 @@ class Prompt:
     text: str
     metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
     index: int = 0
-
-
-def load_prompts(path: str | Path) -> list[Prompt]:
-    """Reads a `.txt` (a prompt per line) or `.jsonl` (an object with "prompt").
-
-    The metadata of a JSON line is the whole object. Blank lines at the end of the
-    file are ignored. Raises UserError naming the file and, where there is one, the
-    line.
-    """
-    path = Path(path)
-    if path.suffix not in _PARSERS:
-        raise UserError(f"prompts: {path}: must end with {' or '.join(_PARSERS)}")
-    parse = _PARSERS[path.suffix]
-    prompts = []
-    for index, line in enumerate(_lines(path)):
-        where = f"prompts: {path}:{index + 1}"
-        if not line:
-            raise UserError(f"{where}: empty prompt: remove the line or fill it")
-        prompts.append(parse(line, index, where))
-    if not prompts:
-        raise UserError(f"prompts: {path}: the file is empty: give one prompt a line")
-    return prompts
 
 
 def digest(prompts: Sequence[Prompt]) -> str:
@@ -114,35 +91,3 @@ def _epoch_order(texts: tuple[str, ...], seed: int, epoch: int) -> tuple[int, ..
     start = np.random.default_rng([seed, epoch]).random(len(ids))
     place = (copy + start[text_id]) / copies[text_id]
     return tuple(int(index) for index in np.argsort(place, kind="stable"))
-
-
-def _lines(path: Path) -> list[str]:
-    """The stripped lines of a UTF-8 file, without the blank ones at its end."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"prompts: {path}: cannot be read ({reason})") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"prompts: {path}: must be UTF-8 text ({error})") from error
-    # Not splitlines(): it also cuts at separators that may stand inside a prompt.
-    text = text.rstrip()
-    return [line.strip() for line in text.split("\n")] if text else []
-
-
-def _parse_text(line: str, index: int, where: str) -> Prompt:
-    return Prompt(line, {}, index)
-
-
-def _parse_json(line: str, index: int, where: str) -> Prompt:
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where}: not valid JSON ({error})") from error
-    text = record.get("prompt") if isinstance(record, dict) else None
-    if not isinstance(text, str) or not text.strip():
-        raise UserError(f'{where}: must be an object with a non-empty "prompt" text')
-    return Prompt(text.strip(), record, index)
-
-
-_PARSERS = {".txt": _parse_text, ".jsonl": _parse_json}

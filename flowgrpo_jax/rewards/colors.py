@@ -28,6 +28,8 @@ WORDINGS = (
 class ClipColors:
     """`rewards.detection.ColorNamer` by the folder or hub id of a CLIPModel."""
 
+    color_names = COLORS10
+
     def __init__(
         self,
         weights: str = clip_model.CLIP_L,

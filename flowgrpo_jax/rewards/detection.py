@@ -30,14 +30,21 @@ class Detection:
 
 @runtime_checkable
 class Detector(Protocol):
-    """Finds the objects of a batch of images, a list for each image."""
+    """Finds the objects of a batch of images, a list for each image.
+
+    One that tells its words as `classes` (and `color_names`, if it names colours) has
+    prompts refused that ask for others.
+    """
 
     def __call__(self, images: Images) -> list[list[Detection]]: ...
 
 
 @runtime_checkable
 class ColorNamer(Protocol):
-    """Names the colours of objects, each given with the number of its image."""
+    """Names the colours of objects, each given with the number of its image.
+
+    `color_names`, if it has them, are all that it may say.
+    """
 
     def __call__(
         self, images: Images, objects: Sequence[tuple[int, Detection]]

@@ -14,6 +14,7 @@ from jaxtyping import Float
 
 from flowgrpo_jax.data.prompts import Prompt
 from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.rewards import geneval_records
 from flowgrpo_jax.rewards.detection import ColorNamer, Detection, Detector, Images
 from flowgrpo_jax.rewards.registry import Context
 
@@ -134,9 +135,11 @@ def continuous_score(
 def by_task(
     prompts: Sequence[Prompt], values: Float[np.ndarray, " sample"]
 ) -> dict[str, float]:
-    """The mean value of each task that occurs among the prompts."""
-    tags = np.array([prompt.metadata["tag"] for prompt in prompts])
-    return {str(tag): float(values[tags == tag].mean()) for tag in dict.fromkeys(tags)}
+    """The mean value of each task that occurs among the prompts that have one."""
+    tags = [prompt.metadata.get("tag") for prompt in prompts]
+    tasks = [tag for tag in dict.fromkeys(tags) if tag is not None]
+    names = np.array(tags)
+    return {str(tag): float(values[names == tag].mean()) for tag in tasks}
 
 
 def overall(accuracy: Mapping[str, float]) -> float:
@@ -206,14 +209,15 @@ class GenEval:
 
         "geneval" continuous, "accuracy" official, "strict_accuracy" right to the
         last clause, "objects" how many are detected, "exact_count" whether that is
-        the number requested. Raises UserError for a prompt without a record.
+        the number requested. UserError for a prompt whose record no score fits.
         """
         for prompt in prompts:
-            if not {"tag", "include"} <= set(prompt.metadata):
+            try:
+                self.check_prompt(prompt)
+            except ValueError as error:
                 raise UserError(
-                    f"reward: geneval: prompt {prompt.text!r} has no GenEval record"
-                    ' ("tag" and "include"): use GenEval prompts'
-                )
+                    f"reward: geneval: prompt {prompt.text!r} {error}"
+                ) from error
         found = self.detector(images)
         if self.colors is not None:
             found = self._colored(self.colors, images, prompts, found)
@@ -225,6 +229,15 @@ class GenEval:
             name: np.array([row[name] for row in rows], dtype=np.float32)
             for name in rows[0]
         }
+
+    def check_prompt(self, prompt: Prompt) -> None:
+        """ValueError for a prompt whose record no score fits."""
+        colors = self.detector if self.colors is None else self.colors
+        geneval_records.check(
+            prompt.metadata,
+            getattr(self.detector, "classes", None),
+            getattr(colors, "color_names", None),
+        )
 
     def _colored(
         self,

@@ -42,7 +42,21 @@ def make(
     def score(params, images, wanted):
         return (clip.embed_images(params, images) * wanted).sum(axis=-1)
 
-    return Scorer("image_similarity", clip.params, score, references, microbatch)
+    return Scorer(
+        "image_similarity", clip.params, score, references, microbatch, check_prompt
+    )
+
+
+def check_prompt(prompt: Prompt) -> None:
+    """ValueError, which goes on from "the prompt", for one without such a file."""
+    path = prompt.metadata.get(KEY)
+    if not isinstance(path, str):
+        raise ValueError(f"must name an image file in its metadata, as {KEY!r}")
+    try:
+        with Image.open(path):  # its header alone
+            pass
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"has {KEY} {path!r}: cannot be read ({error})") from error
 
 
 def _path(prompt: Prompt) -> str:

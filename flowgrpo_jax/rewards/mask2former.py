@@ -119,6 +119,8 @@ class Mask2FormerDetector:
     those of a score up to `threshold` are left out.
     """
 
+    classes = COCO80
+
     def __init__(
         self,
         weights: str = COCO_SWIN_S,

@@ -56,6 +56,7 @@ class OCR:
             raise UserError(
                 f"reward: ocr: score {score}: must be one of {', '.join(SCORES)}"
             )
+        self.check_prompt = check_prompt
         if not 0 <= min_confidence <= 1:
             raise UserError(
                 f"reward: ocr: min_confidence {min_confidence}: must be in [0, 1]"
@@ -102,15 +103,23 @@ def make(
     return OCR(ocr_engine.PaddleReader(threads, detect), score, min_confidence)
 
 
+def check_prompt(prompt: Prompt) -> None:
+    """ValueError, which goes on from "the prompt", for one that asks for no text."""
+    parts = prompt.text.split('"')
+    if len(parts) < 3 or not folded(parts[1]):
+        raise ValueError(
+            "must have the text that is to be drawn in double quotes, as in: a sign "
+            'that says "open"'
+        )
+
+
 def target(prompt: str) -> str:
     """What stands between the first pair of double quotes; UserError if nothing does."""
-    parts = prompt.split('"')
-    if len(parts) < 3 or not folded(parts[1]):
-        raise UserError(
-            f"reward: ocr: prompt {prompt!r}: must have the text that is to be drawn "
-            'in double quotes, as in: a sign that says "open"'
-        )
-    return parts[1]
+    try:
+        check_prompt(Prompt(prompt))
+    except ValueError as error:
+        raise UserError(f"reward: ocr: prompt {prompt!r}: {error}") from error
+    return prompt.split('"')[1]
 
 
 def folded(text: str) -> str:

@@ -13,7 +13,8 @@ from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.rewards.detection import Detector, Images
 
 # (images, prompts) -> measurements, one number per image each; the one under the
-# reward's own name is the reward, the others are only reported.
+# reward's own name is the reward, the others are only reported. An attribute
+# `check_prompt` (see `prompt_checks`) tells before a run which prompts it cannot score.
 Reward = Callable[[Images, Sequence[Prompt]], dict[str, np.ndarray]]
 
 

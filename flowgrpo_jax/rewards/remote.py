@@ -12,7 +12,7 @@ import numpy as np
 
 from flowgrpo_jax.data.prompts import Prompt
 from flowgrpo_jax.errors import UserError
-from flowgrpo_jax.rewards import wire
+from flowgrpo_jax.rewards import geneval_records, ocr, wire
 from flowgrpo_jax.rewards.detection import Images
 from flowgrpo_jax.rewards.endpoint import Endpoint, token_of
 
@@ -51,6 +51,13 @@ PROTOCOLS = {
         "/", _flow_grpo_request, lambda name, body: {name: body["scores"]}
     ),
     "verl": _Protocol("/", _verl_request, lambda name, body: {name: body["scores"]}),
+}
+
+
+# What the rewards of these names need of a prompt, whoever computes them.
+_CHECKS: dict[str, Callable[[Prompt], None]] = {
+    "geneval": lambda prompt: geneval_records.check(prompt.metadata),
+    "ocr": ocr.check_prompt,
 }
 
 
@@ -93,6 +100,7 @@ class Remote:
                     f"{', '.join(allowed)}"
                 )
         self._name, self._protocol = name, PROTOCOLS[protocol]
+        self.check_prompt = _CHECKS.get(name)
         self._deadline, self._batch, self._threads = deadline, batch, concurrency
         self._format, self._encoding = format, encoding
         token = token_of(name, token_env)

@@ -21,7 +21,8 @@ class Scorer:
 
     `score` is pure and differentiable in the images: (params, images in [0, 1],
     conditions) -> scores. `conditions` makes its third argument of the prompts: a tree
-    of arrays with a row for each, tokens for example.
+    of arrays with a row for each, tokens for example; `check_prompt` raises ValueError
+    for one of which it could not.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Scorer:
     score: Callable[[Any, Array, Any], Array]
     conditions: Callable[[Sequence[Prompt]], Any]
     microbatch: int = 16
+    check_prompt: Callable[[Prompt], None] | None = None
 
     def __post_init__(self):
         if self.microbatch < 1:

@@ -46,6 +46,9 @@ class Objects(NamedTuple):
 class SpriteDetector:
     """`rewards.detection.Detector` of the embedded world."""
 
+    classes = world.SHAPES
+    color_names = world.COLORS
+
     def __call__(self, images: Images) -> list[list[Detection]]:
         """Objects of every image, unknown ones included; RGB in [0, 1]."""
         found = detect_arrays(images)

@@ -1,67 +1,16 @@
-"""Prompt files and stateless batches."""
+"""Digests and stateless batches."""
 
 from collections import Counter
 
 import pytest
 
-from flowgrpo_jax.data.prompts import Prompt, batch, digest, load_prompts
+from flowgrpo_jax.data.prompt_files import load_prompts
+from flowgrpo_jax.data.prompts import Prompt, batch, digest
 from flowgrpo_jax.errors import UserError
 
 
 def _numbered(num):
     return [Prompt(f"prompt {i}", {}, i) for i in range(num)]
-
-
-def test_text_file_gives_a_prompt_per_line(tmp_path):
-    """Oracle: the lines written; a form feed inside a prompt does not cut it."""
-    path = tmp_path / "train.txt"
-    path.write_text("a red apple\r\n  über\x0c two \na cow\n\n", encoding="utf-8")
-    prompts = load_prompts(path)
-    assert [p.text for p in prompts] == ["a red apple", "über\x0c two", "a cow"]
-    assert [p.index for p in prompts] == [0, 1, 2]
-    assert all(p.metadata == {} for p in prompts)
-
-
-def test_jsonl_keeps_the_whole_record(tmp_path):
-    """Oracle: the record written."""
-    path = tmp_path / "train.jsonl"
-    path.write_text('{"prompt": "two cows", "tag": "counting"}\n{"prompt": "x"}\n')
-    first, second = load_prompts(str(path))
-    assert first == Prompt("two cows", {"prompt": "two cows", "tag": "counting"}, 0)
-    assert second.text == "x"
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("a.txt", "one\n\nthree\n", r"a\.txt:2: empty prompt"),
-        ("a.txt", "\n \n", r"a\.txt: the file is empty"),
-        ("a.jsonl", '{"prompt": "x"}\n{"prompt"\n', r"a\.jsonl:2: not valid JSON"),
-        (
-            "a.jsonl",
-            '{"text": "x"}\n',
-            r'a\.jsonl:1: must be an object with a .*"prompt"',
-        ),
-        ("a.jsonl", '{"prompt": " "}\n', r'a\.jsonl:1: .*non-empty "prompt"'),
-        ("a.jsonl", "[1]\n", r"a\.jsonl:1: must be an object"),
-        ("a.csv", "x\n", r"a\.csv: must end with \.txt or \.jsonl"),
-    ],
-)
-def test_bad_files_are_named_with_the_line(tmp_path, name, content, message):
-    """Oracle: the message names key, file, line and remedy, in one line."""
-    (tmp_path / name).write_text(content)
-    with pytest.raises(UserError, match=r"^prompts: .*" + message) as caught:
-        load_prompts(tmp_path / name)
-    assert "\n" not in str(caught.value)
-
-
-def test_missing_and_undecodable_files(tmp_path):
-    """Oracle: a UserError, not an OSError or a UnicodeDecodeError."""
-    with pytest.raises(UserError, match=r"none\.txt: cannot be read \(No such file"):
-        load_prompts(tmp_path / "none.txt")
-    (tmp_path / "bad.txt").write_bytes(b"\xff\xfe\xfa")
-    with pytest.raises(UserError, match="must be UTF-8"):
-        load_prompts(tmp_path / "bad.txt")
 
 
 def test_a_digest_is_of_what_the_prompts_say(tmp_path):

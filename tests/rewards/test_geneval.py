@@ -142,11 +142,16 @@ def test_relations_are_antisymmetric():
 
 
 def test_overall_weighs_tasks_not_images():
-    """Oracle: (1 + 0) / 2 for two images of one task and one of another."""
+    """Oracle: (1 + 0) / 2 for two images of one task and one of another.
+
+    A prompt without a task counts in none.
+    """
     prompts = [Prompt(r["prompt"], r) for r in (SINGLE, SINGLE, COLOR)]
     accuracy = by_task(prompts, np.array([1, 1, 0], np.float32))
     assert accuracy == {"single_object": 1.0, "colors": 0.0}
     assert overall(accuracy) == 0.5
+    prompts[1] = Prompt("without a task")
+    assert by_task(prompts, np.array([1, 0, 0], np.float32)) == accuracy
 
 
 class _Fixed:
