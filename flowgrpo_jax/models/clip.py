@@ -24,7 +24,12 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
 }
-SUPPORTED = {"hidden_act": tuple(ACTIVATIONS)}
+SUPPORTED: dict[str, tuple] = {"hidden_act": tuple(ACTIVATIONS)}
+_OF_BOTH = (  # keys of a CLIPModel; the scale of the logits stands among the weights
+    *config_json.BOOKKEEPING,
+    *("text_config", "text_config_dict", "vision_config", "vision_config_dict"),
+    *("projection_dim", "logit_scale_init_value"),
+)
 # Files from before transformers 4.31 carry this end token, which no text contains.
 LEGACY_EOS = 2
 
@@ -56,9 +61,13 @@ class CLIPTextConfig(TowerConfig):
     eos_token_id: int = 49407
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "CLIPTextConfig":
+    def from_dict(
+        cls, values: Mapping[str, Any], where: str = "model: CLIP's text config"
+    ) -> "CLIPTextConfig":
         """From config.json; it has a projection if its class in transformers has one."""
-        config = config_json.build(cls, values, SUPPORTED, "model: CLIP's text config")
+        kinds = {"model_type": ("clip_text_model", "clip")}
+        config = config_json.build(cls, values, SUPPORTED | kinds, where)
+        _check_heads(config, where)
         if "CLIPTextModelWithProjection" in (values.get("architectures") or ()):
             return config
         return dataclasses.replace(config, projection_dim=None)
@@ -66,7 +75,7 @@ class CLIPTextConfig(TowerConfig):
     @classmethod
     def from_folder(cls, folder: str | Path) -> "CLIPTextConfig":
         """From a text_encoder folder of a diffusers pipeline."""
-        return cls.from_dict(config_json.read(folder))
+        return cls.from_dict(config_json.read(folder), _where(folder))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,14 +91,19 @@ class CLIPVisionConfig(TowerConfig):
     patch_size: int = 32
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "CLIPVisionConfig":
+    def from_dict(
+        cls, values: Mapping[str, Any], where: str = "model: CLIP's vision config"
+    ) -> "CLIPVisionConfig":
         """From the config.json of a CLIPVisionModelWithProjection."""
-        return config_json.build(cls, values, SUPPORTED, "model: CLIP's vision config")
+        kinds = {"model_type": ("clip_vision_model", "clip")}
+        config = config_json.build(cls, values, SUPPORTED | kinds, where)
+        _check_heads(config, where)
+        return config
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> "CLIPVisionConfig":
         """From the folder of a CLIPVisionModelWithProjection."""
-        return cls.from_dict(config_json.read(folder))
+        return cls.from_dict(config_json.read(folder), _where(folder))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,10 +114,15 @@ class CLIPConfig:
     vision: CLIPVisionConfig
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "CLIPConfig":
+    def from_dict(
+        cls, values: Mapping[str, Any], where: str = "model: CLIP's config"
+    ) -> "CLIPConfig":
         """From a CLIPModel's config.json."""
-        text = CLIPTextConfig.from_dict(_tower(values, "text_config"))
-        vision = CLIPVisionConfig.from_dict(_tower(values, "vision_config"))
+        config_json.check_known(values, {"model_type": ("clip",)}, _OF_BOTH, where)
+        tower = _tower(values, "text_config", where)
+        text = CLIPTextConfig.from_dict(tower, f"{where}: text_config")
+        tower = _tower(values, "vision_config", where)
+        vision = CLIPVisionConfig.from_dict(tower, f"{where}: vision_config")
         shared = {"projection_dim": values.get("projection_dim", 512)}
         return cls(
             dataclasses.replace(text, **shared), dataclasses.replace(vision, **shared)
@@ -112,7 +131,7 @@ class CLIPConfig:
     @classmethod
     def from_folder(cls, folder: str | Path) -> "CLIPConfig":
         """From the folder of a CLIPModel."""
-        return cls.from_dict(config_json.read(folder))
+        return cls.from_dict(config_json.read(folder), _where(folder))
 
     def with_dtype(self, dtype: DTypeLike) -> "CLIPConfig":
         """The same towers computing in `dtype`."""
@@ -122,10 +141,25 @@ class CLIPConfig:
         )
 
 
-def _tower(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+def _tower(values: Mapping[str, Any], name: str, where: str) -> Mapping[str, Any]:
     """Old files say it twice; transformers lets the second, `..._dict`, win."""
     second = values.get(f"{name}_dict")
-    return (values.get(name) or {}) if second is None else second
+    found = (values.get(name) or {}) if second is None else second
+    if not isinstance(found, Mapping):
+        raise UserError(f"{where}: {name}: must be an object")
+    return found
+
+
+def _check_heads(config: TowerConfig, where: str) -> None:
+    if config.hidden_size % config.num_attention_heads:
+        raise UserError(
+            f"{where}: hidden_size: {config.hidden_size}: must be a multiple of "
+            f"num_attention_heads, {config.num_attention_heads}"
+        )
+
+
+def _where(folder: str | Path) -> str:
+    return f"model: {Path(folder) / 'config.json'}"
 
 
 @struct.dataclass

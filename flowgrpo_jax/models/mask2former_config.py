@@ -8,6 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.models import config_json, swin
 
 SUPPORTED: dict[str, list[Any]] = {
@@ -17,6 +18,16 @@ SUPPORTED: dict[str, list[Any]] = {
     "feature_strides": [[4, 8, 16, 32]],
     "common_stride": [4],
 }
+
+# Of training and of its losses.
+_HARMLESS = (
+    *("backbone_config", "ignore_value", "no_object_weight", "class_weight"),
+    *("mask_weight", "dice_weight", "train_num_points", "oversample_ratio"),
+    *("importance_sample_ratio", "init_std", "init_xavier_std", "num_hidden_layers"),
+    *("use_auxiliary_loss", "output_auxiliary_logits", "backbone_kwargs"),
+    *("use_pretrained_backbone", "use_timm_backbone", "hidden_size", "num_labels"),
+)
+_NO_NAME = ("backbone", None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +56,15 @@ class Mask2FormerConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> "Mask2FormerConfig":
         """From the keys of config.json; UserError for what is not implemented."""
         where = "model: Mask2Former's config"
-        config = config_json.build(cls, values, SUPPORTED, where)
-        names = values["id2label"]
+        known = (*_HARMLESS, *config_json.BOOKKEEPING)
+        # The networks of a pretrained backbone are told by backbone_config.
+        values = {key: values[key] for key in values if (key, values[key]) != _NO_NAME}
+        config = config_json.build(cls, values, SUPPORTED, where, known)
+        if not isinstance(values.get("backbone_config"), Mapping):
+            raise UserError(f"{where}: backbone_config: must be an object")
+        names = values.get("id2label")
+        if not isinstance(names, Mapping) or {*names} != {*map(str, range(len(names)))}:
+            raise UserError(f"{where}: id2label: must name the classes 0, 1, ...")
         return dataclasses.replace(
             config,
             backbone=swin.SwinConfig.from_dict(values["backbone_config"]),

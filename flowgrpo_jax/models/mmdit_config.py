@@ -68,26 +68,31 @@ class MMDiTConfig:
     @classmethod
     def from_folder(cls, folder: str | Path) -> "MMDiTConfig":
         """The config.json of a diffusers transformer folder."""
-        return cls.from_dict(config_json.read(folder))
+        values = config_json.read(folder)
+        return cls.from_dict(values, f"model: {Path(folder) / 'config.json'}")
 
     @classmethod
-    def from_dict(cls, given: Mapping[str, Any]) -> "MMDiTConfig":
+    def from_dict(
+        cls, given: Mapping[str, Any], where: str = "transformer"
+    ) -> "MMDiTConfig":
         """The same from its contents; UserError for what this network does not do."""
         kind = given.get("_class_name", "SD3Transformer2DModel")
         if kind != "SD3Transformer2DModel":
-            raise UserError(f"transformer: {kind}: must be an SD3Transformer2DModel")
+            raise UserError(f"{where}: {kind}: must be an SD3Transformer2DModel")
         values = {key: value for key, value in given.items() if key[0] != "_"}
         caption_width = values.pop("caption_projection_dim", 1152)
         for key in sorted(values.keys() - set(file_fields())):
-            raise UserError(f"transformer: {key}: {values[key]}: not supported")
+            raise UserError(f"{where}: {key}: {values[key]}: not supported")
         if values.get("out_channels", 16) is None:
             values["out_channels"] = values.get("in_channels", 16)
-        values["dual_attention_layers"] = tuple(
-            sorted(values.get("dual_attention_layers") or ())
-        )
+        if values.get("dual_attention_layers") is None:
+            values.pop("dual_attention_layers", None)
         supported = {"qk_norm": (None, "rms_norm")}
-        config = config_json.build(cls, values, supported, "transformer")
-        _check(config, caption_width)
+        config = config_json.build(cls, values, supported, where, ())
+        config = dataclasses.replace(
+            config, dual_attention_layers=tuple(sorted(config.dual_attention_layers))
+        )
+        _check(config, caption_width, where)
         return config
 
 
@@ -97,25 +102,21 @@ def file_fields() -> list[str]:
     return names[: names.index("mlp_ratio")]
 
 
-def _check(config: MMDiTConfig, caption_width: int) -> None:
+def _check(config: MMDiTConfig, caption_width: int, where: str) -> None:
     """UserError for values that no network of this family has."""
-    for name in set(file_fields()) - {"dual_attention_layers", "qk_norm"}:
-        value = getattr(config, name)
-        if value < 1:
-            raise UserError(f"transformer: {name}: {value}: must be above 0")
     if caption_width != config.width:
         raise UserError(
-            f"transformer: caption_projection_dim: {caption_width}: must be "
+            f"{where}: caption_projection_dim: {caption_width}: must be "
             f"num_attention_heads * attention_head_dim = {config.width}"
         )
     if config.width % 4:
         raise UserError(
-            f"transformer: attention_head_dim: {config.attention_head_dim}: times "
+            f"{where}: attention_head_dim: {config.attention_head_dim}: times "
             "num_attention_heads it must be a multiple of 4, for the positional table"
         )
     if not set(config.dual_attention_layers) <= set(range(config.num_layers)):
         raise UserError(
-            f"transformer: dual_attention_layers: {config.dual_attention_layers}: must "
+            f"{where}: dual_attention_layers: {config.dual_attention_layers}: must "
             f"be numbers of the {config.num_layers} layers"
         )
 
@@ -194,7 +195,7 @@ def adapted_layers(patterns: Sequence[str]) -> tuple[str, ...]:
         prefix = "transformer_blocks." if layer in BLOCK_LAYERS else ""
         found = []
         for part in (parts,) if isinstance(parts, str) else parts:
-            by = [p for p in patterns if re.fullmatch(rf"(.*\.)?({p})", prefix + part)]
+            by = [p for p in patterns if _matches(p, prefix + part)]
             unused -= set(by)
             found.append(bool(by))
         if any(found) and not all(found):
@@ -210,6 +211,16 @@ def adapted_layers(patterns: Sequence[str]) -> tuple[str, ...]:
             "are like attn.to_q, attn2.to_out.0, ff.net.2, norm1.linear, proj_out"
         )
     return tuple(layers)
+
+
+def _matches(pattern: str, module: str) -> bool:
+    try:
+        re.compile(pattern)  # by itself: "a)|(b" would be one within the parentheses
+        return re.fullmatch(rf"(.*\.)?({pattern})", module) is not None
+    except (re.error, OverflowError, RecursionError) as error:
+        raise UserError(
+            f"train.lora_targets: {pattern}: is no regular expression ({error})"
+        ) from error
 
 
 def table(config: MMDiTConfig) -> list[Rule]:

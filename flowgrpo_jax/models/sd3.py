@@ -1,7 +1,6 @@
 """Stable Diffusion 3 as a FlowModel: from a diffusers folder, and back to one."""
 
 import dataclasses
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,16 +11,16 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.models import lora as loras
 from flowgrpo_jax.models import (
-    config_json,
     lora_files,
     mmdit_config,
     presets,
+    sd3_folder,
     sd3_text,
     tensors,
     vae,
 )
-from flowgrpo_jax.models import lora as loras
 from flowgrpo_jax.models.flow_model import FlowModel, Shift, Variables, overlay
 from flowgrpo_jax.models.mmdit import MMDiT, MMDiTConfig
 from flowgrpo_jax.models.text import TextEmbedding
@@ -115,6 +114,7 @@ def make_model(
         config = MMDiTConfig.from_dict(presets.TRANSFORMERS[name])
         coder, prompts = _VAE, None
     else:
+        sd3_folder.check_index(folder)
         config = MMDiTConfig.from_folder(folder / "transformer")
         coder = vae.VAEConfig.from_folder(folder / "vae")
         kind = jnp.dtype(dtype).name
@@ -134,20 +134,8 @@ def make_model(
         autoencoder=vae.VAE(coder),
         latent_shape=(side, side, config.in_channels),
         prompts=prompts,
-        shift=Shift() if folder is None else _shift(folder, patches**2),
+        shift=Shift() if folder is None else sd3_folder.shift(folder, patches**2),
     )
-
-
-def _shift(folder: Path, image_tokens: int) -> Shift:
-    """That of the folder's scheduler_config.json, with diffusers' defaults."""
-    held = config_json.read(folder / "scheduler", "scheduler_config.json")
-    if not held.get("use_dynamic_shifting"):
-        return Shift(float(held.get("shift", 1.0)))
-    least, most = held.get("base_shift", 0.5), held.get("max_shift", 1.15)
-    few, many = held.get("base_image_seq_len", 256), held.get("max_image_seq_len", 4096)
-    mu = least + (most - least) * (image_tokens - few) / (many - few)
-    exponential = held.get("time_shift_type", "exponential") == "exponential"
-    return Shift(math.exp(mu) if exponential else mu, dynamic=True)
 
 
 def _latent_side(config: MMDiTConfig, coder: vae.VAEConfig, resolution: int) -> int:

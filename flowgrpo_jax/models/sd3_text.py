@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Int
 
 from flowgrpo_jax.errors import UserError
-from flowgrpo_jax.models import clip_weights, config_json, t5, tensors
+from flowgrpo_jax.models import clip_weights, config_json, sd3_folder, t5, tensors
 from flowgrpo_jax.models.clip import CLIPText, CLIPTextConfig
 from flowgrpo_jax.models.text import TextEmbedding
 from flowgrpo_jax.models.tokenizers import Tokenizer
@@ -47,7 +47,7 @@ class SD3TextConfig:
             CLIPTextConfig.from_folder(folder / name)
             for name in ("text_encoder", "text_encoder_2")
         )
-        if _has_t5(folder):
+        if sd3_folder.has_t5(folder):
             large = t5.T5Config.from_folder(folder / "text_encoder_3")
             return cls(clip_l, clip_g, large, large.d_model)
         transformer = config_json.read(folder / "transformer")
@@ -85,7 +85,7 @@ class SD3Tokenizer:
             Tokenizer(folder / name, "clip", CLIP_TOKENS)
             for name in ("tokenizer", "tokenizer_2")
         ]
-        if _has_t5(folder):
+        if sd3_folder.has_t5(folder):
             large = Tokenizer(folder / "tokenizer_3", "t5", max_sequence_length)
             self._parts.append(large)
 
@@ -146,8 +146,3 @@ def read(folder: str | Path, like: dict[str, Any]) -> dict[str, Any]:
             table, ignore = clip_weights.stored_text_table(path), clip_weights.IGNORE
         params[name] = tensors.read(path, table, tree, ignore)
     return params
-
-
-def _has_t5(folder: Path) -> bool:
-    entry = config_json.read(folder, "model_index.json").get("text_encoder_3")
-    return bool(entry and entry[1])

@@ -21,6 +21,12 @@ from flowgrpo_jax.models.tensors import Rule
 
 SEPARATED = -100.0  # added to logits between pixels that are no neighbours
 
+_HARMLESS = (  # of classification and pretraining, or told by the keys that are read
+    *config_json.BOOKKEEPING,
+    *("image_size", "num_channels", "encoder_stride", "num_layers", "hidden_size"),
+    *("stage_names", "out_indices", "path_norm"),
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class SwinConfig:
@@ -38,7 +44,8 @@ class SwinConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "SwinConfig":
         """From the keys of config.json; UserError for what is not implemented."""
-        stages = len(values.get("depths", cls.depths))
+        depths = values.get("depths", cls.depths)
+        stages = len(depths) if isinstance(depths, list | tuple) else 0
         supported: dict[str, list[Any]] = {
             "model_type": ["swin"],
             "use_absolute_embeddings": [False],
@@ -46,7 +53,8 @@ class SwinConfig:
             "hidden_act": ["gelu"],
             "out_features": [[f"stage{i + 1}" for i in range(stages)]],
         }
-        return config_json.build(cls, values, supported, "model: Swin's config")
+        where = "model: Swin's config"
+        return config_json.build(cls, values, supported, where, _HARMLESS)
 
 
 class Swin(nn.Module):

@@ -15,9 +15,15 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
+from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.models import config_json
 from flowgrpo_jax.models.layers import RMSNorm
 from flowgrpo_jax.models.tensors import Rule, Table
+
+_HARMLESS = (  # the last three are of the decoder, or of a length that no table has
+    *config_json.BOOKKEEPING,
+    *("eos_token_id", "num_decoder_layers", "scale_decoder_outputs", "n_positions"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,19 +42,33 @@ class T5Config:
     dtype: DTypeLike = jnp.float32  # matmuls and residual stream
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "T5Config":
+    def from_dict(
+        cls, values: dict[str, Any], where: str = "model: T5's config.json"
+    ) -> "T5Config":
         """From the keys of config.json; UserError for what is not implemented."""
+        gated = values.get("feed_forward_proj") == "gated-gelu"
         supported = {
             "model_type": ("t5",),
             "feed_forward_proj": ("relu", "gated-gelu"),
             "layer_norm_epsilon": (1e-6,),
+            # Written beside feed_forward_proj, and believed where they differ from it.
+            "dense_act_fn": ("gelu_new",) if gated else ("relu",),
+            "is_gated_act": (gated,),
         }
-        return config_json.build(cls, values, supported, "model: T5's config.json")
+        config = config_json.build(cls, values, supported, where, _HARMLESS)
+        exact = config.relative_attention_num_buckets // 4
+        if exact < 1 or config.relative_attention_max_distance <= exact:
+            raise UserError(
+                f"{where}: relative_attention_num_buckets: must be at least 4, and "
+                "relative_attention_max_distance above a quarter of it"
+            )
+        return config
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> "T5Config":
         """From the text_encoder_3 folder of a diffusers pipeline."""
-        return cls.from_dict(config_json.read(folder))
+        values = config_json.read(folder)
+        return cls.from_dict(values, f"model: {Path(folder) / 'config.json'}")
 
 
 # The encoder of T5 v1.1 XXL, text_encoder_3 of Stable Diffusion 3: 4.76 billion.

@@ -41,7 +41,9 @@ class VAEConfig:
     dtype: DTypeLike = jnp.float32  # convolutions; norm statistics stay in fp32
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "VAEConfig":
+    def from_dict(
+        cls, values: dict[str, Any], where: str = "model: vae/config.json"
+    ) -> "VAEConfig":
         """From the keys of vae/config.json; UserError for what is not implemented."""
         supported: dict[str, tuple] = {
             "_class_name": ("AutoencoderKL",),
@@ -49,15 +51,29 @@ class VAEConfig:
             "latents_mean": (None,),
             "latents_std": (None,),
         }
-        widths = values.get("block_out_channels", cls.block_out_channels)
-        for key, block in _BLOCK_TYPES.items():
-            supported[key] = ([block] * len(widths),)
-        return config_json.build(cls, values, supported, "model: vae/config.json")
+        # How many blocks there are is told by their widths.
+        rest = {key: value for key, value in values.items() if key not in _BLOCK_TYPES}
+        config = config_json.build(cls, rest, supported, where, _HARMLESS)
+        count = len(config.block_out_channels)
+        blocks = {key: ([kind] * count,) for key, kind in _BLOCK_TYPES.items()}
+        config_json.check_known(values, blocks, values.keys(), where)
+        groups = config.norm_num_groups
+        if not count or any(n < 1 or n % groups for n in config.block_out_channels):
+            raise UserError(
+                f"{where}: block_out_channels: {list(config.block_out_channels)}: must "
+                f"be multiples of norm_num_groups, {groups}"
+            )
+        if not config.scaling_factor > 0:
+            raise UserError(
+                f"{where}: scaling_factor: {config.scaling_factor:g}: must be above 0"
+            )
+        return config
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> "VAEConfig":
         """From the vae folder of a diffusers pipeline."""
-        return cls.from_dict(config_json.read(folder))
+        values = config_json.read(folder)
+        return cls.from_dict(values, f"model: {Path(folder) / 'config.json'}")
 
     @property
     def downscale(self) -> int:
@@ -75,6 +91,7 @@ SD3 = VAEConfig(
     use_quant_conv=False,
     use_post_quant_conv=False,
 )
+_HARMLESS = ("sample_size", "force_upcast")  # of training, and of fp16 decoding
 _BLOCK_TYPES = {
     "down_block_types": "DownEncoderBlock2D",
     "up_block_types": "UpDecoderBlock2D",

@@ -289,6 +289,9 @@ def test_lora_targets(patterns, layers):
         (("to_q",), "are one layer here: name all of them or none"),
         (("attn.to_out.0", "attn.nothing"), "attn.nothing: names no layer"),
         (("ttn.to_out.0",), "ttn.to_out.0: names no layer"),
+        (("attn(",), r"attn\(: is no regular expression \(missing \)"),
+        (("a{2,1}",), "is no regular expression"),
+        (("a)|(b",), "is no regular expression"),
     ],
 )
 def test_lora_targets_that_cannot_be(patterns, message):
@@ -440,10 +443,14 @@ def test_groups():
     [
         ({"qk_norm": "layer_norm"}, 'qk_norm: "layer_norm": only null or "rms_norm"'),
         ({"caption_projection_dim": 16}, r"caption_projection_dim: 16: .* = 1152"),
-        ({"num_layers": 0}, "num_layers: 0: must be above 0"),
-        ({"patch_size": "2"}, 'patch_size: "2": must be of the type of 2'),
+        ({"num_layers": 0}, r"num_layers: 0: must be in 1 \.\.\. 1000"),
+        ({"patch_size": "2"}, 'patch_size: "2": must be of the type int'),
         ({"dual_attention_layers": [18]}, r"dual_attention_layers: \(18,\)"),
         ({"flavour": 1}, "flavour: 1: not supported"),
+        ({"dual_attention_layers": 5}, "dual_attention_layers: 5: must be of the type"),
+        ({"dual_attention_layers": ["a"]}, "dual_attention_layers: .*: must be of"),
+        ({"num_layers": 10**9}, "num_layers: 1000000000: must be in"),
+        ({"sample_size": True}, "sample_size: true: must be of the type int"),
         ({"_class_name": "FluxTransformer2DModel"}, "FluxTransformer2DModel: must be"),
         ({"attention_head_dim": 1, "caption_projection_dim": 18}, "multiple of 4"),
     ],

@@ -106,11 +106,17 @@ def test_buckets(buckets, furthest):
         ("model_type", "umt5"),
         ("layer_norm_epsilon", 1e-5),
         ("num_layers", "three"),
+        ("num_heads", 0),
+        ("dense_act_fn", "relu2"),
+        ("is_gated_act", True),
+        ("quantization_config", {"load_in_8bit": True}),
+        ("use_flash_bias", True),
+        ("relative_attention_num_buckets", 2),
     ],
 )
 def test_what_is_not_implemented_is_refused(tmp_path, key, value):
     model("relu").save_pretrained(tmp_path)
     path = tmp_path / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
-    with pytest.raises(UserError, match=f"model: T5's config.json: {key}: "):
+    with pytest.raises(UserError, match=f"model: {path}: {key}: "):
         T5Config.from_folder(tmp_path)

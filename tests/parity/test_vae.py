@@ -151,13 +151,22 @@ def test_size_that_is_no_whole_number_of_latents():
         ("down_block_types", ["AttnDownEncoderBlock2D"] * 4),
         ("_class_name", "AutoencoderKLWan"),
         ("scaling_factor", "large"),
+        ("scaling_factor", 0.0),
+        ("scaling_factor", float("nan")),
+        ("scaling_factor", None),
+        ("shift_factor", "none"),
+        ("block_out_channels", [8, 8, "16", 16]),
+        ("block_out_channels", [0, 0, 0, 0]),
+        ("block_out_channels", [8, 8, 10, 16]),
+        ("layers_per_block", 10**9),
+        ("tile_overlap_factor", 0.25),
     ],
 )
 def test_what_is_not_implemented_is_refused(tmp_path, key, value):
     tiny_sd3_vae().save_pretrained(tmp_path)
     path = tmp_path / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
-    with pytest.raises(UserError, match=f"model: vae/config.json: {key}: "):
+    with pytest.raises(UserError, match=f"model: {path}: {key}: "):
         VAEConfig.from_folder(tmp_path)
 
 
