@@ -1,123 +1,22 @@
 """What must hold for a config before a run begins."""
 
-import math
-import re
-from collections.abc import Iterable
-
 import ml_collections
 
 from flowgrpo_jax import config as configs
-from flowgrpo_jax import recipes
+from flowgrpo_jax import values
 from flowgrpo_jax.errors import UserError
-from flowgrpo_jax.flow import schedule, transition
-from flowgrpo_jax.models import mmdit_config
-from flowgrpo_jax.rewards import registry, scoring
-from flowgrpo_jax.rl import advantage, losses
+from flowgrpo_jax.rewards import registry
+from flowgrpo_jax.rl import losses
+from flowgrpo_jax.values import WINDOWS
+from flowgrpo_jax.worlds import WORLDS
 
-_WINDOWS = ("window", "random_window", "progressive_window")
-PLANS = ("all", "subset", *_WINDOWS, "branch", "tree", "ode")
-_CHOICES: dict[str, Iterable[str]] = {
-    "recipe": recipes.RECIPES,
-    "dtype": ("float32", "bfloat16"),
-    "remat": mmdit_config.REMAT,
-    "reward_failure": scoring.FAILURES,
-    "sample.plan": PLANS,
-    "sample.schedule": schedule.SCHEDULES,
-    "sample.sde_type": [kind for kind in transition.TRANSITIONS if kind != "ode"],
-    "sample.init_noise": ("independent", "shared", "correlated"),
-    "train.objective": losses.OBJECTIVES,
-    "train.update_order": ("chunks", "steps"),
-    "train.optimizer": ("adamw", "muon"),
-    "train.advantage_std": advantage.STDS,
-    "train.advantage_key": ("prompt", "step", "anchor"),
-    "train.advantage_centre": advantage.CENTRES,
-    "train.backup": advantage.BACKUPS,
-    "train.reward_combination": advantage.COMBINES,
-    "train.step_weight": ("none", "std"),
-    "train.select": ("all", "best"),
-    "train.behaviour": ("learner", "ema", "copy", "frozen"),
-    "train.kl_form": ("official", "paper", "velocity"),
-    "train.kl_reference": ("frozen", "ema", "guided"),
-}
-# Key -> least value, and the largest one where there is one.
-_RANGES: dict[str, tuple[float, float]] = {
-    "seed": (0, 2**32 - 1),  # larger ones would repeat the noise of smaller ones
-    "num_iterations": (0, math.inf),
-    "resolution": (0, math.inf),
-    "max_sequence_length": (1, 512),
-    "prompts_per_iteration": (1, math.inf),
-    "group_size": (1, math.inf),
-    "updates_per_iteration": (1, math.inf),
-    "microbatch": (1, math.inf),
-    "reward_deadline": (0, math.inf),
-    "reward_batches": (1, math.inf),
-    "sample.noise_correlation": (0, 1),
-    "sample.window_every": (1, math.inf),
-    "sample.window_decay": (0, math.inf),
-    "sample.finish_ratio": (0, 1),
-    "sample.branch_anchors": (1, math.inf),
-    "sample.fanout": (2, math.inf),
-    "sample.probe_steps": (0, math.inf),
-    "sample.num_steps": (1, math.inf),
-    "sample.eval_num_steps": (1, math.inf),
-    "sample.guidance_scale": (0, math.inf),
-    "sample.noise_level": (0, math.inf),
-    "sample.shift": (0, math.inf),
-    "train.learning_rate": (0, math.inf),
-    "train.warmup_iterations": (0, math.inf),
-    "train.decay_iterations": (0, math.inf),
-    "train.weight_decay": (0, math.inf),
-    "train.adam_eps": (0, math.inf),
-    "train.max_grad_norm": (0, math.inf),
-    "train.beta": (0, math.inf),
-    "train.clip_range": (0, math.inf),
-    "train.clip_range_high": (0, math.inf),
-    "train.advantage_ddof": (0, 1),
-    "train.advantage_eps": (0, math.inf),
-    "train.draws": (1, math.inf),
-    "train.behaviour_every": (1, math.inf),
-    "train.kl_floor": (0, 1),
-    "train.ema_beta": (0, math.inf),
-    "train.norm_hinge": (0, math.inf),
-    "train.adv_clip_max": (0, math.inf),
-    "train.timestep_fraction": (0, 1),
-    "train.lora_rank": (1, math.inf),
-    "train.ema_decay": (0, 1),
-    "train.ema_every": (1, math.inf),
-    "train.caption_dropout": (0, 1),
-    "eval.every": (0, math.inf),
-    "eval.images_per_task": (1, math.inf),
-    "eval.final_images_per_task": (1, math.inf),
-    "eval.guidance_scale": (0, math.inf),
-    "eval.monitor_threshold": (0, math.inf),
-    "eval.seed": (0, 2**32 - 1),
-    "checkpoint.every": (1, math.inf),
-    "checkpoint.keep": (1, math.inf),
-    "log.every": (1, math.inf),
-}
+_CLIPPING = ("ppo_clip", "guard", "awm")
 
 
 def check(config: ml_collections.ConfigDict) -> None:
     """Raise UserError (key, value, what is allowed) for a config that cannot run."""
-    for key, choices in _CHOICES.items():
-        if configs.get(config, key) not in choices:
-            raise configs.not_one_of(key, configs.get(config, key), choices)
-    for key, (least, most) in _RANGES.items():
-        value = configs.get(config, key)
-        if not (least <= value <= most and math.isfinite(value)):
-            allowed = f"at least {least}" + (
-                f", at most {most}" if most < math.inf else ""
-            )
-            raise UserError(f"{key}: {value}: must be {allowed}")
-    for key, weights in (
-        ("reward", config.reward),
-        ("eval.reward", config.eval.reward),
-    ):
-        for name in weights:
-            if not registry.is_known(name, config.reward_options.get(name, ())):
-                raise configs.not_one_of(key, name, registry.REWARDS)
-    if not any(config.reward.values()):
-        raise UserError(f"reward: {config.reward.to_dict()}: one weight must not be 0")
+    values.check(config)
+    _check_rewards(config)
     policy = config.train.objective != "flow_matching"
     if policy and config.group_size < 2:
         raise UserError(
@@ -130,18 +29,88 @@ def check(config: ml_collections.ConfigDict) -> None:
             f"prompts_per_iteration ({config.prompts_per_iteration})"
         )
     _check_axes(config)
-    try:
-        re.compile(config.train.parameters)
-    except re.error as error:
+    _check_learning(config)
+
+
+def _check_rewards(config: ml_collections.ConfigDict) -> None:
+    for key, weights in (
+        ("reward", config.reward),
+        ("eval.reward", config.eval.reward),
+    ):
+        for name in weights:
+            if not registry.is_known(name, config.reward_options.get(name, ())):
+                raise configs.not_one_of(key, name, registry.REWARDS)
+        if weights and not any(weights.values()):
+            raise UserError(f"{key}: {weights.to_dict()}: one weight must not be 0")
+    if not config.reward:
         raise UserError(
-            f"train.parameters: {config.train.parameters}: must be a regular "
-            f"expression: {error}"
-        ) from error
-    window = config.sample.sde_window_range
-    if len(window) != 2 or not all(isinstance(step, int) for step in window):
-        raise UserError(
-            f"sample.sde_window_range: {window}: must be two step numbers, as in (0, 5)"
+            f"reward: {{}}: give a weight to one of {', '.join(registry.REWARDS)}"
         )
+    for name in config.reward_options:
+        if name not in _measured(config) and not registry.is_known(name):
+            raise UserError(
+                f"reward_options.{name}: no reward of this run: must be one of "
+                f"{', '.join(_measured(config))}"
+            )
+
+
+def _measured(config: ml_collections.ConfigDict) -> list[str]:
+    """Names of all that a run measures."""
+    names = [*config.reward, *config.eval.reward, *config.monitors]
+    return list(dict.fromkeys(names))
+
+
+def _check_learning(config: ml_collections.ConfigDict) -> None:
+    """Values that are numbers like others, and with which nothing would be learned."""
+    train = config.train
+    if train.objective in _CLIPPING and not train.clip_range:
+        raise UserError(
+            f"train.clip_range: 0: must be above 0: train.objective {train.objective} "
+            "would follow no ratio"
+        )
+    if train.objective == "flow_matching":
+        world = WORLDS.get(config.model)
+        kinds = world.kinds if world else [k for w in WORLDS.values() for k in w.kinds]
+        for name in train.caption_noise:
+            if name not in kinds:
+                raise configs.not_one_of("train.caption_noise", name, kinds)
+
+
+def remarks(config: ml_collections.ConfigDict) -> list[str]:
+    """Lines for what can run, and is hardly what was meant."""
+    train, last = config.train, config.num_iterations
+    told = [
+        f"reward_options.{name}: is not used: no reward or monitor of this run"
+        for name in config.reward_options
+        if name not in _measured(config)
+    ]
+    if last and train.decay_iterations > last:
+        told.append(
+            f"train.decay_iterations: {train.decay_iterations}: more than the {last} "
+            f"iterations of the run: the learning rate begins at {last} / "
+            f"{train.decay_iterations} of train.learning_rate"
+        )
+    elif last and train.warmup_iterations > last - train.decay_iterations:
+        told.append(
+            f"train.warmup_iterations: {train.warmup_iterations}: does not end before "
+            f"the {last - train.decay_iterations} iterations that it has: "
+            "train.learning_rate is not reached by it"
+        )
+    updates = last * config.updates_per_iteration
+    follows = train.behaviour in ("copy", "ema")
+    if last and follows and train.behaviour_every > updates:
+        told.append(
+            f"train.behaviour_every: {train.behaviour_every}: more than the {updates} "
+            "updates of the run: what samples stays the base model"
+        )
+    pretraining = train.objective == "flow_matching"
+    images = config.prompts_per_iteration * (1 if pretraining else config.group_size)
+    if config.microbatch > images and config.sample.plan not in ("branch", "tree"):
+        told.append(
+            f"microbatch: {config.microbatch}: more than the {images} images of an "
+            "iteration: the rest of it is computed and thrown away"
+        )
+    return told
 
 
 def _check_axes(config: ml_collections.ConfigDict) -> None:
@@ -180,10 +149,10 @@ def _check_axes(config: ml_collections.ConfigDict) -> None:
             f"train.backup: {train.backup}: difference and sample.probe_steps "
             f"({sample.probe_steps}) go together"
         )
-    if sample.finish_ratio and sample.plan not in _WINDOWS:
+    if sample.finish_ratio and sample.plan not in WINDOWS:
         raise UserError(
             f"sample.finish_ratio: {sample.finish_ratio}: the plan {sample.plan} has no "
-            f"window to finish after: take one of {', '.join(_WINDOWS)}"
+            f"window to finish after: take one of {', '.join(WINDOWS)}"
         )
     levels = tuple(sample.noise_levels)
     if levels and len(levels) != sample.num_steps:

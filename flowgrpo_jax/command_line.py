@@ -13,9 +13,10 @@ from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict
+from ml_collections.config_flags import tuple_parser
 
 from flowgrpo_jax import config as configs
-from flowgrpo_jax import recipes
+from flowgrpo_jax import recipes, rules
 from flowgrpo_jax.errors import UserError
 
 # Dotted key, the text after "=" if there is one, the next word of the command line.
@@ -40,7 +41,7 @@ def check(argv: Sequence[str]) -> None:
         if key == "recipe":
             raise _recipe_override(source, text)
         if wanted := _wanted(key, current, text):
-            raise UserError(f"{key}: {text}: {wanted}")
+            raise UserError(f"{key}: {rules.shown(text)}: {wanted}")
 
 
 def load_config(source: str) -> ConfigDict:
@@ -112,7 +113,8 @@ def _wanted(key: str, current: Any, text: str | None) -> str | None:
         return f"must have a value: --config.{key}=..."
     if isinstance(current, ConfigDict):
         given = _literal(text)
-        if key in configs.OPEN and isinstance(given, dict):
+        # An empty one takes anything that can be read: `values` looks at it.
+        if key.startswith(tuple(configs.OPEN)) and isinstance(given, dict):
             dotted = any("." in str(name) for name in given)
             return (
                 "name it in a config file: here it cannot have dots" if dotted else None
@@ -124,19 +126,27 @@ def _wanted(key: str, current: Any, text: str | None) -> str | None:
     if isinstance(current, float):
         fits = _parses(float, text)
         return None if fits else f"must be a number, such as {current}"
+    if isinstance(current, tuple):
+        fits = _parses(tuple_parser.TupleParser().parse, text)
+        return None if fits else f"must be a tuple, such as {_example(current)}"
     return None
+
+
+def _example(current: tuple) -> str:
+    shown = current or (0, 1)
+    return f"({', '.join(map(repr, shown))}{',' * (len(shown) == 1)})"
 
 
 def _literal(text: str) -> Any:
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return None
 
 
 def _parses(kind: Callable, *arguments: Any) -> bool:
     try:
         kind(*arguments)
-    except ValueError:
+    except (ValueError, TypeError, MemoryError, RecursionError):
         return False
     return True

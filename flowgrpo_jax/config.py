@@ -6,7 +6,7 @@ from typing import Any
 
 import ml_collections
 
-from flowgrpo_jax import recipes
+from flowgrpo_jax import recipes, rules
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.rewards import registry
 
@@ -38,6 +38,46 @@ OPEN = frozenset(
         "train.caption_noise",
     }
 )
+# What other programs call a key -> the key, for the line about an unknown one.
+ALIASES: Mapping[str, tuple[str, ...]] = {
+    other: keys
+    for names, keys in (
+        ("lr rate", ("train.learning_rate",)),
+        ("kl kl_coef kl_coeff kl_weight kl_beta", ("train.beta",)),
+        ("rank lora_r r", ("train.lora_rank",)),
+        ("alpha", ("train.lora_alpha",)),
+        ("lora", ("train.use_lora",)),
+        ("target_modules lora_target_modules", ("train.lora_targets",)),
+        ("clip clip_eps cliprange epsilon", ("train.clip_range",)),
+        ("adv_clip advantage_clip", ("train.adv_clip_max",)),
+        (
+            "grad_clip max_norm gradient_clip max_gradient_norm",
+            ("train.max_grad_norm",),
+        ),
+        ("warmup warmup_steps", ("train.warmup_iterations",)),
+        ("eta noise", ("sample.noise_level",)),
+        ("cfg cfg_scale guidance", ("sample.guidance_scale", "eval.guidance_scale")),
+        ("steps", ("sample.num_steps", "num_iterations")),
+        ("num_inference_steps inference_steps", ("sample.num_steps",)),
+        ("epochs num_epochs iterations max_steps train_steps", ("num_iterations",)),
+        ("num_generations num_images group num_image_per_prompt", ("group_size",)),
+        ("batch_size micro_batch_size gradient_accumulation_steps", ("microbatch",)),
+        ("num_prompts prompts_per_step", ("prompts_per_iteration",)),
+        ("inner_epochs num_updates", ("updates_per_iteration",)),
+        ("dataset prompts_file train_prompts", ("prompts",)),
+        ("test_prompts eval_dataset", ("eval.prompts",)),
+        ("rewards reward_fn reward_func", ("reward",)),
+        ("precision mixed_precision bf16 fp16", ("dtype",)),
+        ("gradient_checkpointing checkpointing", ("remat",)),
+        ("size height width", ("resolution",)),
+        ("save_every save_freq save_steps", ("checkpoint.every",)),
+        ("eval_every eval_freq eval_steps", ("eval.every",)),
+        ("log_every logging_steps", ("log.every",)),
+        ("project wandb_project", ("log.wandb",)),
+        ("base_model model_name pretrained", ("model",)),
+    )
+    for other in names.split()
+}
 
 
 def _group(*values: Any) -> ml_collections.ConfigDict:
@@ -140,7 +180,7 @@ def base() -> ml_collections.ConfigDict:
                     "decay_iterations": 0,  # linear decay to 0 over the last ones
                     "weight_decay": 1e-4,
                     "adam_eps": 1e-8,
-                    "max_grad_norm": 1.0,
+                    "max_grad_norm": 1.0,  # 0 = gradients are not clipped
                     "update_order": "chunks",  # or steps: one update per trained step
                     "clip_range": 1e-4,
                     "clip_range_high": 0.0,  # 0 = clip_range
@@ -286,11 +326,21 @@ def _assign(config: ml_collections.ConfigDict, key: str, value: Any) -> None:
     if isinstance(value, Mapping):
         node[last] = _group(dict(value))
         return
+    group = isinstance(current, ml_collections.ConfigDict)
     if isinstance(value, str) and not isinstance(current, str):
-        inner = isinstance(current, ml_collections.ConfigDict) and next(iter(current))
+        inner = group and next(iter(current), "NAME")
         flag = f"--config.{key}.{inner}" if inner else f"--config.{key}"
-        raise UserError(f"{key}: {value}: set it with {flag}=... instead")
-    node[last] = value
+        raise UserError(f"{key}: {rules.shown(value)}: set it with {flag}=... instead")
+    if group:
+        raise UserError(
+            f"{key}: {rules.shown(value)}: is a group: give names and values"
+        )
+    try:
+        node[last] = value
+    except TypeError as error:
+        raise UserError(
+            f"{key}: {rules.shown(value)}: must be like {rules.shown(current)}"
+        ) from error
 
 
 def get(config: ml_collections.ConfigDict, key: str) -> Any:
@@ -299,12 +349,13 @@ def get(config: ml_collections.ConfigDict, key: str) -> Any:
     path = key.split(".")
     for depth, part in enumerate(path):
         if not isinstance(node, ml_collections.ConfigDict) or part not in node:
-            raise _unknown_key(config, key, ".".join(path[:depth]), node)
+            raise unknown_key(config, key, ".".join(path[:depth]))
         node = node[part]
     return node
 
 
-def _unknown_key(config, key: str, group: str, node: Any) -> UserError:
+def unknown_key(config: ml_collections.ConfigDict, key: str, group: str) -> UserError:
+    """The line for a key that `group` has not: the nearest ones, or all that it has."""
     name = key.rpartition(".")[2]
     if group in ("reward", "eval.reward"):
         if name not in registry.REWARDS:
@@ -313,19 +364,34 @@ def _unknown_key(config, key: str, group: str, node: Any) -> UserError:
             f"{key}: not a reward of this config: give all of its rewards, as in "
             f"--config.{group}=\"{{'{name}': 1.0}}\""
         )
-    near = difflib.get_close_matches(key, _all_keys(config), 1)
-    if near:
-        return UserError(f"{key}: unknown config key: did you mean {near[0]}?")
+    if near := _nearest(config, key):
+        return UserError(
+            f"{rules.shown(key)}: unknown config key: did you mean {' or '.join(near)}?"
+        )
+    node = get(config, group) if group else config
     inside = list(node) if isinstance(node, ml_collections.ConfigDict) else []
     where = f"in {group} " if group else ""
     return UserError(
-        f"{key}: unknown config key: the keys {where}are {', '.join(inside) or 'none'}"
+        f"{rules.shown(key)}: unknown config key: the keys {where}are "
+        f"{', '.join(map(str, inside)) or 'none'}"
     )
+
+
+def _nearest(config: ml_collections.ConfigDict, key: str) -> list[str]:
+    """Keys that may have been meant: of the same last part, by other names, alike."""
+    keys = list(_all_keys(config))
+    name = key.rpartition(".")[2]
+    near = [one for one in keys if one.rpartition(".")[2] == name]
+    near += ALIASES.get(name.lower(), ())
+    near += difflib.get_close_matches(key[:100], keys, 1, 0.8 if near else 0.6)
+    return list(dict.fromkeys(near))[:3]
 
 
 def not_one_of(key: str, value: Any, allowed: Iterable[str]) -> UserError:
     """The line for a value that is none of `allowed`."""
-    return UserError(f"{key}: {value}: must be one of {', '.join(allowed)}")
+    return UserError(
+        f"{key}: {rules.shown(value)}: must be one of {', '.join(allowed)}"
+    )
 
 
 def _all_keys(config: ml_collections.ConfigDict, prefix: str = "") -> Iterator[str]:
@@ -347,6 +413,8 @@ def _take(config: ml_collections.ConfigDict, held: Mapping, prefix: str) -> None
     for name, value in held.items():
         key = f"{prefix}{name}"
         if isinstance(value, Mapping) and key not in OPEN:
+            if not value:
+                get(config, key)  # is there such a group?
             _take(config, value, f"{key}.")
         else:
             _assign(config, key, tuple(value) if isinstance(value, list) else value)

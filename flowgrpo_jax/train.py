@@ -61,6 +61,8 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> bool:
     config that cannot run or a workdir that cannot be used.
     """
     checks.check(config)
+    for line in checks.remarks(config):
+        print(f"warning: {line}", file=sys.stderr)
     run = Run(config)  # before the workdir: a run that cannot be leaves none behind
     print(*budget.summary(run.work, jax.devices()[0].device_kind), sep="\n")
     with open_workdir(workdir, config.to_dict(), configs.MAY_DIFFER) as place:

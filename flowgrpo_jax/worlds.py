@@ -37,7 +37,7 @@ class Stream(Protocol):
 class World:
     """One embedded world.
 
-    `model` is a module with WEIGHTS, Size and make_model; `stream` takes the seed, the
+    `kinds` are those of wrong captions. `model` is a module with WEIGHTS, Size and make_model; `stream` takes the seed, the
     share of wrong captions by kind, the first iteration that has any, and the share of
     empty ones.
     """
@@ -46,6 +46,7 @@ class World:
     prompts: Callable[[str], list[Prompt]]  # of "train" or "test"
     render: Callable[[Any], Float[Array, "scene height width channel"]]
     stream: Callable[[int, Mapping[str, float], int, float], Stream]
+    kinds: tuple[str, ...]
 
 
 WORLDS = {
@@ -54,11 +55,13 @@ WORLDS = {
         lambda split: tfds_prompts.load(sprites_prompts.PROMPTS, split),
         sprites_world.render,
         sprites_pretraining.SceneStream,
+        tuple(sprites_pretraining.TASK_SHARES),
     ),
     "words": World(
         words_model,
         words_prompts.load,
         words_world.render,
         words_pretraining.WordStream,
+        ("letter",),
     ),
 }

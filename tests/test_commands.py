@@ -46,6 +46,9 @@ WRONG = [
     ("--config.train=3", "train: 3: is a group: set --config.train."),
     ("--config.reward=foo", "reward: foo: is a group: set --config.reward.geneval=..."),
     ("--config.reward={'a.b': 1}", "reward: {'a.b': 1}: name it in a config file: he"),
+    ("--config.sample.branch_steps=(0,", "sample.branch_steps: (0,: must be a tuple"),
+    ("--config.mesh=[1]", "mesh: [1]: is a group: set --config.mesh.data"),
+    ("--config.beta=0.1", "beta: unknown config key: did you mean train.beta"),
     ("--config.reward.foo=1", "reward: foo: must be one of geneval"),
     ("--config.recipe=g2rpo", "recipe: g2rpo: must be one of flow_grpo, "),
     ("--nosuchflag", "--nosuchflag: unknown flag: must be one of --config, --workdir"),
@@ -111,6 +114,8 @@ def test_right_values_arrive(parse):
     assert config.reward.geneval == 0.5 and config.seed == 7
     assert not config.train.ema and config.train.use_lora
     assert config.train.beta == 1.0 and config.sample.sde_window_range == (1, 3)
+    other = parse(CONFIG, "--config.train.lora_targets=attn")["config"].value
+    assert other.train.lora_targets == ("attn",)
     other = parse(CONFIG, "--config.reward={'geneval': 2.0}")["config"].value
     assert other.reward.to_dict() == {"geneval": 2.0}
 

@@ -248,10 +248,17 @@ def branches(
     if len(merge) != len(steps):
         raise UserError(f"sample.merge_steps: {merge}: one number for each of {steps}")
     ends = [k + m + window - 1 for k, m in zip(steps, merge, strict=True)]
-    if not steps or min(steps) < 0 or min(merge) < 1 or max(ends) >= num_steps:
+    if not steps or min(steps) < 0 or min(merge) < 1:
         raise UserError(
-            f"sample.branch_steps: {steps} (or from sample.sde_window_range): must be "
-            f"one or more steps whose actions end at step {num_steps - 1} at the latest"
+            f"sample.branch_steps: {steps}: must be one or more steps, each over at "
+            f"least one sigma (sample.merge_steps: {merge})"
+        )
+    if max(ends) >= num_steps:
+        raise UserError(
+            f"sample.num_steps: {num_steps}: too few for sample.branch_steps {steps} "
+            f"(or sample.sde_window_range): the last action ends at step {max(ends)}: "
+            f"take at least {max(ends) + 1} steps, or set sample.branch_steps to "
+            "earlier ones"
         )
     if not granularities or min(granularities) < 1:
         raise UserError(f"sample.granularities: {granularities}: at least 1 each")

@@ -292,6 +292,12 @@ def _check_without_steps(objective: str, step_weight: str, kl_form: str) -> None
         raise UserError(f"train.kl_form: {kl_form}: for {objective} only velocity")
 
 
+def options(objective: str) -> dict[str, inspect.Parameter]:
+    """The options of a row of OBJECTIVES, with their types and defaults."""
+    row = _row(objective)
+    return _parameters(row.score) | _parameters(row.sigma)
+
+
 def _sort_options(
     objective: str, row: Objective, options: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:

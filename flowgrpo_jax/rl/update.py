@@ -114,7 +114,10 @@ def make_optimizer(
     eps: float,
     name: str = "adamw",
 ) -> optax.GradientTransformation:
-    """AdamW (Flow-GRPO) or Muon (pretraining) behind a clip of the global norm."""
+    """AdamW (Flow-GRPO) or Muon (pretraining) behind a clip of the global norm.
+
+    A `max_grad_norm` of 0 is no clip.
+    """
     if name == "muon":
         inner = optax.contrib.muon(
             learning_rate,
@@ -124,7 +127,9 @@ def make_optimizer(
         )
     else:
         inner = optax.adamw(learning_rate, eps=eps, weight_decay=weight_decay)
-    return optax.chain(optax.clip_by_global_norm(max_grad_norm), inner)
+    # Without a clip the state has the same form: a checkpoint suits either.
+    clip = optax.clip_by_global_norm(max_grad_norm) if max_grad_norm else None
+    return optax.chain(clip or optax.identity(), inner)
 
 
 def _matrices(params: Any) -> Any:

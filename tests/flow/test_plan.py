@@ -185,7 +185,10 @@ def test_progressive_window_moves_and_rolls_back():
         ),
         (lambda: plan.random_window(10, 0, (0, 2), 0, 0, 0), "sde_window_range"),
         (lambda: plan.random_window(10, 1, (0, 11), 0, 0, 0), "sde_window_range"),
-        (lambda: plan.branches(10, (9,), 4), "sample.branch_steps: (9,)"),
+        (
+            lambda: plan.branches(10, (9,), 4),
+            "sample.num_steps: 10: too few for sample.branch_steps (9,)",
+        ),
         (lambda: plan.branches(10, (), 4), "sample.branch_steps: ()"),
         (
             lambda: plan.branches(10, (1,), 4, merge=(1, 2)),

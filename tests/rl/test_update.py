@@ -143,3 +143,18 @@ def test_optimizers_step(name, first):
     updates, _ = optimizer.update(grads, optimizer.init(params), params)
     assert all((u < 0).all() for u in jax.tree.leaves(updates))
     np.testing.assert_allclose(updates["bias"], -1e-2 * first, rtol=1e-3)
+
+
+def test_a_largest_norm_of_zero_is_no_clip():
+    """Oracle: a clip that nothing reaches; the state has the same form."""
+    params = {"kernel": jnp.ones((2, 2))}
+    gradients = {"kernel": jnp.full((2, 2), 50.0)}
+    made = []
+    for norm in (0.0, 1e9):
+        optimizer = rl_update.make_optimizer(
+            1e-2, max_grad_norm=norm, weight_decay=0.0, eps=1e-8
+        )
+        state = optimizer.init(params)
+        made.append(optimizer.update(gradients, state, params))
+    jax.tree.map(np.testing.assert_array_equal, made[0], made[1])
+    assert np.all(np.asarray(made[0][0]["kernel"]) != 0)
