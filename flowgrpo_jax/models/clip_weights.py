@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from flowgrpo_jax.errors import UserError
-from flowgrpo_jax.models import config_json, safetensors_files, tensors
+from flowgrpo_jax.models import config_json, tensors, weight_folders
 from flowgrpo_jax.models.clip import (
     CLIP,
     LEGACY_EOS,
@@ -122,7 +122,7 @@ OPEN_CLIP_TABLE: Table = [
 
 def stored_text_table(path: str | Path) -> Table:
     """The table of the text tower in this file or folder, with its prefix or without."""
-    names = safetensors_files.contents(path)
+    names = weight_folders.contents(path)
     bare = "embeddings.token_embedding.weight" in names
     return text_table("") if bare else TEXT_TABLE
 
@@ -149,7 +149,7 @@ def read(
     """
     folder = Path(folder)
     file = Path(weights) if weights else _weights_file(folder)
-    if "visual.conv1.weight" in safetensors_files.contents(file):
+    if "visual.conv1.weight" in weight_folders.contents(file):
         values = config_json.read(folder, "open_clip_config.json")
         config, table = open_clip_config(values), OPEN_CLIP_TABLE
     else:
@@ -160,7 +160,7 @@ def read(
 
 def _weights_file(folder: Path) -> Path:
     """Folders on the hub hold the weights in both layouts: transformers' come first."""
-    ours = ("model.safetensors", f"model{safetensors_files.INDEX}")
+    ours = ("model.safetensors", f"model{weight_folders.INDEX}")
     other = folder / "open_clip_model.safetensors"
     if other.is_file() and not any((folder / name).is_file() for name in ours):
         return other

@@ -3,12 +3,17 @@
 The library's numpy side knows no bfloat16 slices and writes all tensors of a file from
 memory at once. The format is a length, a JSON header and raw bytes, so that reading is
 a memory map of one tensor and writing needs no more memory than one tensor.
+
+What is written here carries a checksum of all its bytes in its header's metadata, where
+other readers pass it by; what carries one is checked before it is used.
 """
 
+import functools
 import json
 import math
 import os
 import struct
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.models import config_json
 
 DTYPES = {
     "F64": np.dtype(np.float64),
@@ -29,15 +35,19 @@ DTYPES = {
     "I32": np.dtype(np.int32),
     "I16": np.dtype(np.int16),
     "I8": np.dtype(np.int8),
+    "U64": np.dtype(np.uint64),
+    "U32": np.dtype(np.uint32),
+    "U16": np.dtype(np.uint16),
     "U8": np.dtype(np.uint8),
     "BOOL": np.dtype(np.bool_),
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
-# What diffusers, transformers and PEFT call the weights of a folder, in the order in
-# which they are looked for; a variant (".fp16") is taken only where it is alone.
-STEMS = ("diffusion_pytorch_model", "model", "adapter_model")
-INDEX = ".safetensors.index.json"
 TILE = 256, 512  # rows and columns of a turned matrix that are copied at once
+_METADATA, _CHECKSUM = "__metadata__", "flowgrpo_jax.crc32"
+_NO_SUM = "00000000"  # stands in the header while the sum is made
+_MOST_HEADER = 100_000_000  # bytes; the library's own limit
+_MOST_SIDE = 2**31
+_CHUNK = 2**24
 
 
 class Stored(NamedTuple):
@@ -48,6 +58,11 @@ class Stored(NamedTuple):
     shape: tuple[int, ...]
     offset: int
 
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
     def map(self) -> np.ndarray:
         """The tensor, read from disk where it is touched and when it is touched."""
         if 0 in self.shape:
@@ -56,91 +71,123 @@ class Stored(NamedTuple):
         return mapped.reshape(self.shape)
 
 
-def contents(path: str | Path) -> dict[str, Stored]:
-    """All tensors of a .safetensors file, or of a folder with one or with an index."""
-    path = Path(path)
-    if path.is_file():
-        return _header(path)
-    if not path.is_dir():
-        raise UserError(f"weights: {path}: no such file or folder")
-    main = _main_file(path)
-    if not main.name.endswith(INDEX):
-        return _header(main)
+class Contents(NamedTuple):
+    """What the header of a file tells."""
+
+    tensors: dict[str, Stored]
+    metadata: dict[str, str]
+
+
+def read_header(file: Path) -> Contents:
+    """The header of one file; UserError if it is damaged, or is no such file.
+
+    As strict as the library itself: tensors lie one after the other, without holes, and
+    fill the file.
+    """
     try:
-        places: dict[str, str] = json.loads(main.read_text())["weight_map"]
-    except (json.JSONDecodeError, KeyError, UnicodeDecodeError) as error:
-        raise UserError(f"weights: {main}: not an index of shards ({error})") from error
-    shards = {}
-    for shard in sorted(set(places.values())):
-        if not (path / shard).is_file():
-            raise UserError(
-                f"weights: {path / shard}: the index names this shard; "
-                "it is missing: download the folder again"
-            )
-        shards[shard] = _header(path / shard)
-    for name, shard in places.items():
-        if name not in shards[shard]:
-            raise UserError(
-                f"weights: {path / shard}: tensor {name}: the index places it here, "
-                "and it is not here"
-            )
-    return {name: shards[shard][name] for name, shard in places.items()}
-
-
-def _main_file(folder: Path) -> Path:
-    """The index, or else the only file, of the weights in a folder."""
-    for stem in STEMS:
-        for ending in (INDEX, ".safetensors"):
-            if (folder / f"{stem}{ending}").is_file():
-                return folder / f"{stem}{ending}"
-    for ending in (INDEX, ".safetensors"):
-        found = sorted(folder.glob(f"*{ending}"))
-        if len(found) == 1:
-            return found[0]
-        if found:
-            names = ", ".join(file.name for file in found)
-            raise UserError(
-                f"weights: {folder}: which of {names}? give the file itself"
-            )
-    raise UserError(
-        f"weights: {folder}: no .safetensors file in it (other formats are not read)"
-    )
-
-
-def _header(file: Path) -> dict[str, Stored]:
-    """The tensors of one file; UserError if it is damaged."""
-    size = file.stat().st_size
-    try:
+        size = file.stat().st_size
         with file.open("rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            if length > size:
+            start = stream.read(8)
+            if config_json.is_pointer(start + stream.read(100)):
+                raise UserError(f"weights: {file}: {config_json.POINTER}")
+            (length,) = struct.unpack("<Q", start)
+            if length > min(size - 8, _MOST_HEADER):
                 raise ValueError("its header is longer than the file")
-            header = json.loads(stream.read(length))
+            stream.seek(8)
+            text = stream.read(length)
+        if not text.startswith(b"{"):
+            raise ValueError("its header is no JSON object")
+        header = json.loads(text.decode(), object_pairs_hook=_once)
+        metadata = header.pop(_METADATA, None) or {}
+        if not all(isinstance(value, str) for value in metadata.values()):
+            raise ValueError("its metadata are not all texts")
         tensors = {
-            name: _stored(file, 8 + length, entry)
-            for name, entry in header.items()
-            if name != "__metadata__"
+            name: _stored(file, 8 + length, entry) for name, entry in header.items()
         }
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+    except OSError as error:
+        raise UserError(f"weights: {file}: cannot be read ({error.strerror})") from None
+    except (
+        *(struct.error, ValueError, KeyError, TypeError, AttributeError),
+        *(RecursionError, OverflowError),
+    ) as error:
         raise UserError(
             f"weights: {file}: not a readable safetensors file ({error})"
         ) from error
-    for name, tensor in tensors.items():
-        end = tensor.offset + math.prod(tensor.shape) * tensor.dtype.itemsize
+    _check_places(file, tensors, 8 + length, size)
+    return Contents(tensors, metadata)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; of two entries of one name the library would take either."""
+    if len(found := dict(pairs)) < len(pairs):
+        raise ValueError("a name stands twice in its header")
+    return found
+
+
+def _stored(file: Path, start: int, entry: Mapping[str, Any]) -> Stored:
+    if entry["dtype"] not in DTYPES:
+        raise ValueError(f"numbers of type {entry['dtype']} are not read")
+    dtype, shape = DTYPES[entry["dtype"]], tuple(entry["shape"])
+    begin, end = entry["data_offsets"]
+    if not all(type(n) is int and 0 <= n for n in (*shape, begin, end)):
+        raise ValueError(f"its header gives the shape {shape}, bytes {begin} to {end}")
+    if max(shape, default=0) > _MOST_SIDE:
+        raise ValueError(f"its header gives the shape {shape}")
+    if end - begin != math.prod(shape) * dtype.itemsize:
+        raise ValueError(f"its header gives {shape} {end - begin} bytes")
+    return Stored(file, dtype, shape, start + begin)
+
+
+def _check_places(
+    file: Path, tensors: Mapping[str, Stored], start: int, size: int
+) -> None:
+    for name, tensor in sorted(tensors.items(), key=lambda item: item[1][-1:]):
+        end = tensor.offset + tensor.size
         if end > size:
             raise UserError(
                 f"weights: {file}: tensor {name}: the file is truncated ({size} of at "
                 f"least {end} bytes): download or copy it again"
             )
-    return tensors
+        if tensor.offset != start and tensor.size:
+            raise UserError(
+                f"weights: {file}: tensor {name}: not a readable safetensors file (it "
+                f"begins at byte {tensor.offset}, the one before ends at {start})"
+            )
+        start = max(start, end)
+    if start != size:
+        raise UserError(
+            f"weights: {file}: not a readable safetensors file (its tensors end at byte "
+            f"{start}, the file at {size})"
+        )
 
 
-def _stored(file: Path, start: int, entry: Mapping[str, Any]) -> Stored:
-    dtype, shape = DTYPES[entry["dtype"]], tuple(entry["shape"])
-    begin, end = entry["data_offsets"]
-    if end - begin != math.prod(shape) * dtype.itemsize:
-        raise ValueError(f"its header gives {shape} {end - begin} bytes")
-    return Stored(file, dtype, shape, start + begin)
+def check_sum(file: Path) -> None:
+    """UserError if a file that was written here is not as it was written."""
+    stat = file.stat()
+    _check_sum(file, stat.st_size, stat.st_mtime_ns)
+
+
+@functools.lru_cache(256)  # parts of a file are read one by one
+def _check_sum(file: Path, size: int, changed: int) -> None:
+    told = read_header(file).metadata.get(_CHECKSUM)
+    if told is None:
+        return
+    with file.open("rb") as stream:
+        start = stream.read(8)
+        text = stream.read(*struct.unpack("<Q", start))
+        sum_ = zlib.crc32(start + text.replace(_entry(told), _entry(_NO_SUM), 1))
+        while part := stream.read(_CHUNK):
+            sum_ = zlib.crc32(part, sum_)
+    if f"{sum_:08x}" != told:
+        raise UserError(
+            f"weights: {file}: damaged: its bytes are not those that were written "
+            "(checksum): copy or make it again"
+        )
+
+
+def _entry(sum_: str) -> bytes:
+    """The checksum as it stands in the header."""
+    return f'"{_CHECKSUM}":"{sum_}"'.encode()
 
 
 class Tensor(NamedTuple):
@@ -157,13 +204,18 @@ class Tensor(NamedTuple):
 
 
 def write_file(
-    path: Path, tensors: Sequence[Tensor], values: Iterator[np.ndarray]
+    path: Path,
+    tensors: Sequence[Tensor],
+    values: Iterator[np.ndarray],
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
     """One file, whole or not at all; `values` come in the order of `tensors`.
 
-    Wide types should lead, so that every tensor is aligned to its own type.
+    Wide types should lead, so that every tensor is aligned to its own type. `metadata`
+    is what the header tells beside them.
     """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    told = dict(metadata or {"format": "pt"}) | {_CHECKSUM: _NO_SUM}
+    header: dict[str, Any] = {_METADATA: told}
     place = 0
     for tensor in tensors:
         header[tensor.name] = {
@@ -174,15 +226,21 @@ def write_file(
         place += tensor.size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
+    start = struct.pack("<Q", len(text)) + text
+    sum_ = zlib.crc32(start)
     partial = path.with_suffix(".partial")
     try:
         with partial.open("wb") as stream:
-            stream.write(struct.pack("<Q", len(text)) + text)
+            stream.write(start)
             for _, value in zip(tensors, values, strict=False):
                 if not value.flags.c_contiguous:
                     turned, value = value, np.empty(value.shape, value.dtype)
                     copy(value, turned)
-                stream.write(value.reshape(-1).view(np.uint8).data)
+                data = value.reshape(-1).view(np.uint8).data
+                sum_ = zlib.crc32(data, sum_)
+                stream.write(data)
+            stream.seek(0)
+            stream.write(start.replace(_entry(_NO_SUM), _entry(f"{sum_:08x}"), 1))
         os.replace(partial, path)
     except OSError as error:
         partial.unlink(missing_ok=True)
@@ -190,6 +248,14 @@ def write_file(
             f"weights: {path}: cannot be written ({error}): free some space or make "
             "its folder writable; what was there is intact"
         ) from error
+
+
+def write_arrays(
+    path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]
+) -> None:
+    """A dict of arrays of one type as one file."""
+    tensors = [Tensor(name, arr.dtype, arr.shape) for name, arr in arrays.items()]
+    write_file(path, tensors, iter(arrays.values()), metadata)
 
 
 def copy(target: np.ndarray, source: np.ndarray) -> None:

@@ -11,17 +11,19 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.models import safetensors_files as files
+from flowgrpo_jax.models import weight_folders
 
 # torch's order of axes to ours.
 AXES = {"dense": (1, 0), "conv": (2, 3, 1, 0), "patch": (2, 3, 1, 0)}
@@ -162,11 +164,13 @@ def read(
     tensor, if one is missing, damaged or of another shape, or if the file has one that
     no leaf takes and no regular expression of `ignore` matches.
     """
-    found, leaves = files.contents(path), _leaves(table, like)
+    found, leaves = weight_folders.contents(path), _leaves(table, like)
     wanted = names(table, like)
     for name, shape in wanted.items():
         if name not in found:
-            raise UserError(f"weights: {path}: tensor {name}: missing")
+            raise UserError(
+                f"weights: {path}: tensor {name}: missing{_instead(name, found)}"
+            )
         if found[name].shape != shape:
             raise UserError(
                 f"weights: {path}: tensor {name}: shape {list(found[name].shape)}: the "
@@ -178,12 +182,24 @@ def read(
                 f"weights: {path}: tensor {name}: nothing in the network takes it; is "
                 "this the folder that the configuration describes?"
             )
+    for file in {found[name].file for name in wanted}:
+        files.check_sum(file)
     targets = traverse_util.flatten_dict(like, sep="/")
     with ThreadPoolExecutor(_threads()) as pool:
         flat = {
             key: _place(leaf, targets[key], found, pool) for key, leaf in leaves.items()
         }
     return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def _instead(name: str, found: Mapping[str, Any]) -> str:
+    """What the file has in place of a tensor, if anything is like it."""
+    for other in found:
+        if prefix := other.removesuffix(name) if other != name else "":
+            if prefix.endswith("."):
+                return f"; there it is called {other}: take {prefix!r} off all names"
+    first = min(found, default="nothing")
+    return f"; the first tensor that is there is {first}"
 
 
 def _threads() -> int:
@@ -240,6 +256,11 @@ def _part(
     def copy(target, name, index, rows):
         piece = np.asarray(leaf.ours(found[name].map())[index])  # scalars are no arrays
         files.copy(target[rows], piece[rows])
+        if not _finite(target[rows]):
+            raise UserError(
+                f"weights: {found[name].file}: tensor {name}: holds values that are "
+                f"not finite in {dtype}: download or make the file again"
+            )
 
     # A tensor that is alone is shared out among the threads by its rows.
     shares: list[Any] = [...]
@@ -250,6 +271,20 @@ def _part(
     work = [(*arguments, rows) for arguments in copies for rows in shares]
     list(pool.map(lambda arguments: copy(*arguments), work))
     return out
+
+
+def _finite(values: np.ndarray) -> bool:
+    """Whether there is no NaN and no infinity.
+
+    Those have the largest exponent: as whole numbers they are the largest of all, with
+    either sign. isfinite takes ten times as long for bf16.
+    """
+    if not values.size or not jnp.issubdtype(values.dtype, np.floating):
+        return True
+    size, told = values.dtype.itemsize, jnp.finfo(values.dtype)
+    least = ((1 << told.nexp) - 1) << told.nmant
+    positive, both = (int(values.view(f"{kind}{size}").max()) for kind in "iu")
+    return positive < least and both < least + (1 << (8 * size - 1))
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -289,7 +324,7 @@ def write(
         files.write_file(path, tensors, values)
         return
     path.mkdir(parents=True, exist_ok=True)
-    stem = files.STEMS[0 if config and "_class_name" in config else 1]
+    stem = weight_folders.STEMS[0 if config and "_class_name" in config else 1]
     shards = _shards(tensors, max_shard_bytes)
     places: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
@@ -299,9 +334,9 @@ def write(
     if len(shards) > 1:
         size = sum(tensor.size for tensor in tensors)
         index = {"metadata": {"total_size": size}, "weight_map": places}
-        (path / f"{stem}{files.INDEX}").write_text(json.dumps(index, indent=2))
+        (path / f"{stem}{weight_folders.INDEX}").write_text(json.dumps(index, indent=2))
     else:  # that of an earlier write would be followed
-        (path / f"{stem}{files.INDEX}").unlink(missing_ok=True)
+        (path / f"{stem}{weight_folders.INDEX}").unlink(missing_ok=True)
     for old in path.glob(f"{stem}*.safetensors"):
         if old.name not in places.values():
             old.unlink()

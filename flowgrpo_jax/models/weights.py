@@ -1,15 +1,13 @@
 """Variables to and from one safetensors file, with JSON metadata in its header."""
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
-import safetensors.numpy
 from flax import traverse_util
-from safetensors import SafetensorError, safe_open
 
 from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.models import config_json, safetensors_files
 
 
 def save(path: str | Path, variables: dict, metadata: dict, dtype=np.float16) -> None:
@@ -19,38 +17,19 @@ def save(path: str | Path, variables: dict, metadata: dict, dtype=np.float16) ->
     The file appears whole or not at all; UserError if the disk refuses it.
     """
     flat = traverse_util.flatten_dict(variables, sep="/")
-    # safetensors writes memory as it lies: a transposed view would come back scrambled.
-    arrays = {name: np.asarray(value, dtype, order="C") for name, value in flat.items()}
-    partial = Path(path).with_suffix(".partial")
-    try:
-        header = {"json": json.dumps(metadata)}
-        # Not `save_file`: only its owner may read what that leaves.
-        partial.write_bytes(safetensors.numpy.save(arrays, header))
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise UserError(
-            f"weights: {path}: cannot be written ({error}): free some space or make "
-            "its folder writable; what was there is intact"
-        ) from error
-    os.replace(partial, path)
+    arrays = {name: np.asarray(flat[name], dtype) for name in sorted(flat)}
+    header = {"json": json.dumps(metadata)}
+    safetensors_files.write_arrays(Path(path), arrays, header)
 
 
 def load(path: str | Path) -> tuple[dict, dict]:
     """Read (variables in fp32, metadata); UserError if missing or damaged."""
-    if not Path(path).is_file():
+    path = Path(path)
+    if not path.is_file():
         raise UserError(f"weights: {path}: no such file")
-    try:
-        with safe_open(path, framework="np") as file:
-            flat = {
-                name: file.get_tensor(name).astype(np.float32) for name in file.keys()
-            }
-            metadata = json.loads((file.metadata() or {}).get("json", "{}"))
-    except SafetensorError as error:
-        raise UserError(
-            f"weights: {path}: not a readable safetensors file ({error})"
-        ) from error
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"weights: {path}: the metadata in its header is not JSON ({error})"
-        ) from error
+    found = safetensors_files.read_header(path)
+    safetensors_files.check_sum(path)
+    flat = {name: stored.map().astype(np.float32) for name, stored in found[0].items()}
+    where = f"weights: {path}: the metadata in its header"
+    metadata = config_json.parse(found.metadata.get("json", "{}"), where)
     return traverse_util.unflatten_dict(flat, sep="/"), metadata

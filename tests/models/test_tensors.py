@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from flowgrpo_jax.errors import UserError
@@ -183,7 +183,7 @@ def test_write_and_read_back(tmp_path, dtype, most):
     read = {}
     for shard in shards:
         with safe_open(folder / shard, framework="pt") as opened:
-            assert opened.metadata() == {"format": "pt"}
+            assert opened.metadata()["format"] == "pt"
             read |= {n: opened.get_tensor(n).float().numpy() for n in opened.keys()}
     assert read.keys() == THEIRS.keys()
     for name, value in theirs(dtype).items():
@@ -371,3 +371,143 @@ def test_a_turned_matrix_is_copied_whole(rows, columns):
     target = np.full(turned.shape, -1.0, np.float32)
     safetensors_files.copy(target, turned)
     np.testing.assert_array_equal(target, turned)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16, np.float16])
+@pytest.mark.parametrize("value", [np.nan, -np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_named(tmp_path, dtype, value):
+    """Oracle: the contract; the largest finite values of either sign pass."""
+    most = jnp.finfo(dtype).max
+    given = np.array([[most, -most, 0], [1, -0.0, 2]], dtype)
+    rule, path = (Rule("w", "w", "dense"),), tmp_path / "w.safetensors"
+    save_file({"w": given}, path)
+    wanted = {"w": jax.ShapeDtypeStruct((3, 2), dtype)}
+    np.testing.assert_array_equal(tensors.read(path, rule, wanted)["w"], given.T)
+    given[1, 2] = value
+    save_file({"w": given}, path)
+    with pytest.raises(UserError, match="tensor w: holds values that are not finite"):
+        tensors.read(path, rule, wanted)
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "transformer.", "model.diffusion."])
+def test_a_prefix_of_all_names_is_shown(tmp_path, prefix):
+    """Oracle: the contract; the line has a name of the file and what was expected."""
+    path = tmp_path / "w.safetensors"
+    save_file({f"{prefix}{name}": value for name, value in theirs().items()}, path)
+    with pytest.raises(UserError, match=rf"tensor (\S+): .* called {prefix}\1: take"):
+        tensors.read(path, TABLE, like())
+    save_file({"other": np.zeros(3)}, path)
+    with pytest.raises(UserError, match="missing; the first tensor .* is other$"):
+        tensors.read(path, TABLE, like())
+
+
+def test_every_bit_counts(tmp_path):
+    """Oracle: what was written; a bit flipped anywhere, header included, is one line."""
+    tree = {"a": np.linspace(-1, 1, 64, dtype=np.float32)}
+    table, path = (Rule("a", "a"),), tmp_path / "w.safetensors"
+    tensors.write(path, tree, table)
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 7):
+        spoilt = bytearray(whole)
+        spoilt[place] ^= 1 << place % 8
+        path.write_bytes(spoilt)
+        try:
+            found = tensors.read(path, table, tree)
+        except UserError as error:
+            assert "\n" not in str(error)
+            continue
+        # Of a key that names no checksum any more only other readers could know.
+        assert b"flowgrpo_jax.crc32" not in spoilt
+        np.testing.assert_array_equal(found["a"], tree["a"])
+    path.write_bytes(whole)
+    np.testing.assert_array_equal(tensors.read(path, table, tree)["a"], tree["a"])
+
+
+def header(entries, data=bytes(8)):
+    text = json.dumps(entries).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+@pytest.mark.parametrize(
+    "data, message",
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "git lfs pull"),
+        (b"", "not a readable safetensors file"),
+        (struct.pack("<Q", 100_000) + b"[" * 100_000, "no JSON object"),
+        (struct.pack("<Q", 100_000) + b'{"a":' * 20_000, "not a readable"),
+        (struct.pack("<Q", 2**63) + b"{}", "longer than the file"),
+        (header({"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}), "a: "),
+        (header({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}), "end"),
+        (
+            header({"a": {"dtype": "F32", "shape": [-2], "data_offsets": [0, -8]}}),
+            "sha",
+        ),
+        (header({"a": {"dtype": "F32", "shape": [1.0], "data_offsets": [0, 4]}}), "sh"),
+        (header({"__metadata__": {"a": 1}}, b""), "metadata"),
+        (header({"__metadata__": [1]}, b""), "not a readable"),
+    ],
+)
+def test_damaged_files_are_one_line(tmp_path, data, message):
+    """Oracle: the safetensors library refuses them too."""
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=message) as caught:
+        tensors.read(tmp_path, TABLE, like())
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+    with pytest.raises(SafetensorError):
+        safe_open(path, framework="np")
+
+
+@pytest.mark.parametrize(
+    "files, message",
+    [
+        (["pytorch_model.bin"], "pytorch_model.bin: a pickle"),
+        (["model-00001-of-00002.safetensors"], "the index .* is missing"),
+        (["model.fp16.safetensors", "model.bf16.safetensors"], "which of model.bf16"),
+        (["config.json"], "no .safetensors file in it"),
+    ],
+)
+def test_folders_without_weights(tmp_path, files, message):
+    """Oracle: the contract; the line names the file or the folder."""
+    for name in files:
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(UserError, match=f"weights: {tmp_path}.*{message}"):
+        tensors.read(tmp_path, TABLE, like())
+
+
+STEM = "diffusion_pytorch_model"
+
+
+@pytest.mark.parametrize(
+    "index, shards",
+    [
+        (f"{STEM}.safetensors.index.json", f"{STEM}-0000{{}}-of-00002"),
+        (f"{STEM}.safetensors.index.fp16.json", f"{STEM}.fp16-0000{{}}-of-00002"),
+        (f"{STEM}.fp16.safetensors.index.json", f"{STEM}-0000{{}}-of-00002.fp16"),
+        ("model.safetensors.index.fp16.json", "model.fp16-0000{}-of-00002"),
+    ],
+)
+def test_shards_of_a_variant(tmp_path, index, shards):
+    """Oracle: the names that diffusers gives; without a variant the plain file wins."""
+    names = [f"{shards.format(number)}.safetensors" for number in (1, 2)]
+    given = list(theirs().items())
+    half = len(given) // 2
+    places = {}
+    for name, part in zip(names, (given[:half], given[half:]), strict=True):
+        save_file(dict(part), tmp_path / name)
+        places |= {tensor: name for tensor, _ in part}
+    (tmp_path / index).write_text(json.dumps({"weight_map": places}))
+    check_values(tensors.read(tmp_path, TABLE, like()), theirs())
+    plain = {name: np.asarray(value + 1) for name, value in theirs().items()}
+    save_file(plain, tmp_path / f"{STEM}.safetensors")
+    if index != f"{STEM}.safetensors.index.json":  # which diffusers prefers
+        check_values(tensors.read(tmp_path, TABLE, like()), plain)
+
+
+@pytest.mark.parametrize("shard", ["../w.safetensors", "/w.safetensors", 3, None, ""])
+def test_an_index_stays_in_its_folder(tmp_path, shard):
+    """Oracle: the contract; what lies elsewhere is not read."""
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"scale": shard}}))
+    with pytest.raises(UserError, match=f"{index}: tensor scale: .*beside the index"):
+        tensors.read(tmp_path, TABLE, like())

@@ -6,6 +6,8 @@ import struct
 
 import numpy as np
 import pytest
+from flax import traverse_util
+from safetensors import safe_open
 
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.models import weights
@@ -63,7 +65,7 @@ def test_truncated(tmp_path, kept):
     path = tmp_path / "w.safetensors"
     weights.save(path, tree(), {})
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(UserError, match="not a readable safetensors file"):
+    with pytest.raises(UserError, match="not a readable|the file is truncated"):
         weights.load(path)
 
 
@@ -98,3 +100,24 @@ def test_a_full_disk_is_one_line(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
     assert path.read_bytes() == before
+
+
+def test_a_flipped_bit_is_one_line(tmp_path):
+    """Oracle: the checksum; other readers see the same numbers beside it."""
+    path = tmp_path / "w.safetensors"
+    weights.save(path, tree(), {"width": 96})
+    with safe_open(path, framework="np") as file:
+        assert json.loads(file.metadata()["json"]) == {"width": 96}
+        names = file.keys()
+        compare(
+            traverse_util.unflatten_dict(
+                {n: file.get_tensor(n).astype("float32") for n in names}, sep="/"
+            ),
+            tree(),
+            rtol=2**-11,
+        )
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=f"weights: {path}: damaged: .*checksum"):
+        weights.load(path)
