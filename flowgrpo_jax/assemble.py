@@ -268,6 +268,51 @@ def reward_context(config: ml_collections.ConfigDict) -> registry.Context:
     return registry.Context(finds, options)
 
 
+def try_rewards(
+    config: ml_collections.ConfigDict, training: bool = True, monitored: bool = True
+) -> registry.Context:
+    """Call every reward of the run once, on two random images and two of its prompts.
+
+    Before anything that takes long: RewardFailure for one that raises, does not answer
+    within `reward_deadline` or returns something else than scores. The context holds
+    the rewards, to be used. Without `training` those of evaluations only.
+    """
+    context = reward_context(config)
+    combined, prompts = [], {}
+    if training and config.train.objective != "flow_matching":
+        combined.append(registry.combine(config.reward.to_dict(), context))
+        ours = load_prompt_set(config.prompts, "train")
+        check_prompts(config, context, ours)
+        prompts = dict.fromkeys(config.reward, ours)
+    evaluated = config.eval.reward or config.reward
+    combined.append(registry.combine(evaluated.to_dict(), context))
+    held_out = monitors.held_out(config.monitors) if monitored else []
+    ours = load_prompt_set(config.eval.prompts, "test", "eval.prompts")
+    check_prompts(config, context, ours, "eval.prompts")
+    prompts = dict.fromkeys([*evaluated, *held_out], ours) | prompts
+    rewards = {name: registry.make(name, context) for name in prompts}
+    measured = scoring.try_out(
+        rewards, prompts, _image_size(config), config.reward_deadline
+    )
+    for several in combined:
+        several.merge({name: measured[name] for name in several.rewards})
+    return context
+
+
+def _image_size(config: ml_collections.ConfigDict) -> tuple[int, int]:
+    """Height and width of the images that the config's model makes."""
+    if config.resolution:
+        return config.resolution, config.resolution
+    if config.model in WORLDS:  # pretraining begins without its weights
+        model = _with_lora(config, WORLDS[config.model].model.Size())
+        variables: Variables = {}
+    else:
+        model, variables = abstract_model(config)
+    latents = jax.ShapeDtypeStruct((1, *model.latent_shape), jnp.float32)
+    _, height, width, _ = jax.eval_shape(model.decode, variables, latents).shape
+    return height, width
+
+
 def make_reward(
     config: ml_collections.ConfigDict, context: registry.Context | None = None
 ) -> scoring.Scorer:
@@ -293,7 +338,9 @@ def make_monitor(
 ) -> monitors.Monitor:
     """The config's monitors, and the embedded world's own where that is the model."""
     context = context or reward_context(config)
-    general = monitors.make(config.monitors, config.reward.to_dict(), context)
+    general = monitors.make(
+        config.monitors, config.reward.to_dict(), context, config.reward_deadline
+    )
 
     def measure(images, prompts, owner) -> dict[str, float]:
         found = general(images, prompts, owner)

@@ -11,7 +11,7 @@ from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from flowgrpo_jax import command_line
-from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.errors import UserError, shown_above
 from flowgrpo_jax.runtime import platform
 
 WRONG_INPUT = 2
@@ -66,6 +66,8 @@ def _unraisable(event: "sys.UnraisableHookArgs") -> None:
 
 
 def _fail(error: object) -> NoReturn:
+    if above := shown_above(error if isinstance(error, UserError) else None):
+        print(above, file=sys.stderr)
     line = " ".join(str(error).split())
     print(f"error: {line}", file=sys.stderr)
     sys.exit(WRONG_INPUT)

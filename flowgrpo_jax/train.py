@@ -37,7 +37,7 @@ from flowgrpo_jax.data.prompts import Prompt
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.flow import packing
 from flowgrpo_jax.models.flow_model import Variables, decoding, overlay
-from flowgrpo_jax.rewards import monitors
+from flowgrpo_jax.rewards import monitors, registry
 from flowgrpo_jax.rewards.scoring import RewardFailure
 from flowgrpo_jax.rl import update as rl_update
 from flowgrpo_jax.runtime import images as grids
@@ -63,7 +63,8 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> bool:
     checks.check(config)
     for line in checks.remarks(config):
         print(f"warning: {line}", file=sys.stderr)
-    run = Run(config)  # before the workdir: a run that cannot be leaves none behind
+    # Before the workdir: a run that cannot be leaves none behind.
+    run = Run(config, assemble.try_rewards(config))
     print(*budget.summary(run.work, jax.devices()[0].device_kind), sep="\n")
     with open_workdir(workdir, config.to_dict(), configs.MAY_DIFFER) as place:
         with Checkpointer(place.checkpoints, config.checkpoint.keep) as checkpoints:
@@ -175,8 +176,13 @@ def _show_samples(run, state, iteration, writer, place) -> None:
 class Run:
     """Model, data, rewards and compiled programs of one run."""
 
-    def __init__(self, config: ml_collections.ConfigDict):
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        rewards: registry.Context | None = None,
+    ):
         self.config = config
+        self._reward_context = rewards or assemble.reward_context(config)
         self.mesh = meshes.make_mesh(config.mesh.to_dict())
         self.model, self._loaded = assemble.starting_model(config, self.mesh)
         self.work = Workload(config, self.mesh, self.model, self._loaded)
@@ -209,7 +215,6 @@ class Run:
 
     def _set_up_data(self) -> None:
         config = self.config
-        self._reward_context = assemble.reward_context(config)
         self._prompts: list[Prompt] = []
         self._eval_prompts = assemble.load_prompt_set(
             config.eval.prompts, "test", "eval.prompts"

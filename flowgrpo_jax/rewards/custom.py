@@ -6,6 +6,7 @@
 without it gets a whole batch as numpy. docs/rewards.md has examples.
 """
 
+import copy
 import functools
 import importlib
 import inspect
@@ -18,7 +19,7 @@ from PIL import Image
 
 from flowgrpo_jax.data.prompts import Prompt
 from flowgrpo_jax.errors import UserError
-from flowgrpo_jax.rewards import registry
+from flowgrpo_jax.rewards import guard, registry, returned
 from flowgrpo_jax.rewards.detection import Images
 from flowgrpo_jax.runtime.images import to_uint8
 
@@ -33,7 +34,7 @@ class _Wishes(NamedTuple):
 
 
 def reward(
-    name: str | None = None, *, by: str = "batch", images: str = "numpy"
+    name: str | Callable | None = None, *, by: str = "batch", images: str = "numpy"
 ) -> Callable[[Function], Function]:
     """Decorator of a function or class that scores images.
 
@@ -46,6 +47,8 @@ def reward(
       images: "numpy" float32 in [0, 1]; "jax" the same on the device; "pil" a list of
         PIL images (one, by "image").
     """
+    if callable(name):  # @reward without brackets
+        return reward(by=by, images=images)(name)
     for key, value, allowed in (("by", by, BY), ("images", images, KINDS)):
         if value not in allowed:
             raise UserError(f"reward: {key}={value}: must be one of {allowed}")
@@ -67,13 +70,17 @@ def reward(
 def from_path(path: str, options: Mapping[str, Any]) -> registry.Reward:
     """The reward at "package.module.function"; UserError if there is none."""
     module, _, last = path.rpartition(".")
-    try:
-        function = getattr(importlib.import_module(module), last)
-    except Exception as error:  # a user's file may do anything
-        raise UserError(
-            f"reward: {path}: cannot be imported ({type(error).__name__}: {error}): "
-            "must be a name of docs/rewards.md or package.module.function"
-        ) from error
+
+    def line(told: str) -> str:
+        return (
+            f"reward: {path}: cannot be imported ({told}): must be a name of "
+            "docs/rewards.md or package.module.function"
+        )
+
+    function = guard.call(
+        line,
+        guard.ends_children(lambda: getattr(importlib.import_module(module), last)),
+    )
     if not callable(function):
         raise UserError(f"reward: {path}: must be a function, not {function!r}")
     return make(path, function, options)
@@ -82,22 +89,35 @@ def from_path(path: str, options: Mapping[str, Any]) -> registry.Reward:
 def make(name: str, function: Callable, options: Mapping[str, Any]) -> registry.Reward:
     """A reward that calls `function`, or an object of it where it is a class.
 
-    UserError for options that it does not take.
+    UserError for options that it does not take, or a class that cannot be made.
     """
     wishes = getattr(function, "_reward_wishes", _Wishes())
+    if not inspect.isclass(function):
+        _check_options(name, function, options, None, None)
+        return _Custom(name, functools.partial(function, **options), *wishes)
+    _check_options(name, function, options)
+    scores = guard.call(
+        lambda told: f"reward.{name}: cannot be made: {told}",
+        guard.ends_children(lambda: function(**options)),  # loads what it needs, once
+    )
+    if not callable(scores):
+        raise UserError(f"reward: {name}: must have a __call__ of (images, prompts)")
+    return _Custom(name, scores, *wishes)
+
+
+def _check_options(name: str, function: Callable, options, *args: None) -> None:
+    """UserError if it cannot be called with these options."""
     try:
-        scores: Any  # a class is a type of object to the checker
-        if inspect.isclass(function):
-            scores = function(**options)  # loads what it needs, once
-        else:
-            inspect.signature(function).bind(None, None, **options)
-            scores = functools.partial(function, **options)
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # of C: only a call can tell
+        return
+    try:
+        signature.bind(*args, **options)
     except TypeError as error:
         raise UserError(
             f"reward: {name}: options {dict(options)}: {error}: it is called with "
             "(images, prompts) and these options"
         ) from error
-    return _Custom(name, scores, *wishes)
 
 
 def _from_context(
@@ -110,49 +130,80 @@ class _Custom:
     """Images as the function wants them, and its scores as a table."""
 
     def __init__(self, name: str, function: Callable, by: str, images: str):
-        self._name, self._function = name, function
+        self._name, self._function = name, guard.ends_children(function)
         self._by, self._images = by, images
         # Such a function starts programs on the device, which have one order.
         self.on_device = images == "jax"
+        self.by_group = by == "group"
 
     def __call__(
         self, images: Images, prompts: Sequence[Prompt]
     ) -> dict[str, np.ndarray]:
+        """Its measurements. RewardFailure for whatever it raises, with the prompt if one
+        call has one; UserError for a return that is not the numbers that are wanted.
+
+        A call's images and prompts are its own: it may write on them.
+        """
+        at: list[Prompt] = []
+
+        def line(told: str) -> str:
+            where = [f"prompt {prompt.index} {prompt.text[:80]!r}: " for prompt in at]
+            return f"reward.{self._name}: {''.join(where)}{told}"
+
+        return guard.call(line, lambda: self._measured(images, prompts, at))
+
+    def _measured(
+        self, images: Images, prompts: Sequence[Prompt], at: list[Prompt]
+    ) -> dict[str, np.ndarray]:
+        count = len(prompts)
         if self._by == "batch":
-            result = self._function(self._given(images), list(prompts))
+            result = self._function(self._given(images), copy.deepcopy(list(prompts)))
+            result = returned.scores(result, count)
             if isinstance(result, Mapping):  # other measurements beside the score
-                return {name: np.asarray(values) for name, values in result.items()}
-            return {self._name: self._numbers(result, (len(prompts),))}
-        scores = np.empty(len(prompts))
+                return {
+                    name: self._numbers(values, (count,), f"{name} ")
+                    for name, values in result.items()
+                }
+            return {self._name: self._numbers(result, (count,))}
+        scores = np.empty(count)
         if self._by == "image":
             for number, prompt in enumerate(prompts):
+                at[:] = [prompt]
                 [image] = self._given(images[number : number + 1])
-                scores[number] = self._numbers(self._function(image, prompt), ())
+                result = self._function(image, copy.deepcopy(prompt))
+                scores[number] = self._numbers(returned.scores(result, None), ())
         else:
             for members in groups(prompts):
-                given, prompt = self._given(images[members]), prompts[members[0]]
-                result = self._function(given, prompt)
-                scores[members] = self._numbers(result, (len(members),))
+                at[:] = [prompts[members[0]]]
+                given = self._given(images[members])
+                result = self._function(given, copy.deepcopy(at[0]))
+                size = len(members)
+                result = returned.scores(result, size)
+                scores[members] = self._numbers(result, (size,))
         return {self._name: scores}
 
     def _given(self, images: Images) -> Any:
         if self._images == "jax":
-            return jnp.asarray(images, jnp.float32)
+            return jnp.array(images, jnp.float32)  # a copy: it may be donated
         if self._images == "pil":
             return [Image.fromarray(pixels) for pixels in to_uint8(np.asarray(images))]
-        return np.asarray(images, np.float32)
+        return np.array(images, np.float32)
 
-    def _numbers(self, result: Any, shape: tuple[int, ...]) -> np.ndarray:
+    def _numbers(
+        self, result: Any, shape: tuple[int, ...], what: str = ""
+    ) -> np.ndarray:
         """What the function returned, as numbers of that shape; else UserError."""
-        values = np.asarray(result)
-        if values.shape != shape or values.dtype.kind not in "fiub":
+        most = shape[0] + 1 if shape else 2
+        values = returned.array(result, most)
+        fitting = returned.shaped(values, shape)
+        if fitting is None:
             wanted = f"{shape[0]} numbers" if shape else "a number"
-            shown = " ".join(str(result).split())[:60]
+            shown = guard.one_line(result)[:60]
             raise UserError(
-                f"reward: {self._name}: returns {shown}, {values.dtype} of shape "
+                f"reward: {self._name}: returns {what}{shown}, {values.dtype} of shape "
                 f"{values.shape}: must be {wanted}"
             )
-        return values
+        return fitting
 
 
 def groups(prompts: Sequence[Prompt]) -> list[np.ndarray]:

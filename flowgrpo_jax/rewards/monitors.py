@@ -16,7 +16,7 @@ from scipy import ndimage
 
 from flowgrpo_jax.data.prompts import Prompt
 from flowgrpo_jax.errors import UserError
-from flowgrpo_jax.rewards import registry
+from flowgrpo_jax.rewards import registry, scoring
 
 Pixels = Float[Array | np.ndarray, "sample height width 3"]
 Owners = Int[np.ndarray, " sample"]
@@ -37,16 +37,16 @@ def make(
     names: Sequence[str],
     optimised: Mapping[str, float | int],
     context: registry.Context,
+    deadline: float = 600.0,
 ) -> Monitor:
     """All these monitors as one: `PIXELS`, `CLIP`, objects, or rewards by name.
 
-    A reward that is measured here is held out: UserError if it is optimised.
+    A reward that is measured here is held out: UserError if it is optimised. If it fails
+    or takes longer than `deadline` seconds, a line says so and it is NaN.
     """
-    own = (*PIXELS, CLIP, "objects")
-    held_out = [name for name in names if name not in own]
-    for name in held_out:
-        if not registry.is_known(name):
-            allowed = ", ".join([*own, *registry.REWARDS])
+    for name in held_out(names):
+        if not registry.is_known(name, context.options.get(name, ())):
+            allowed = ", ".join([*PIXELS, CLIP, "objects", *registry.REWARDS])
             raise UserError(f"monitors: {name}: must be one of {allowed}")
         if optimised.get(name):
             raise UserError(
@@ -54,22 +54,32 @@ def make(
             )
     if "objects" in names and context.detector is None:
         raise UserError("monitors: objects: needs a detector, and this model has none")
-    rewards = {name: registry.make(name, context) for name in held_out}
+    rewards = {
+        name: scoring.Scorer(registry.combine({name: 1.0}, context), deadline)
+        for name in held_out(names)
+    }
     measures = {name: PIXELS[name] for name in names if name in PIXELS}
     if CLIP in names:
-        measures[CLIP] = _clip_diversity(**context.options.get(CLIP, {}))
+        options = context.options.get(CLIP, {})
+        measures[CLIP] = registry.built(CLIP, _clip_diversity, **options)
 
     def measure(images, prompts, owner) -> dict[str, float]:
         found = {name: of_images(images, owner) for name, of_images in measures.items()}
         if "objects" in names and context.detector is not None:
             found["objects"] = float(np.mean([*map(len, context.detector(images))]))
         for name, reward in rewards.items():
-            values = np.asarray(reward(images, prompts)[name], np.float64)
+            measured = reward.finish([reward.start(images, prompts)], skip=True)
+            values = np.asarray(measured[name], np.float64)
             found[f"reward_{name}"] = float(values.mean())
             found[f"reward_{name}{_STD}"] = float(values.std())
         return found
 
     return measure
+
+
+def held_out(names: Sequence[str]) -> list[str]:
+    """The monitors that are rewards."""
+    return [name for name in names if name not in (*PIXELS, CLIP, "objects")]
 
 
 def diversity(images: Pixels, owner: Owners) -> float:

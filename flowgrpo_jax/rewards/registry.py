@@ -1,7 +1,7 @@
 """Rewards by name, and the weighted sum of several."""
 
 import importlib
-import math
+import numbers
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,12 +10,15 @@ import numpy as np
 
 from flowgrpo_jax.data.prompts import Prompt
 from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.rewards import guard
 from flowgrpo_jax.rewards.detection import Detector, Images
 
 # (images, prompts) -> measurements, one number per image each; the one under the
 # reward's own name is the reward, the others are only reported. An attribute
 # `check_prompt` (see `prompt_checks`) tells before a run which prompts it cannot score.
 Reward = Callable[[Images, Sequence[Prompt]], dict[str, np.ndarray]]
+# Of a score's size: the sum of a few hundred squares is still a number of float32.
+LARGEST = 1e18
 
 
 @dataclass(frozen=True)
@@ -87,20 +90,26 @@ def make(name: str, context: Context | None = None) -> Reward:
 
 def _make(name: str, context: Context, options: Mapping[str, Any]) -> Reward:
     if "server" in options:
-        try:
-            return _module("remote").Remote(name, **options)
-        except TypeError as error:
-            raise UserError(
-                f"reward: {name}: options {dict(options)}: {error}"
-            ) from error
+        return built(name, _module("remote").Remote, name, **options)
     if name not in REWARDS and "." in name:
         return _module("custom").from_path(name, options)
     if name not in REWARDS:
         raise UserError(f"reward: {name}: must be one of {', '.join(REWARDS)}")
+    return built(name, REWARDS[name], context, **options)
+
+
+def built(name: str, factory: Callable[..., Any], /, *args: Any, **options: Any) -> Any:
+    """What the factory makes; UserError for options or files that it cannot take."""
     try:
-        return REWARDS[name](context, **options)
+        return factory(*args, **options)
+    except UserError:
+        raise
     except TypeError as error:
-        raise UserError(f"reward: {name}: options {dict(options)}: {error}") from error
+        raise UserError(f"reward: {name}: options {options}: {error}") from error
+    except Exception as error:  # of the libraries that read weights
+        raise UserError(
+            f"reward: {name}: cannot be loaded: {guard.told(error)}"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -127,12 +136,21 @@ class Combined:
         results: dict[str, np.ndarray] = {}
         for name in self.rewards:
             if clash := set(measured[name]) & {*results, "avg"}:
-                raise ValueError(f"reward {name} measures {clash} a second time")
+                raise guard.RewardFailure(
+                    f"reward: {name} measures {clash} a second time: give it other names"
+                )
             results.update(measured[name])
         avg = np.zeros(len(next(iter(results.values()))))
         for name, weight in self.weights.items():
             if weight:
-                avg += weight * results[name]
+                scores = np.asarray(results[name])
+                # Whole numbers would wrap around.
+                avg += weight * (scores if scores.dtype.kind == "f" else scores * 1.0)
+        if np.any(too_large := np.abs(avg) > LARGEST):
+            raise guard.RewardFailure(
+                f"reward: avg: {avg[too_large][0]:g}, the weighted sum: must be at most "
+                f"{LARGEST:g} in size: take smaller weights"
+            )
         return {**results, "avg": avg.astype(np.float32)}
 
 
@@ -145,8 +163,17 @@ def combine(
     """
     if not weights:
         raise UserError(f"reward: {{}}: give a weight to one of {', '.join(REWARDS)}")
-    for name, weight in weights.items():
-        if not math.isfinite(weight):
-            raise UserError(f"reward: {name}: weight {weight}: must be finite")
+    check_weights("reward", weights)
     context = context or Context()
     return Combined({name: make(name, context) for name in weights}, dict(weights))
+
+
+def check_weights(key: str, weights: Mapping[str, Any]) -> None:
+    """UserError for a weight that is no finite number; `key` is the config's."""
+    for name, weight in weights.items():
+        number = isinstance(weight, numbers.Real) and not isinstance(weight, bool)
+        if not number or not -LARGEST <= weight <= LARGEST:
+            told = guard.one_line(repr(weight))[:60]
+            raise UserError(
+                f"{key}: {name}: weight {told}: must be finite, a number such as 1.0"
+            )

@@ -4,11 +4,11 @@ While a batch of images is scored the next one may be sampled. Results are put t
 in the order in which the batches came, whichever was ready first.
 """
 
+import concurrent.futures
 import functools
 import queue
 import sys
 import threading
-import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -20,16 +20,14 @@ from jaxtyping import Array, Float
 
 from flowgrpo_jax.data.prompts import Prompt
 from flowgrpo_jax.errors import UserError
-from flowgrpo_jax.rewards.registry import Combined, Reward
+from flowgrpo_jax.rewards import guard, returned
+from flowgrpo_jax.rewards.guard import RewardFailure
+from flowgrpo_jax.rewards.registry import LARGEST, Combined, Reward
 
 # Values in [0, 1]; a JAX array may stay on its device until a reward needs it.
 Images = Float[Array | np.ndarray, "image height width channel"]
 FAILURES = ("stop", "skip")
 Table = dict[str, np.ndarray]
-
-
-class RewardFailure(UserError):
-    """A reward gave nothing that can be used; the line names it."""
 
 
 class Batch(NamedTuple):
@@ -53,6 +51,7 @@ class Scorer:
     def __init__(self, combined: Combined, deadline: float = 600.0):
         self._combined, self._deadline = combined, deadline
         self._lines = {name: _Line(name) for name in combined.rewards}
+        self._shown: set[str] = set()
 
     def __call__(self, images: Images, prompts: Sequence[Prompt]) -> Table:
         return self.finish([self.start(images, prompts)])
@@ -71,33 +70,76 @@ class Scorer:
     def finish(self, batches: Sequence[Batch], skip: bool = False) -> Table:
         """All measurements of all images, in the order of the batches, and "avg".
 
-        RewardFailure for a reward that raised, gave something else than one finite
-        number per image, or is not ready at the deadline. With `skip` the line is only
-        printed, and what is missing is NaN.
+        RewardFailure for a reward that raised (as soon as one does), gave something else
+        than one finite number per image, or is not ready at the deadline. With `skip`
+        the line is only printed, and what is missing is NaN.
         """
-        until = time.monotonic() + self._deadline
+        _wait(
+            [call for b in batches for call in b.calls.values()], self._deadline, skip
+        )
         tables = {}
         for name in self._combined.rewards:
-            parts = [
-                self._part(name, batch.calls[name], until, skip) for batch in batches
-            ]
+            parts = [self._part(name, batch.calls[name], skip) for batch in batches]
             tables[name] = _joined(name, parts, [batch.size for batch in batches])
-            _check_finite(name, tables[name][name], skip)
+            tables[name][name] = _finite(name, tables[name][name], skip)
         return self._combined.merge(tables)
 
-    def _part(self, name: str, call: Future, until: float, skip: bool) -> Table | None:
+    def _part(self, name: str, call: Future, skip: bool) -> Table | None:
         try:
-            return call.result(max(0.0, until - time.monotonic()))
-        except TimeoutError:
-            call.cancel()  # if it waits behind another one
-            line = f"reward.{name}: no scores within {self._deadline:g} s of waiting "
-            failure = RewardFailure(line + "(reward_deadline)")
-        except RewardFailure as error:
-            failure = error
-        if not skip:
+            return _ready(name, call, self._deadline)
+        except RewardFailure as failure:
+            if not skip:
+                raise
+            if failure.shown and name not in self._shown:
+                self._shown.add(name)  # of a thousand alike the first is enough
+                print(failure.shown, file=sys.stderr)
+            print(f"skipped: {failure}", file=sys.stderr, flush=True)
+            return None
+
+
+def try_out(
+    rewards: Mapping[str, Reward],
+    prompts: Mapping[str, Sequence[Prompt]],
+    size: tuple[int, int],
+    deadline: float,
+) -> dict[str, Table]:
+    """What each reward, one after the other, measures of two random images.
+
+    Of the first and the last of its prompts; of the first one twice, if it compares the
+    images of a prompt. RewardFailure as `Scorer.finish`. Rewards that run on the device
+    have a thread here, too: no other program is started meanwhile.
+    """
+    images = np.random.default_rng(0).random((2, *size, 3), np.float32)
+    tables = {}
+    for name, reward in rewards.items():
+        first, last = prompts[name][0], prompts[name][-1]
+        two = [first, first] if getattr(reward, "by_group", False) else [first, last]
+        line = _Line(name)
+        call = line.submit(functools.partial(_score, name, reward, images, two))
+        _wait([call], deadline, False)
+        tables[name] = _ready(name, call, deadline)
+        _finite(name, tables[name][name], skip=False)
+    return tables
+
+
+def _wait(calls: Sequence[Future], deadline: float, for_all: bool) -> None:
+    """Until the calls are done; or, not `for_all`, raise the first failure at once."""
+    until = "ALL_COMPLETED" if for_all else "FIRST_EXCEPTION"
+    concurrent.futures.wait(calls, min(deadline, threading.TIMEOUT_MAX), until)
+    for call in calls:
+        if not for_all and call.done() and (failure := call.exception()):
             raise failure
-        print(f"skipped: {failure}", file=sys.stderr, flush=True)
-        return None
+
+
+def _ready(name: str, call: Future, deadline: float) -> Table:
+    """The result of a call that was waited for."""
+    if call.done() and not call.cancelled():
+        return call.result()
+    call.cancel()  # if it waits behind another one
+    guard.put_back()  # what a call has changed that hangs
+    raise RewardFailure(
+        f"reward.{name}: no scores within {deadline:g} s of waiting (reward_deadline)"
+    )
 
 
 def _score(
@@ -107,11 +149,18 @@ def _score(
     try:
         with jax.transfer_guard("allow"):  # the loop's ban is not theirs
             return _checked(name, reward(images, prompts), len(images))
+    except RewardFailure:
+        raise
     except UserError as error:
-        raise RewardFailure(str(error)) from error
-    except Exception as error:  # a user's function may do anything
-        text = " ".join(str(error).split())[:300]
-        raise RewardFailure(f"reward.{name}: {type(error).__name__}: {text}") from error
+        text = str(error)
+        raise RewardFailure(
+            text if name in text else f"reward.{name}: {text}"
+        ) from error
+    except BaseException as error:  # SystemExit too would end a thread in silence
+        on_main = threading.current_thread() is threading.main_thread()
+        if on_main and not isinstance(error, Exception):
+            raise  # what our own signals raise
+        raise RewardFailure(f"reward.{name}: {guard.told(error)}") from error
 
 
 class _Line:
@@ -157,10 +206,11 @@ def _checked(name: str, measured: Any, count: int) -> Table:
     """What the reward returned, as arrays; RewardFailure if it is something else."""
     if not isinstance(measured, Mapping) or name not in measured:
         keys = list(measured) if isinstance(measured, Mapping) else measured
+        told = guard.one_line(keys)[:80]
         raise RewardFailure(
-            f"reward.{name}: returns {str(keys)[:80]}: must return a dict with {name}"
+            f"reward.{name}: returns {told}: must return a dict with {name}"
         )
-    table = {key: np.asarray(values) for key, values in measured.items()}
+    table = {key: returned.array(values) for key, values in measured.items()}
     for key, values in table.items():
         if values.shape != (count,) or values.dtype.kind not in "fiub":
             raise RewardFailure(
@@ -187,13 +237,15 @@ def _joined(name: str, parts: Sequence[Table | None], sizes: Sequence[int]) -> T
     }
 
 
-def _check_finite(name: str, values: np.ndarray, skip: bool) -> None:
+def _finite(name: str, values: np.ndarray, skip: bool) -> np.ndarray:
     """RewardFailure for a score that is no number; with `skip` it becomes NaN."""
-    bad = np.flatnonzero(~np.isfinite(values))
-    if not len(bad):
-        return
+    bad = ~(np.abs(values.astype(np.float64)) <= LARGEST)
+    if not bad.any():
+        return values
     if not skip:
+        first = np.flatnonzero(bad)[0]
         raise RewardFailure(
-            f"reward.{name}: {values[bad[0]]} of sample {bad[0]}: must be finite"
+            f"reward.{name}: {values[first]} of sample {first}: must be finite, and at "
+            f"most {LARGEST:g} in size"
         )
-    values[bad] = np.nan
+    return np.where(bad, np.nan, values)
