@@ -50,7 +50,7 @@ def load_model(
     """
     if is_embedded(config.model):
         return _load_embedded(config)
-    folder = hub.folder(config.model)
+    folder = hub.folder(config.model_path or config.model)
     model = _large_model(config, folder)
     like = sd3.shapes(model, weights_dtype(config))
     if mesh is not None:
@@ -66,8 +66,9 @@ def abstract_model(
     if is_embedded(config.model):
         model, loaded = _load_embedded(config)
         return model, jax.eval_shape(lambda: loaded)
-    planned = config.model in hub.ALIASES
-    model = _large_model(config, None if planned else hub.folder(config.model))
+    planned = config.model in hub.ALIASES and not config.model_path
+    place = config.model_path or config.model
+    model = _large_model(config, None if planned else hub.folder(place))
     return model, sd3.shapes(model, weights_dtype(config))
 
 
@@ -102,7 +103,8 @@ def _load_embedded(config) -> tuple[FlowModel, Variables]:
         raise UserError(
             f"resolution: {config.resolution}: must be 0: the embedded model has one"
         )
-    path = WORLDS[name].model.WEIGHTS if name in WORLDS else Path(name)
+    own = WORLDS[name].model.WEIGHTS if name in WORLDS else name
+    path = Path(config.model_path or own)
     if not path.is_file():
         remedy = "install the package again" if name in WORLDS else "give a file"
         raise UserError(f"model: {name}: no weights at {path}: {remedy}")
@@ -140,8 +142,12 @@ def starting_model(
             f"model: {config.model}: train.objective flow_matching learns from scenes "
             f"of an embedded world: must be one of {', '.join(WORLDS)}"
         )
-    fresh = pretraining and config.model in WORLDS
-    return new_model(config) if fresh else load_model(config, mesh)
+    return new_model(config) if starts_fresh(config) else load_model(config, mesh)
+
+
+def starts_fresh(config: ml_collections.ConfigDict) -> bool:
+    """Whether a run begins with random weights, not with those of a file."""
+    return config.train.objective == "flow_matching" and config.model in WORLDS
 
 
 def warm_start(

@@ -9,6 +9,9 @@ sampled as diffusers' pipeline does, 28 steps and guidance 7, at the run's resol
 """
 
 import html
+import os
+import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -18,7 +21,6 @@ from ml_collections import ConfigDict
 
 from flowgrpo_jax import commands
 from flowgrpo_jax.data.prompts import Prompt
-from flowgrpo_jax.errors import UserError
 
 FLAGS = flags.FlagValues()
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run.", FLAGS)
@@ -26,6 +28,13 @@ _CHECKPOINT = flags.DEFINE_integer(
     "checkpoint", None, "Iterations done; default the newest.", flag_values=FLAGS
 )
 _MODEL = flags.DEFINE_string("model", None, "Where its base model is now.", FLAGS)
+_WEIGHTS = flags.DEFINE_enum(
+    "weights",
+    None,
+    ["ema", "learner"],
+    "Default what the run evaluates.",
+    flag_values=FLAGS,
+)
 _PROMPTS = flags.DEFINE_string(
     "prompts", None, ".txt, .jsonl or a prompt set; default the run's own.", FLAGS
 )
@@ -43,6 +52,9 @@ _OUTPUT = flags.DEFINE_string("output", None, "Default DIR/compare.html.", FLAGS
 # Images [prompt, member, height, width, 3] and their measurements, name -> [prompt,
 # member].
 Side = tuple[np.ndarray, Mapping[str, np.ndarray]]
+_SMALL = 128  # pixels: the browser shows smaller ones as large pixels, not blurred
+# A reward: name, means of base and tuned, share of images where tuned has more.
+Row = tuple[str, float, float, float]
 
 
 def main() -> None:
@@ -50,28 +62,43 @@ def main() -> None:
     from flowgrpo_jax.runtime.workdir import atomic_write
 
     workdir = _WORKDIR.value
-    config = options(restore.choose_config(None, workdir))
+    config = options(restore.choose_config(None, workdir, _MODEL.value))
     assert workdir is not None  # choose_config says so
     prompts = thinned(_prompts(config), _MAX_PROMPTS.value)
     reward = assemble.make_eval_reward(config)
     prompts = sample.judgeable(config, reward, prompts)
     output = Path(_OUTPUT.value or Path(workdir) / "compare.html")
     commands.writable_folder(output.parent, "--output")
+    restored = restore.tuned(config, workdir, _CHECKPOINT.value, _WEIGHTS.value)
+    restored.warn()
 
     def side(restored) -> Side:
         texts = [prompt.text for prompt in prompts]
         images = sample.sample(config, restored, texts, _NUM_IMAGES.value)
         flat = images.reshape(-1, *images.shape[2:])
         measured = reward(flat, [p for p in prompts for _ in range(_NUM_IMAGES.value)])
+        if len(config.eval.reward or config.reward) == 1:
+            del measured["avg"]  # the weighted sum of one reward is that reward again
         return images, {k: v.reshape(images.shape[:2]) for k, v in measured.items()}
 
     base = side(restore.base(config))
-    tuned = side(restore.tuned(config, workdir, _CHECKPOINT.value))
-    atomic_write(output, page(Path(workdir).name, config, prompts, base, tuned))
-    for name, before, after, better in summary(base, tuned):
+    tuned = side(restored)
+    facts = [
+        f"{config.model} · {config.recipe} · {config.sample.eval_num_steps} steps · "
+        f"guidance {config.eval.guidance_scale:g} · seed {config.eval.seed}",
+        f"tuned: {restored}",
+        shlex.join(["python", "-m", "flowgrpo_jax.compare", *sys.argv[1:]]),
+    ]
+    report = Path(workdir) / "report.html"
+    link = os.path.relpath(report, output.parent) if report.exists() else None
+    name = Path(workdir).absolute().name
+    atomic_write(output, page(name, facts, prompts, base, tuned, link))
+    for reward_name, before, after, better in summary(base, tuned):
         told = f"{before:.4g} base, {after:.4g} tuned, higher in {better:.0%}"
-        print(f"{name}: {told} of the images")
-    print(f"{base[0].shape[0]} prompts in {output}")
+        print(f"{reward_name}: {told} of the images")
+    if told := same_images(base, tuned):
+        print(told)
+    print(f"{base[0].shape[0]} prompts, the base model and {restored}, in {output}")
 
 
 def options(config: ConfigDict) -> ConfigDict:
@@ -83,15 +110,7 @@ def options(config: ConfigDict) -> ConfigDict:
     if not configs.is_embedded(config.model):
         guidance = sample.PIPELINE_GUIDANCE if guidance is None else guidance
         steps = sample.PIPELINE_STEPS if steps is None else steps
-    config = sample.with_options(config, _SEED.value, guidance, steps)
-    if _MODEL.value is not None:
-        if configs.is_embedded(config.model) != configs.is_embedded(_MODEL.value):
-            raise UserError(
-                f"--model: {_MODEL.value}: is not what the run began with: that was "
-                f"{config.model}"
-            )
-        config.model = _MODEL.value
-    return config
+    return sample.with_options(config, _SEED.value, guidance, steps)
 
 
 def _prompts(config: ConfigDict) -> list[Prompt]:
@@ -109,8 +128,8 @@ def thinned(prompts: Sequence[Prompt], most: int) -> list[Prompt]:
     return [prompts[number] for number in chosen]
 
 
-def summary(base: Side, tuned: Side) -> list[tuple[str, float, float, float]]:
-    """(reward, mean of base, of tuned, share of images where tuned has more)."""
+def summary(base: Side, tuned: Side) -> list[Row]:
+    """Every measurement of both sides."""
     return [
         (
             name,
@@ -123,32 +142,54 @@ def summary(base: Side, tuned: Side) -> list[tuple[str, float, float, float]]:
     ]
 
 
+def same_images(base: Side, tuned: Side) -> str:
+    """How many images are the same in both, to the last pixel of a PNG; "" for none."""
+    from flowgrpo_jax.runtime import images
+
+    before, after = images.to_uint8(base[0]), images.to_uint8(tuned[0])
+    same = (before == after).all(axis=(2, 3, 4))
+    if not same.any():
+        return ""
+    count = "all" if same.all() else f"{same.sum()} of"
+    return f"{count} {same.size} images are the same in both, to the last pixel"
+
+
 def page(
-    name: str, config: ConfigDict, prompts: Sequence[Prompt], base: Side, tuned: Side
+    name: str,
+    facts: Sequence[str],
+    prompts: Sequence[Prompt],
+    base: Side,
+    tuned: Side,
+    report_link: str | None = None,
 ) -> str:
-    """The page: means first, then two rows of images for every prompt."""
+    """The page: means first, then two rows of images for every prompt.
+
+    `facts`: lines of its head. `report_link`: where the report of the run is, if any.
+    """
     from flowgrpo_jax.runtime import report
 
     title = f"{name}: base and tuned on the same noise"
-    facts = (
-        f"{config.model} · {config.recipe} · {config.sample.eval_num_steps} steps · "
-        f"guidance {config.eval.guidance_scale:g} · seed {config.eval.seed}"
-    )
-    header = (
-        f"<header><h1>{html.escape(title)}</h1>"
-        f'<p class="soft">{html.escape(facts)}</p></header>'
-    )
-    sections = [header, _means(summary(base, tuned))]
+    lines = [html.escape(fact) for fact in facts]
+    if report_link:
+        lines.append(f'<a href="{html.escape(report_link)}">report of the run</a>')
+    told = "<br>".join(lines)
+    same = same_images(base, tuned)
+    sections = [
+        f'<header><h1>{html.escape(title)}</h1><p class="soft">{told}</p></header>',
+        _means(summary(base, tuned)),
+        f"<p>{same}.</p>" if same else "",
+    ]
+    pixels = " pixels" if base[0].shape[2] < _SMALL else ""
     for number, prompt in enumerate(prompts):
         rows = "".join(
-            f'<div class="sheet">{_row(which, side, number)}</div>'
+            f'<div class="sheet{pixels}">{_row(which, side, number)}</div>'
             for which, side in (("base", base), ("tuned", tuned))
         )
         sections.append(f"<section><h2>{html.escape(prompt.text)}</h2>{rows}</section>")
     return report.page(title, sections)
 
 
-def _means(rows: Sequence[tuple[str, float, float, float]]) -> str:
+def _means(rows: Sequence[Row]) -> str:
     lines = "".join(
         f"<tr><td>{html.escape(name)}</td><td>{before:.4g}</td><td>{after:.4g}</td>"
         f"<td>{better:.0%}</td></tr>"
@@ -169,8 +210,6 @@ def _row(which: str, side: Side, number: int) -> str:
     figures = []
     for member, image in enumerate(made[number]):
         scores = [f"{k} {v[number, member]:.4g}" for k, v in measured.items()]
-        if len(measured) == 2:  # the one reward and the weighted sum, which is the same
-            scores = scores[:1]
         alternative = f"{which}, image {member}"
         told = ", ".join(scores)
         figures.append(report.figure(images.png(image), alternative, which, told))

@@ -14,6 +14,7 @@ from flowgrpo_jax.rewards import registry
 MAY_DIFFER = frozenset(
     {
         *("num_iterations", "mesh", "checkpoint", "log", "embedding_cache"),
+        "model_path",  # its weights must be the same ones: base_weights.py
         *("reward_deadline", "reward_failure", "reward_batches"),
         # Where rewards are asked, and how patiently.
         *(
@@ -114,6 +115,7 @@ def base() -> ml_collections.ConfigDict:
             # An embedded model (sprites | words), a .safetensors file of its weights, a
             # diffusers folder, a hub id, or sd3-medium | sd3.5-medium | sd3.5-large.
             "model": "sprites",
+            "model_path": "",  # where its files lie, if not where `model` says (--model)
             "resolution": 0,  # pixels along a side; 0 = the model's own
             "max_sequence_length": 256,  # T5 tokens of a prompt
             "negative_prompt": "",  # what guidance leads away from

@@ -34,6 +34,16 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Evaluate this run.", FLAGS)
 _CHECKPOINT = flags.DEFINE_integer(
     "checkpoint", None, "Iterations done; default the newest.", flag_values=FLAGS
 )
+_WEIGHTS = flags.DEFINE_enum(
+    "weights",
+    None,
+    ["ema", "learner"],
+    "Of --workdir; default what the run evaluates.",
+    flag_values=FLAGS,
+)
+_MODEL = flags.DEFINE_string(
+    "model", None, "Where the base model of --workdir lies now.", FLAGS
+)
 _BASE = flags.DEFINE_bool("base", False, "The base model of --workdir.", FLAGS)
 _OUTPUT = flags.DEFINE_string(
     "output", None, "JSON file; default scores_<checkpoint or base>.json.", FLAGS
@@ -55,18 +65,21 @@ _PACKAGES = ("flowgrpo_jax", "jax", "jaxlib", "flax", "numpy")
 
 
 def main() -> None:
-    if _CHECKPOINT.value is not None and (_BASE.value or _WORKDIR.value is None):
-        raise UserError(
-            f"--checkpoint: {_CHECKPOINT.value}: the base model has none: give "
-            "--workdir, without --base"
-        )
+    for flag in (_CHECKPOINT, _WEIGHTS):
+        if flag.value is not None and (_BASE.value or _WORKDIR.value is None):
+            raise UserError(
+                f"--{flag.name}: {flag.value}: the base model has none: give "
+                "--workdir, without --base"
+            )
+    if _MODEL.value is not None and _CONFIG.value is not None:
+        raise UserError(f"--model: {_MODEL.value}: --config names one already")
     protocol = _PROTOCOL.value
     if protocol is None and (_PROMPTS.value or _MAX_PROMPTS.value):
         raise UserError("--prompts, --max_prompts: are of a protocol: give --protocol")
     from flowgrpo_jax import evaluation, protocols, restore
 
     workdir = _WORKDIR.value
-    config = restore.choose_config(_CONFIG.value, workdir)
+    config = restore.choose_config(_CONFIG.value, workdir, _MODEL.value)
     if protocol is not None:
         config = protocols.configure(config, protocol, _PROMPTS.value)
     if _OUTPUT.value:  # fail before the work, not after it
@@ -74,8 +87,12 @@ def main() -> None:
     if workdir is None or _BASE.value:
         restored = restore.base(config)
     else:
-        restored = restore.tuned(config, workdir, _CHECKPOINT.value)
-    output = _OUTPUT.value or default_output(workdir, restored.checkpoint, protocol)
+        restored = restore.tuned(config, workdir, _CHECKPOINT.value, _WEIGHTS.value)
+    restored.warn()
+    other = restored.weights if _WEIGHTS.value else ""
+    output = _OUTPUT.value or default_output(
+        workdir, restored.checkpoint, "_".join(filter(None, (other, protocol)))
+    )
     if protocol is None:
         scores, how = evaluate(config, restored), {}
         print(evaluation.table(scores))
@@ -84,8 +101,8 @@ def main() -> None:
         scores = protocols.measure(config, restored, images, _MAX_PROMPTS.value)
         how = protocols.record(config, protocol, _MAX_PROMPTS.value)
         print(protocols.table(scores, Path(workdir or config.model).name))
-    write(output, config, restored.checkpoint, scores, how)
-    print(f"scores in {output}")
+    write(output, config, restored, scores, how)
+    print(f"scores of {restored} in {output}")
 
 
 def evaluate(config: ConfigDict, restored: Any) -> dict[str, float]:
@@ -110,32 +127,36 @@ def evaluate(config: ConfigDict, restored: Any) -> dict[str, float]:
 
 
 def default_output(
-    workdir: str | None, checkpoint: int | None, protocol: str | None = None
+    workdir: str | None, checkpoint: int | None, how: str | None = None
 ) -> Path:
     """scores_base.json, scores_000400.json or, by a protocol, scores_base_geneval.json.
 
-    In the workdir if there is one.
+    In the workdir if there is one. `how`: what else the scores depend on.
     """
     name = "base" if checkpoint is None else f"{checkpoint:06d}"
-    name += f"_{protocol}" if protocol else ""
+    name += f"_{how}" if how else ""
     return Path(workdir or ".") / f"scores_{name}.json"
 
 
 def write(
     path: str | Path,
     config: ConfigDict,
-    checkpoint: int | None,
+    restored: Any,
     scores: Mapping[str, float],
     how: Mapping[str, Any] | None = None,
 ) -> None:
-    """The scores and all that is needed to get them again, as JSON (NaN is null)."""
+    """The scores of a `restore.Restored` and all that is needed to get them again.
+
+    As JSON (NaN is null).
+    """
     from flowgrpo_jax.runtime.workdir import atomic_write
 
     values = config.to_dict()
     text = json.dumps(values, sort_keys=True)
     record = {
         **(how or {}),
-        "checkpoint": checkpoint,
+        "checkpoint": restored.checkpoint,
+        "weights": restored.weights,
         "scores": {k: v if math.isfinite(v) else None for k, v in scores.items()},
         "config_sha256": hashlib.sha256(text.encode()).hexdigest(),
         "config": values,

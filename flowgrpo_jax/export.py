@@ -23,6 +23,14 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "The run.", FLAGS)
 _CHECKPOINT = flags.DEFINE_integer(
     "checkpoint", None, "Iterations done; default the newest.", flag_values=FLAGS
 )
+_WEIGHTS = flags.DEFINE_enum(
+    "weights",
+    None,
+    ["ema", "learner"],
+    "Default what the run evaluates.",
+    flag_values=FLAGS,
+)
+_MODEL = flags.DEFINE_string("model", None, "Where its base model is now.", FLAGS)
 _OUTPUT = flags.DEFINE_string("output", "export", "Folder of the files.", FLAGS)
 _TRANSFORMER = flags.DEFINE_bool(
     "transformer", False, "The whole transformer, not the LoRA.", FLAGS
@@ -41,7 +49,7 @@ def main() -> None:
     from flowgrpo_jax import restore
 
     workdir = _WORKDIR.value
-    config = restore.choose_config(None, workdir)
+    config = restore.choose_config(None, workdir, _MODEL.value)
     assert workdir is not None  # choose_config says so
     if configs.is_embedded(config.model):
         raise UserError(
@@ -49,13 +57,15 @@ def main() -> None:
             f"result is {workdir}/weights.safetensors"
         )
     out = commands.writable_folder(Path(_OUTPUT.value), "--output")
-    restored = restore.tuned(config, workdir, _CHECKPOINT.value)
+    restored = restore.tuned(config, workdir, _CHECKPOINT.value, _WEIGHTS.value)
+    restored.warn()
     transformer = _TRANSFORMER.value or not config.train.use_lora
     written = export(config, restored, out, transformer, _FOLD_ALPHA.value)
     grids = copy_grids(Path(workdir), out)
-    card = model_card(config, Path(workdir), restored.checkpoint, transformer, grids)
+    card = model_card(config, Path(workdir), restored, transformer, grids)
     (out / "README.md").write_text(card)
     print("\n".join(str(path) for path in [*written, *grids, out / "README.md"]))
+    print(f"of {restored}")
 
 
 def export(
@@ -73,15 +83,18 @@ def export(
         adapter = adapter.folded()
     return [
         lora_files.write_diffusers(out, adapter),
-        lora_files.write_peft(out / "peft", adapter, hub_id(config.model)),
+        lora_files.write_peft(out / "peft", adapter, hub_id(config) or ""),
     ]
 
 
-def hub_id(model: str) -> str:
-    """The hub id of an alias; folders and ids as they are."""
+def hub_id(config: ConfigDict) -> str | None:
+    """The hub id of the base model; None for a folder, which nobody else has."""
     from flowgrpo_jax.models import hub
 
-    return hub.ALIASES.get(model, model)
+    name = hub.ALIASES.get(config.model, config.model)
+    owner, _, rest = name.partition("/")
+    folder = Path(name).is_dir() or owner in ("", "~", ".", "..") or "/" in rest
+    return None if folder or not rest else name
 
 
 def copy_grids(workdir: Path, out: Path) -> list[Path]:
@@ -94,22 +107,22 @@ def copy_grids(workdir: Path, out: Path) -> list[Path]:
 def model_card(
     config: ConfigDict,
     workdir: Path,
-    checkpoint: int | None,
+    restored,
     transformer: bool,
     grids: Sequence[Path] = (),
 ) -> str:
     """README.md: what was trained, from which prompts and rewards, and its scores.
 
-    `grids`: images beside it, to be shown.
+    Of a `restore.Restored`. `grids`: images beside it, to be shown.
     """
     from flowgrpo_jax import evaluation
     from flowgrpo_jax.runtime.metrics import read_metrics
 
-    base, named = hub_id(config.model), ""
-    if Path(base).is_dir():  # a path says nothing elsewhere, and is not for everybody
-        base = Path(base).name
-    else:
-        named = f"base_model: {base}\n"
+    base = hub_id(config)
+    named = f"base_model: {base}\n" if base else ""
+    same = (
+        "" if restored.differs else "\n**Nothing in it differs from the base model.**\n"
+    )
     rewards = ", ".join(
         f"{name} ({weight:g})" for name, weight in config.reward.items()
     )
@@ -120,15 +133,15 @@ def model_card(
 {named}library_name: diffusers
 tags: [text-to-image, reinforcement-learning, flow-grpo]
 ---
-# {workdir.name}: {config.recipe} on {base}
-
-Tuned with flowgrpo_jax for {checkpoint} iterations of
+# {workdir.name}: {config.recipe}{f" on {base}" if base else ""}
+{same}
+Tuned with flowgrpo_jax for {restored.checkpoint} iterations of
 {config.prompts_per_iteration} prompts x {config.group_size} images at
 {config.resolution or "the model's own"} pixels.
 
 - Rewards: {rewards}
 - Prompts: {_told(config.prompts)}; scores on {Path(config.eval.prompts).name}
-- Weights: {"EMA" if config.train.ema else "last step"}, {_what(config, transformer)}
+- Weights: {restored}, {_what(config, transformer)}
 - Sampling in the scores: {config.sample.eval_num_steps} steps, guidance
   {config.eval.guidance_scale:g}
 
@@ -167,18 +180,20 @@ def _what(config: ConfigDict, transformer: bool) -> str:
     return f"LoRA of rank {config.train.lora_rank}, alpha {config.train.lora_alpha:g}"
 
 
-def _usage(base: str, transformer: bool) -> str:
-    head = f'base = "{base}"\n'
+def _usage(base: str | None, transformer: bool) -> str:
+    """Code that loads the result, in the folder of the card."""
+    place = f'base = "{base}"' if base else "base = ...  # the folder of the base model"
     if transformer:
-        return head + (
-            'transformer = SD3Transformer2DModel.from_pretrained("transformer")\n'
-            "pipeline = StableDiffusion3Pipeline.from_pretrained(\n"
-            "    base, transformer=transformer)"
-        )
-    return head + (
-        "pipeline = StableDiffusion3Pipeline.from_pretrained(base)\n"
-        'pipeline.load_lora_weights(".")'
-    )
+        return f"""from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
+
+{place}
+transformer = SD3Transformer2DModel.from_pretrained("transformer")
+pipeline = StableDiffusion3Pipeline.from_pretrained(base, transformer=transformer)"""
+    return f"""from diffusers import StableDiffusion3Pipeline
+
+{place}
+pipeline = StableDiffusion3Pipeline.from_pretrained(base)
+pipeline.load_lora_weights(".")"""
 
 
 if __name__ == "__main__":

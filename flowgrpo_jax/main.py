@@ -15,6 +15,9 @@ _WORKDIR = flags.DEFINE_string(
     "Where everything goes; default runs/<config>. Rerun to resume.",
     FLAGS,
 )
+_MODEL = flags.DEFINE_string(
+    "model", None, "Where the config's base model lies here, if it has moved.", FLAGS
+)
 _LIST = flags.DEFINE_bool(
     "list_recipes", False, "Print the algorithms and stop.", FLAGS
 )
@@ -26,8 +29,10 @@ def main() -> int:
         return 0
     config = commands.required_config(_CONFIG)
     workdir = commands.workdir(_WORKDIR.value, FLAGS["config"])
+    from flowgrpo_jax import base_weights
     from flowgrpo_jax.train import train
 
+    config = base_weights.at(config, _MODEL.value)
     return 0 if train(config, workdir) else commands.STOPPED
 
 

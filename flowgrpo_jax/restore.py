@@ -1,6 +1,7 @@
 """The weights of the base model or of a workdir's checkpoint, ready to make images."""
 
 import dataclasses
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,14 +9,20 @@ from typing import Any
 import jax
 import ml_collections
 
-from flowgrpo_jax import assemble, checks, programs
+from flowgrpo_jax import assemble, base_weights, checks, programs
 from flowgrpo_jax import config as configs
 from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.models import lora_files
 from flowgrpo_jax.models.flow_model import FlowModel, Variables, overlay
 from flowgrpo_jax.runtime import mesh as meshes
 from flowgrpo_jax.runtime.checkpoint import Checkpointer
 from flowgrpo_jax.runtime.workdir import read_config
 from flowgrpo_jax.text_table import TextTable
+
+# Field of a checkpoint's state -> what --weights calls it.
+_PARTS = {"ema": "ema", "learner": "trainable"}
+# What a finished run leaves beside its checkpoints; see assemble.save_result.
+_RESULTS = ("weights.safetensors", lora_files.DIFFUSERS_FILE, "transformer")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,16 +32,34 @@ class Restored:
     model: FlowModel
     variables: Variables
     checkpoint: int | None = None  # finished iterations; None for the base model
+    weights: str = "base"  # or ema, learner
+    differs: bool = False  # in anything from the base model
+
+    def __str__(self) -> str:
+        if self.weights == "base":
+            return "the base model"
+        return f"{base_weights.NAMES[self.weights]} after {self.checkpoint} iterations"
+
+    def warn(self) -> None:
+        """A line to stderr where a tuned model is the base model."""
+        if self.weights != "base" and not self.differs:
+            told = base_weights.unmoved(self.weights, self.checkpoint)
+            print(f"warning: {told}", file=sys.stderr)
 
 
 def choose_config(
-    config: ml_collections.ConfigDict | None, workdir: str | None
+    config: ml_collections.ConfigDict | None,
+    workdir: str | None,
+    model: str | None = None,
 ) -> ml_collections.ConfigDict:
-    """The given config, or the one of the workdir; UserError for both or none."""
+    """The given config, or the one of the workdir; UserError for both or none.
+
+    `model` is where the workdir's base model lies now, if not where it lay.
+    """
     if config is not None and workdir is not None:
         raise UserError(f"--workdir: {workdir}: has a config of its own: drop --config")
     if workdir is not None:
-        config = configs.from_json(read_config(workdir))
+        config = base_weights.at(_held_config(workdir), model)
     if config is None:
         raise UserError(
             "--workdir: missing: give the folder of a run, or "
@@ -44,27 +69,80 @@ def choose_config(
     return config
 
 
+def _held_config(workdir: str) -> ml_collections.ConfigDict:
+    held = read_config(workdir)
+    try:
+        return configs.from_json(held)
+    except (UserError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"workdir: {workdir}/config.json: not that of a run of this version: {error}"
+        ) from error
+
+
+def default_weights(config: ml_collections.ConfigDict) -> str:
+    """Which weights a run evaluates and leaves as its result."""
+    return "ema" if config.train.ema else "learner"
+
+
 def base(config: ml_collections.ConfigDict) -> Restored:
     """The pretrained model that the config names."""
     return Restored(*assemble.load_model(config))
 
 
 def tuned(
-    config: ml_collections.ConfigDict, workdir: str | Path, step: int | None = None
+    config: ml_collections.ConfigDict,
+    workdir: str | Path,
+    step: int | None = None,
+    weights: str | None = None,
 ) -> Restored:
-    """What a run would evaluate at a checkpoint (default: the newest): its EMA.
+    """A run's weights at a checkpoint (default: the newest).
 
-    Of the checkpoint only these weights are read; the run may still be training.
+    `weights`: ema or learner; by default what the run itself evaluates. Of the
+    checkpoint only these are read; the run may still be training. UserError if there is
+    no such checkpoint, or if the base model is not the one that the run began with.
     """
-    model, loaded = assemble.starting_model(config)
-    part = "ema" if config.train.ema else "trainable"
-    like = {
-        part: jax.eval_shape(lambda: assemble.trainable_part(config, model, loaded))
-    }
-    with Checkpointer(Path(workdir) / "checkpoints", read_only=True) as checkpoints:
+    weights = weights or default_weights(config)
+    folder = _checkpoints(Path(workdir))
+    with Checkpointer(folder, read_only=True) as checkpoints:
         step = checkpoints.latest() if step is None else step
+        if step is None:
+            raise _no_checkpoint(Path(workdir))
+        model, loaded = assemble.starting_model(config)
+        base_weights.check(workdir, config, loaded)
+        like = {
+            _PARTS[weights]: jax.eval_shape(
+                lambda: assemble.trainable_part(config, model, loaded)
+            )
+        }
         restored = checkpoints.restore(like, step, partial=True)
-    return Restored(model, overlay(loaded, jax.device_get(restored[part])), step)
+    part = jax.device_get(restored[_PARTS[weights]])
+    differs = base_weights.differs(part, loaded)
+    return Restored(model, overlay(loaded, part), step, weights, differs)
+
+
+def _checkpoints(workdir: Path) -> Path:
+    folder = workdir / "checkpoints"
+    if not folder.is_dir():
+        raise _no_checkpoint(workdir)
+    return folder
+
+
+def _no_checkpoint(workdir: Path) -> UserError:
+    """What a workdir without a checkpoint holds instead, and what can be done."""
+    results = [name for name in _RESULTS if (workdir / name).exists()]
+    if not results:
+        remedy = "the run has not come to its first one: checkpoint.every tells when"
+    elif results[0] == _RESULTS[0]:
+        remedy = (
+            f"only its result, {results[0]}, is there, which has no other weights: "
+            f"take sample --model={workdir / results[0]}"
+        )
+    else:
+        remedy = (
+            f"only its result, {results[0]}, is there, which has no other weights: "
+            "diffusers loads it"
+        )
+    return UserError(f"workdir: {workdir}: holds no checkpoint: {remedy}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -36,13 +36,21 @@ _MODEL = flags.DEFINE_string(
     "model",
     None,
     "A diffusers folder, hub id or alias, sampled as diffusers does: 28 steps, "
-    "guidance 7, the model's own resolution, 256 T5 tokens.",
+    "guidance 7, the model's own resolution, 256 T5 tokens. With --workdir: where the "
+    "run's base model lies now.",
     FLAGS,
 )
 _NEGATIVE = flags.DEFINE_string("negative_prompt", None, "Default the config's.", FLAGS)
 _WORKDIR = flags.DEFINE_string("workdir", None, "The tuned model of this run.", FLAGS)
 _CHECKPOINT = flags.DEFINE_integer(
     "checkpoint", None, "Iterations done; default the newest.", flag_values=FLAGS
+)
+_WEIGHTS = flags.DEFINE_enum(
+    "weights",
+    None,
+    ["ema", "learner"],
+    "Of --workdir; default what the run evaluates.",
+    flag_values=FLAGS,
 )
 _PROMPT = flags.DEFINE_multi_string("prompt", [], "A prompt; may be repeated.", FLAGS)
 _PROMPTS_FILE = flags.DEFINE_string("prompts_file", None, ".txt or .jsonl.", FLAGS)
@@ -59,7 +67,12 @@ _GUIDANCE = flags.DEFINE_float(
 _NUM_STEPS = flags.DEFINE_integer(
     "num_steps", None, "Default the config's.", flag_values=FLAGS
 )
-_OUTPUT = flags.DEFINE_string("output", "samples", "Folder of the images.", FLAGS)
+_OUTPUT = flags.DEFINE_string(
+    "output",
+    None,
+    "Folder of the images; default a new one, drawn/000 and so on, of --workdir or here.",
+    FLAGS,
+)
 _SEARCH = flags.DEFINE_enum(
     "search",
     None,
@@ -104,29 +117,27 @@ def main() -> None:
     from flowgrpo_jax import restore
 
     workdir = _WORKDIR.value
-    if _CHECKPOINT.value is not None and workdir is None:
-        raise UserError(f"--checkpoint: {_CHECKPOINT.value}: give its --workdir too")
+    for flag in (_CHECKPOINT, _WEIGHTS):
+        if flag.value is not None and workdir is None:
+            raise UserError(f"--{flag.name}: {flag.value}: give its --workdir too")
     prompts = _prompts()
     config = _CONFIG.value
-    if _MODEL.value is not None:
-        if config is not None or workdir is not None:
-            raise UserError(
-                f"--model: {_MODEL.value}: --config and --workdir name one already"
-            )
-        config = model_config(_MODEL.value)
-    if config is None and workdir is None:
-        config = configs.make()
-    config = restore.choose_config(config, workdir)
+    if _MODEL.value is not None and config is not None:
+        raise UserError(f"--model: {_MODEL.value}: --config names one already")
+    if workdir is None and config is None:
+        config = model_config(_MODEL.value) if _MODEL.value else configs.make()
+    config = restore.choose_config(config, workdir, _MODEL.value)
     config = with_options(config, _SEED.value, _GUIDANCE.value, _NUM_STEPS.value)
     if _NEGATIVE.value is not None:
         config.negative_prompt = _NEGATIVE.value
     _check_search(config)
     judge = _judge(config, prompts) if _SEARCH.value else None
-    output = commands.writable_folder(Path(_OUTPUT.value), "--output")
+    output = _output(workdir)
     if workdir is None:
         restored = restore.base(config)
     else:
-        restored = restore.tuned(config, workdir, _CHECKPOINT.value)
+        restored = restore.tuned(config, workdir, _CHECKPOINT.value, _WEIGHTS.value)
+    restored.warn()
     texts = [prompt.text for prompt in prompts]
     for text in texts:
         tokenizer = restored.model.tokenizer
@@ -137,8 +148,44 @@ def main() -> None:
         images = sample(config, restored, texts, _NUM_IMAGES.value)
     else:
         images = _search(config, restored, texts, judge)
-    save(output, images, texts)
-    print(f"{images.shape[0] * images.shape[1]} images in {output}, all in grid.png")
+    if output is None:
+        output = new_folder(Path(workdir or ".") / "drawn")
+    grid = save(output, images, texts)
+    count = images.shape[0] * images.shape[1]
+    print(f"{count} images of {restored} in {output}, all in {grid}")
+
+
+def _output(workdir: str | None) -> Path | None:
+    """--output, with a word where it would be written over; None for a new folder.
+
+    UserError, before any work, for one that cannot be written to.
+    """
+    if not _OUTPUT.value:
+        commands.writable_folder(Path(workdir or "."), "--output")
+        return None
+    output = commands.writable_folder(Path(_OUTPUT.value), "--output")
+    if there := len(list(output.glob("*.png"))):
+        print(
+            f"warning: --output: {output}: holds {there} images: those of the same "
+            "name are replaced",
+            file=sys.stderr,
+        )
+    return output
+
+
+def new_folder(path: Path) -> Path:
+    """Makes `path`/000, or the first number after those that are there."""
+    path = commands.writable_folder(path, "--output")
+    taken = [int(made.name) for made in path.iterdir() if made.name.isdecimal()]
+    number = max(taken, default=-1) + 1
+    while True:
+        made = path / f"{number:03d}"
+        try:
+            made.mkdir()
+        except FileExistsError:  # another process was faster
+            number += 1
+        else:
+            return made
 
 
 def model_config(model: str) -> ConfigDict:
@@ -153,10 +200,21 @@ def model_config(model: str) -> ConfigDict:
     return config
 
 
+# Config keys that flags stand for here.
+_FLAGS_OF_KEYS = {
+    "eval.seed": "--seed",
+    "eval.guidance_scale": "--guidance_scale",
+    "sample.eval_num_steps": "--num_steps",
+}
+
+
 def with_options(
     config: ConfigDict, seed: int, guidance_scale: float | None, num_steps: int | None
 ) -> ConfigDict:
-    """The config with these options of its evaluation sampler; None leaves one."""
+    """The config with these options of its evaluation sampler; None leaves one.
+
+    UserError, which names the flag, for a value that cannot be.
+    """
     from flowgrpo_jax import checks
     from flowgrpo_jax import config as configs
 
@@ -166,7 +224,11 @@ def with_options(
         config.eval.guidance_scale = guidance_scale
     if num_steps is not None:
         config.sample.eval_num_steps = num_steps
-    checks.check(config)
+    try:
+        checks.check(config)
+    except UserError as error:
+        key, colon, rest = str(error).partition(":")
+        raise UserError(f"{_FLAGS_OF_KEYS.get(key, key)}{colon}{rest}") from error
     return config
 
 
@@ -240,21 +302,23 @@ def _search(config, restored, texts: Sequence[str], judge: Judge | None) -> np.n
     return np.stack(found)
 
 
-def save(output: Path, images: np.ndarray, texts: Sequence[str]) -> None:
-    """One PNG per image, named by prompt and member, and all of them on grid.png."""
+def save(output: Path, images: np.ndarray, texts: Sequence[str]) -> Path:
+    """One PNG per image, named by prompt and member; the path of one that has all."""
     from flowgrpo_jax.runtime import images as grids
 
     for number, (text, members) in enumerate(zip(texts, images, strict=True)):
         for member, image in enumerate(members):
             grids.save_grid(output / file_name(number, text, member), image[None], 1)
     prompts, num_images, height = images.shape[:3]
+    path = output / "grid.png"
     grids.save_grid(
-        output / "grid.png",
+        path,
         images.reshape(prompts * num_images, *images.shape[2:]),
         columns=num_images,
         scale=max(1, _SMALL // height),
         captions=[text for text in texts for _ in range(num_images)],
     )
+    return path
 
 
 def file_name(number: int, text: str, member: int) -> str:

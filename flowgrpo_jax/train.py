@@ -23,6 +23,7 @@ import numpy as np
 
 from flowgrpo_jax import (
     assemble,
+    base_weights,
     budget,
     checks,
     credit,
@@ -63,10 +64,12 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> bool:
     checks.check(config)
     for line in checks.remarks(config):
         print(f"warning: {line}", file=sys.stderr)
+    config = base_weights.moved(config, workdir)
     # Before the workdir: a run that cannot be leaves none behind.
     run = Run(config, assemble.try_rewards(config))
     print(*budget.summary(run.work, jax.devices()[0].device_kind), sep="\n")
     with open_workdir(workdir, config.to_dict(), configs.MAY_DIFFER) as place:
+        run.keep_base(place.path)
         with Checkpointer(place.checkpoints, config.checkpoint.keep) as checkpoints:
             start = checkpoints.latest() or 0
             state = run.initial_state()
@@ -89,6 +92,8 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> bool:
         if finished:
             run.save(state, place.path)
         _report(place.path, finished)
+        if finished:
+            run.warn_if_unmoved(state)
         return finished
 
 
@@ -382,6 +387,18 @@ class Run:
     def evaluate(self, state: rl_update.TrainState, final: bool) -> dict[str, float]:
         """Scores of the EMA (or the learner) on the held-out prompts."""
         return self._evaluator(self._variables(state), final)
+
+    def keep_base(self, workdir: Path) -> None:
+        """Note what the run begins with; UserError if it began with other weights."""
+        base_weights.keep(workdir, self.config, self._loaded)
+
+    def warn_if_unmoved(self, state: rl_update.TrainState) -> None:
+        """A line where the result of the run is the base model."""
+        weights = "ema" if self.config.train.ema else "learner"
+        part = state.ema if self.config.train.ema else state.trainable
+        if not base_weights.differs(part, self._loaded):
+            told = base_weights.unmoved(weights, self.config.num_iterations)
+            print(f"warning: {told}", file=sys.stderr)
 
     def save(self, state: rl_update.TrainState, path: Path) -> None:
         """Write the variables that were evaluated: the result of the run."""

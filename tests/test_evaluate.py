@@ -111,6 +111,25 @@ def test_without_ema_the_learner_is_restored(full):
     )
 
 
+@pytest.mark.parametrize("ema", [True, False])
+@pytest.mark.parametrize("weights", ["ema", "learner"])
+def test_either_weights_can_be_asked_for(full, ema, weights):
+    """Oracle: the very arrays that were saved, whatever the run itself evaluates."""
+    path, config, saved = full
+    config = configs.from_json(config.to_dict())
+    config.train.ema = ema
+    restored = restore.tuned(config, path, 3, weights)
+    wanted = {"ema": saved[3].ema, "learner": saved[3].trainable}[weights]
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        restored.variables["transformer"],
+        wanted["transformer"],
+    )
+    name = {"ema": "the EMA", "learner": "the learner"}[weights]
+    assert str(restored) == f"{name} after 3 iterations" and restored.differs
+    assert str(restore.base(config)) == "the base model"
+
+
 def test_an_adapter_is_restored_beside_the_base(weights_file, prompts, tmp_path):
     """Oracle: the very arrays that were saved; the transformer is that of the base."""
     config, saved = make_workdir(tmp_path, weights_file, prompts, train__lora_rank=2)
@@ -129,15 +148,18 @@ def test_a_checkpoint_is_scored(full, monkeypatch, capsys):
     written = json.loads((path / "scores_000003.json").read_text())
     base = restore.base(config)
     variables = base.variables | saved[3].ema
+    said = capsys.readouterr().out
+    assert f"scores of the EMA after 3 iterations in {path}" in said
     expected = evaluate.evaluate(config, restore.Restored(base.model, variables))
     assert written["scores"].keys() == expected.keys()
     for name, value in expected.items():
         got = written["scores"][name]
         assert got == (value if np.isfinite(value) else None), name
+    assert written["weights"] == "ema"
     assert written["checkpoint"] == 3 and written["config"]["microbatch"] == 4
     assert written["command"][1:] == [f"--workdir={path}", "--checkpoint=3"]
     assert written["versions"]["jax"] == jax.__version__
-    assert evaluation.table(expected) in capsys.readouterr().out
+    assert evaluation.table(expected) in said
 
 
 @pytest.mark.parametrize("source", ["workdir", "config"])
@@ -165,8 +187,14 @@ def test_wrong_requests_are_one_line(full, monkeypatch, tmp_path):
     """Oracle: how the lines begin, by hand; what was there stays."""
     path, config, _ = full
     before = sorted(path.rglob("*"))
+    config_flag = "--config=configs/geneval.py"
     for arguments, line in [
         ((), "--workdir: missing"),
+        ((f"--workdir={path}", "--weights=ema", "--base"), "--weights: ema: the base"),
+        ((config_flag, "--weights=ema"), "--weights: ema: the base model has none"),
+        ((config_flag, "--model=x"), "--model: x: --config names one already"),
+        ((f"--workdir={path}", "--model=sd3-medium"), "--model: sd3-medium: is not "),
+        ((f"--workdir={path}", "--model=no.safetensors"), "model: "),
         ((f"--workdir={tmp_path}",), f"workdir: {tmp_path}: holds no config.json"),
         ((f"--workdir={path}", "--checkpoint=4"), "checkpoint: step 4: "),
         ((f"--workdir={path}", "--checkpoint=3", "--base"), "--checkpoint: 3: "),
@@ -176,6 +204,64 @@ def test_wrong_requests_are_one_line(full, monkeypatch, tmp_path):
             command(monkeypatch, *arguments)
         assert str(caught.value).startswith(line)
     assert sorted(path.rglob("*")) == before
+
+
+def unfinished(path, weights_file, prompts, how):
+    """A workdir that is not that of a run with checkpoints."""
+    config = configs.make(model=weights_file, eval__prompts=str(prompts))
+    open_workdir(path, config.to_dict()).close()
+    if how == "empty checkpoints":
+        (path / "checkpoints").mkdir()
+    if how == "a save that was killed":
+        (path / "checkpoints" / "2.orbax-checkpoint-tmp").mkdir(parents=True)
+    if how == "result":
+        (path / "weights.safetensors").write_text("there")
+    if how == "adapter":
+        (path / "pytorch_lora_weights.safetensors").write_text("there")
+    if how == "checkpoints is a file":
+        (path / "checkpoints").write_text("")
+    broken = {
+        "foreign": '{"model_type": "clip", "vocab_size": 4}',
+        "wrong types": '{"train": 5}',
+        "wrong values": '{"seed": "x"}',
+        "a list": "[1]",
+        "cut": '{"seed": 4',
+        "deep": "[" * 100_000,
+    }
+    if how in broken:
+        (path / "config.json").write_text(broken[how])
+
+
+@pytest.mark.parametrize(
+    "how, line",
+    [
+        ("no checkpoints", "holds no checkpoint: the run has not come to its first"),
+        ("empty checkpoints", "holds no checkpoint: the run has not come to its first"),
+        ("a save that was killed", "holds no checkpoint: the run has not come to its"),
+        ("checkpoints is a file", "holds no checkpoint: the run has not come to its"),
+        (
+            "result",
+            "holds no checkpoint: only its result, weights.safetensors, is there",
+        ),
+        ("adapter", "holds no checkpoint: only its result, pytorch_lora_weights.safe"),
+        ("foreign", "config.json: not that of a run of this version: model_type: "),
+        ("wrong types", "config.json: not that of a run of this version: "),
+        ("wrong values", "config.json: not that of a run of this version: "),
+        ("a list", "config.json: "),
+        ("cut", "config.json: "),
+        ("deep", "config.json: "),
+    ],
+)
+def test_a_workdir_without_a_run_is_one_line(
+    how, line, weights_file, prompts, tmp_path
+):
+    """Oracle: the line names the workdir; of commands that restore one all do."""
+    unfinished(tmp_path, weights_file, prompts, how)
+    with pytest.raises(UserError) as caught:
+        config = restore.choose_config(None, str(tmp_path))
+        restore.tuned(config, tmp_path)
+    assert str(caught.value).startswith(f"workdir: {tmp_path}")
+    assert line in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_damaged_checkpoint_is_one_line(full, weights_file, prompts, tmp_path):

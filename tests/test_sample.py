@@ -59,7 +59,8 @@ def test_images_have_stable_names_and_fixed_noise(draw, capsys, tmp_path):
     ]
     captured = capsys.readouterr()
     assert captured.err == ("warning: two zebras and a ring: unknown words: zebras\n")
-    assert captured.out.startswith("4 images in ")
+    last = f"4 images of the base model in {both}, all in {both / 'grid.png'}\n"
+    assert captured.out == last
     (tmp_path / "one.txt").write_text(f"{RED}\n")
     one = draw(f"--prompts_file={tmp_path / 'one.txt'}", output="one")
     first, second = names[:2]
@@ -73,8 +74,15 @@ def test_options_fall_back_to_the_config():
     changed = sample.with_options(config, 5, None, 7)
     assert changed.eval.seed == 5 and changed.eval.guidance_scale == 3.0
     assert changed.sample.eval_num_steps == 7 and config.eval.seed == 0
-    with pytest.raises(UserError, match=r"^sample\.eval_num_steps: 0: "):
-        sample.with_options(config, 0, None, 0)
+    for options, flag in [
+        ((0, None, 0), "--num_steps: 0: must be at least 1"),
+        ((-1, None, None), "--seed: -1: must be at least 0"),
+        ((2**32, None, None), f"--seed: {2**32}: must be "),
+        ((0, -1.0, None), "--guidance_scale: -1.0: "),
+        ((0, float("nan"), None), "--guidance_scale: nan: "),
+    ]:
+        with pytest.raises(UserError, match=f"^{flag}"):
+            sample.with_options(config, *options)
 
 
 def test_unknown_words_are_found():
@@ -95,6 +103,10 @@ def test_unknown_words_are_found():
         (("--prompt= ",), "--prompt: '': an empty prompt"),
         (("--prompts_file=no.txt",), "--prompts_file: no.txt: cannot be read"),
         ((f"--prompt={RED}", "--checkpoint=3"), "--checkpoint: 3: give its --workdir"),
+        ((f"--prompt={RED}", "--weights=ema"), "--weights: ema: give its --workdir"),
+        ((f"--prompt={RED}", "--weights=best"), "flag --weights=best: "),
+        ((f"--prompt={RED}", "--seed=-1"), "--seed: -1: must be at least 0"),
+        ((f"--prompt={RED}", "--num_steps=0"), "--num_steps: 0: must be at least 1"),
         ((f"--prompt={RED}", "--num_images=0"), "flag --num_images=0: "),
         ((f"--prompt={RED}", "--workdir=no"), "workdir: no: holds no config.json"),
         (("--search=best", f"--prompt={RED}"), "flag --search=best: "),
@@ -175,8 +187,30 @@ def test_a_search_tells_scores_and_price(draw, capsys, method):
     assert name == "darkness" and int(price) <= 6
     if method in ("best_of_n", "noise_optimization"):  # the plain image takes part
         assert float(after) >= float(before)
-    assert last == f"1 images in {folder}, all in grid.png"
+    where = f"{folder}, all in {folder / 'grid.png'}"
+    assert last == f"1 images of the base model in {where}"
     assert (folder / "000_a-photo-of-a-red-circle_0.png").is_file()
+
+
+def test_images_go_to_a_new_folder(draw, monkeypatch, tmp_path, capsys):
+    """Oracle: the names, by hand; what is there stays, and is told where it would not."""
+    monkeypatch.chdir(tmp_path)
+    drawn = tmp_path / "drawn"
+    for number in range(2):
+        draw(f"--prompt={RED}", "--num_images=1", "--output=", f"--seed={number}")
+        told = capsys.readouterr().out.split()[-1]
+        assert told == f"drawn/{number:03d}/grid.png" and (tmp_path / told).is_file()
+    first, second = (pixels(drawn / f"{n:03d}" / "grid.png") for n in range(2))
+    assert (first != second).any()
+    (drawn / "notes").mkdir()
+    (drawn / "041").write_text("a file")
+    assert sample.new_folder(drawn).name == "042"
+
+    draw(f"--prompt={RED}", "--num_images=1")
+    assert "warning: --output" not in capsys.readouterr().err
+    folder = draw(f"--prompt={RED}", "--num_images=1")
+    line = f"warning: --output: {folder}: holds 2 images: those of the same name are "
+    assert capsys.readouterr().err.startswith(line)
 
 
 def test_a_search_of_one_image_is_the_plain_command(draw):

@@ -77,8 +77,10 @@ svg circle.c1 { fill: var(--c1); } svg circle.c2 { fill: var(--c2); }
 .sheet.pair { grid-template-columns: repeat(auto-fit, minmax(min(100%, 400px), 1fr)); }
 .sheet figure { margin: 0; padding: 10px; }
 .sheet img { display: block; width: 100%; border-radius: 6px; background: #fff; }
-.sheet figcaption { font-size: 13px; padding: 8px 2px 0; display: flex;
-  justify-content: space-between; font-variant-numeric: tabular-nums; }
+.sheet.pixels img { image-rendering: pixelated; }
+.sheet figcaption { font-size: 13px; padding: 8px 2px 0; display: flex; gap: 0 10px;
+  flex-wrap: wrap; justify-content: space-between; overflow-wrap: anywhere;
+  font-variant-numeric: tabular-nums; }
 details { padding: 12px 16px; margin-top: 14px; }
 summary { cursor: pointer; font-weight: 600; font-size: 14px; }
 details > .charts { margin: 14px 0 4px; }

@@ -86,7 +86,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
         config = json.loads(file.read_text())
     except FileNotFoundError as error:
         raise UserError(f"workdir: {path}: holds no {_CONFIG}") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"workdir: {file}: cannot be read ({error}): "
             "take another --workdir, or delete this one"

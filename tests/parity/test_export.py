@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -13,8 +15,10 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from flowgrpo_jax import export, restore, sample
+from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.models import lora_files, sd3
 from flowgrpo_jax.train import train
+from tests.parity import tiny_sd3
 from tests.parity.test_pipeline import (
     PROMPTS,
     assert_same_images,
@@ -112,15 +116,61 @@ def test_transformer_in_diffusers(pipeline, tuned, ours, tmp_path):  # noqa: F81
 def test_model_card(tuned):
     """Oracle: the config; what was trained and measured stands there."""
     config, restored, workdir = tuned
-    card = export.model_card(config, workdir, restored.checkpoint, False)
-    for told in ("jpeg_compressibility (1)", "for 2 iterations", "alpha 64", "EMA"):
+    card = export.model_card(config, workdir, restored, False)
+    for told in ("jpeg_compressibility (1)", "for 2 iterations", "alpha 64"):
         assert told in card
+    assert "- Weights: the EMA after 2 iterations, LoRA of rank" in card
+    assert "Nothing in it differs" not in card
     assert "eval_reward_jpeg_compressibility" in card
-    assert config.model not in card and "base_model:" not in card
+    # A folder says nothing to others: neither its path nor its name stand there.
+    assert "base_model:" not in card and "base = ...  # the folder" in card
+    assert config.model not in card and f" on {Path(config.model).name}" not in card
+    assert "from diffusers import StableDiffusion3Pipeline\n" in card
+    same = dataclasses.replace(restored, differs=False, weights="learner")
     config = config.copy_and_resolve_references()
     config.model = "sd3.5-medium"
-    card = export.model_card(config, workdir, restored.checkpoint, False)
+    card = export.model_card(config, workdir, same, True)
     assert "base_model: stabilityai/stable-diffusion-3.5-medium\n" in card
+    assert 'base = "stabilityai/stable-diffusion-3.5-medium"' in card
+    assert "the learner after 2 iterations, the whole transformer" in card
+    assert "**Nothing in it differs from the base model.**" in card
+    imports = "import SD3Transformer2DModel, StableDiffusion3Pipeline"
+    assert imports in card
+
+
+@pytest.mark.parametrize(
+    "model, name",
+    [
+        ("sd3-medium", "stabilityai/stable-diffusion-3-medium-diffusers"),
+        ("me/my-sd3", "me/my-sd3"),
+        ("/data/sd3", None),
+        ("~/sd3", None),
+        ("./sd3", None),
+        ("../sd3", None),
+        ("models/sd3/medium", None),
+        ("sd3_folder", None),
+    ],
+)
+def test_the_base_model_s_name_for_others(model, name):
+    """Oracle: by hand; ids of the hub, but no folder, whether it is there or not."""
+    assert export.hub_id(config_of(model, "cache")) == name
+
+
+def test_a_base_model_that_has_moved(pipeline, tuned, tmp_path):  # noqa: F811
+    """Oracle: the very weights, read from a copy; and the line for another pipeline."""
+    config, restored, workdir = tuned
+    copy = shutil.copytree(pipeline[1], tmp_path / "copy")
+    there = restore.choose_config(None, str(workdir), str(copy))
+    found = restore.tuned(there, workdir)
+    jax.tree.map(np.testing.assert_array_equal, found.variables, restored.variables)
+    assert there.model == config.model and found.differs
+    card = export.model_card(there, workdir, found, False)
+    assert str(copy) not in card and config.model not in card
+
+    tiny_sd3.write_pipeline(tmp_path / "other", seed=1)
+    wrong = restore.choose_config(None, str(workdir), str(tmp_path / "other"))
+    with pytest.raises(UserError, match="other: other weights than the run in"):
+        restore.tuned(wrong, workdir)
 
 
 # Other layers of a PEFT adapter, and the pattern that names them here.
