@@ -4,14 +4,18 @@ From the shapes and plans of a `Workload` alone: nothing is compiled. `estimate`
 all of it and adds what the compiler says; a run prints `summary` before it starts.
 """
 
+import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
-from flowgrpo_jax import assemble, cost
-from flowgrpo_jax.models.flow_model import overlay
+from flowgrpo_jax import assemble, cost, text_table
+from flowgrpo_jax.data.prompts import Prompt
+from flowgrpo_jax.models.flow_model import FlowModel, overlay
 from flowgrpo_jax.models.vae import VAE
 from flowgrpo_jax.workload import Workload
 
@@ -217,6 +221,27 @@ def memory_line(budget: Budget) -> str:
     """Bytes of a device by kind, those that are not zero."""
     parts = [f"{name} {gigabytes(n)}" for name, n in budget.bytes.items() if n]
     return f"{', '.join(parts)}: {gigabytes(sum(budget.bytes.values()))}"
+
+
+def text_line(
+    config: ConfigDict,
+    model: FlowModel,
+    prompts: Sequence[Prompt],
+    held_out: Sequence[Prompt],
+) -> str:
+    """How many prompts a run has encoded at most, and what their embeddings take."""
+    most = config.num_iterations * config.prompts_per_iteration
+    trained = min(most, len({prompt.text for prompt in prompts}))
+    count = trained + len({prompt.text for prompt in held_out} | {""})
+    size = sum(
+        math.prod(leaf.shape) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(assemble.text_shape(config, model))
+    )
+    return (
+        f"at most {count:,} prompts to encode, {size / 1e6:.2f} MB each, "
+        f"{gigabytes(count * size)} in {config.embedding_cache}; of those to train on "
+        f"{text_table.BLOCK:,} at a time, when they are needed"
+    )
 
 
 def summary(work: Workload, device_kind: str) -> list[str]:

@@ -63,6 +63,8 @@ def main() -> None:
     work = Workload(config, mesh, *assemble.abstract_model(config))
     made = budget.of(work)
     print(*describe(work, made, chip), sep="\n")
+    if work.model.tokenizer is None:  # its encoders do not learn: a cache on disk
+        print(f"text            {text(work)}", flush=True)
     memory = cost.CHIPS[chip].memory
 
     def finish(needed: dict[str, float], answer: str) -> None:
@@ -108,6 +110,17 @@ def describe(work: Workload, made: budget.Budget, chip: str) -> list[str]:
         f"bytes, formula  {budget.memory_line(made)}",
     ]
     return lines
+
+
+def text(work: Workload) -> str:
+    """What the prompts of the run take, encoded."""
+    config = work.config
+    return budget.text_line(
+        config,
+        work.model,
+        assemble.load_prompt_set(config.prompts, "train"),
+        assemble.load_prompt_set(config.eval.prompts, "test", "eval.prompts"),
+    )
 
 
 def on_top(work: Workload, made: budget.Budget, chip: str) -> list[str]:

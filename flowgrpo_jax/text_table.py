@@ -1,6 +1,7 @@
 """What a run knows of its prompts: their embeddings, row by row, on the host."""
 
 import functools
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -8,15 +9,37 @@ import jax
 import numpy as np
 
 from flowgrpo_jax.data import embedding_cache
+from flowgrpo_jax.data import prompts as prompt_data
 from flowgrpo_jax.data.embedding_cache import EmbeddingCache, Field
+from flowgrpo_jax.data.prompts import Prompt
 from flowgrpo_jax.models.flow_model import FlowModel, Variables
 from flowgrpo_jax.models.sd3 import PromptEncoders
 from flowgrpo_jax.models.text import TextEmbedding
 
+# Prompts that are encoded at one time while a run goes on. The encoders are read from
+# the disk and dropped again every time (10 GB with T5-XXL, a minute or so), so blocks are
+# large; yet not the whole set, of which a short run sees little: in bf16 with 128 T5
+# tokens a prompt of SD3.5 takes 1.7 MB, a block 3.4 GB and 50,000 of them 84 GB.
+BLOCK = 2048
+_TOLD_EVERY = 30.0  # seconds
+
 
 @runtime_checkable
 class TextTable(Protocol):
-    """Embeddings of the prompts that it was made for."""
+    """Embeddings of prompts."""
+
+    def lacks(self, texts: Sequence[str]) -> bool:
+        """Whether any of these prompts must be added before its row can be asked."""
+        ...
+
+    def add(
+        self, texts: Sequence[str], check: Callable[[], None] = lambda: None
+    ) -> None:
+        """Embed those of these prompts that are not there.
+
+        `check` is called now and then and may raise; what was made until then stays.
+        """
+        ...
 
     def rows(self, texts: list[str]) -> TextEmbedding:
         """Embeddings of these prompts, in order."""
@@ -61,20 +84,36 @@ class WordTable:
         negative: str = "",
         batch: int = 64,
     ):
-        assert model.tokenizer is not None
-        self._negative = negative
-        self._row = {
-            text: i for i, text in enumerate(dict.fromkeys([negative, *texts]))
-        }
-        encode = _text_encoder(model)
-        weights = jax.device_put({"text": variables["text"]})
-        ids = model.tokenizer(list(self._row))
+        self._model, self._negative, self._batch = model, negative, batch
+        self._weights = jax.device_put({"text": variables["text"]})
+        self._row: dict[str, int] = {}
+        self._table: Any = None
+        self.add([negative, *texts])
+
+    def lacks(self, texts: Sequence[str]) -> bool:
+        return not self._row.keys() >= set(texts)
+
+    def add(
+        self, texts: Sequence[str], check: Callable[[], None] = lambda: None
+    ) -> None:
+        assert self._model.tokenizer is not None
+        new = [text for text in dict.fromkeys(texts) if text not in self._row]
+        if not new:
+            return
+        encode, batch = _text_encoder(self._model), self._batch
+        ids = self._model.tokenizer(new)
         padded = np.concatenate([ids, np.repeat(ids[:1], -len(ids) % batch, axis=0)])
-        parts = [
-            jax.device_get(encode(weights, jax.device_put(padded[i : i + batch])))
+        made = [
+            jax.device_get(encode(self._weights, jax.device_put(padded[i : i + batch])))
             for i in range(0, len(padded), batch)
         ]
-        self._table: Any = jax.tree.map(lambda *rows: np.concatenate(rows), *parts)
+        made[-1] = jax.tree.map(
+            lambda rows: rows[: batch - len(padded) + len(new)], made[-1]
+        )
+        parts = made if self._table is None else [self._table, *made]
+        self._table = jax.tree.map(lambda *rows: np.concatenate(rows), *parts)
+        held = len(self._row)
+        self._row |= {text: held + number for number, text in enumerate(new)}
 
     def rows(self, texts: list[str]) -> TextEmbedding:
         index = np.array([self._row[text] for text in texts])
@@ -102,25 +141,34 @@ class CachedTable:
         }
         files = embedding_cache.fingerprint(encoders.files(), folder)
         self._cache = EmbeddingCache(folder, encoders.key() | {"files": files}, fields)
-        self._negative = negative
-        self._fill(encoders, [negative, *texts], batch)
+        self._encoders, self._negative, self._batch = encoders, negative, batch
+        self.add([negative, *texts])
 
-    def _fill(self, encoders: PromptEncoders, texts: list[str], batch: int) -> None:
+    def lacks(self, texts: Sequence[str]) -> bool:
+        return bool(self._cache.missing(texts))
+
+    def add(
+        self, texts: Sequence[str], check: Callable[[], None] = lambda: None
+    ) -> None:
         if not self._cache.missing(texts):
             return
-        with self._cache.writing():
+        with self._cache.writing(), jax.transfer_guard("allow"):
             left = self._cache.missing(texts)  # another run may have made some
             if not left:
                 return
             size = len(left) * self._cache.record_bytes / 1e9
             print(
-                f"encoding {len(left)} prompts into {self._cache.path} ({size:.2f} GB)"
+                f"encoding {len(left)} prompts into {self._cache.path} ({size:.2f} GB)",
+                flush=True,
             )
-            encode = encoders.encoding()
-            for start in range(0, len(left), batch):
-                part = left[start : start + batch]
-                made = encode(part + [""] * (batch - len(part)))
+            encode = self._encoders.encoding()
+            tell = _teller(len(left))
+            for start in range(0, len(left), self._batch):
+                check()
+                part = left[start : start + self._batch]
+                made = encode(part + [""] * (self._batch - len(part)))
                 self._cache.add(part, vars(made))
+                tell(start + len(part))
 
     def rows(self, texts: list[str]) -> TextEmbedding:
         return TextEmbedding(**self._cache.rows(texts))
@@ -128,3 +176,33 @@ class CachedTable:
     @property
     def empty(self) -> TextEmbedding:
         return self.rows([self._negative])
+
+
+def _teller(total: int) -> Callable[[int], None]:
+    """Tells, now and then, how many of the prompts are done, and the time to go."""
+    begin = told = time.monotonic()
+
+    def tell(done: int) -> None:
+        nonlocal told
+        now = time.monotonic()
+        if done < total and now - told >= _TOLD_EVERY:
+            told = now
+            minutes = (now - begin) / done * (total - done) / 60
+            print(f"encoded {done} of {total}, {minutes:.0f} min to go", flush=True)
+
+    return tell
+
+
+def coming(
+    prompts: Sequence[Prompt], seed: int, iteration: int, size: int, last: int
+) -> list[str]:
+    """The prompts of the iterations from `iteration` on, at least `BLOCK` of them.
+
+    `size` prompts an iteration, and none of `last` and later ones.
+    """
+    stop = min(iteration + -(-BLOCK // size), last)
+    return [
+        prompt.text
+        for number in range(iteration, stop)
+        for prompt in prompt_data.batch(prompts, seed, number, size)
+    ]

@@ -31,6 +31,7 @@ from flowgrpo_jax import (
     overlap,
     programs,
     prompt_checks,
+    text_table,
 )
 from flowgrpo_jax import config as configs
 from flowgrpo_jax.data import prompts as prompt_data
@@ -38,6 +39,7 @@ from flowgrpo_jax.data.prompts import Prompt
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.flow import packing
 from flowgrpo_jax.models.flow_model import Variables, decoding, overlay
+from flowgrpo_jax.models.text import TextEmbedding
 from flowgrpo_jax.rewards import monitors, registry
 from flowgrpo_jax.rewards.scoring import RewardFailure
 from flowgrpo_jax.rl import update as rl_update
@@ -234,7 +236,7 @@ class Run:
             )
         else:
             self._prompts = assemble.load_prompt_set(config.prompts, "train")
-            texts += [prompt.text for prompt in self._prompts]
+            texts += self._first_texts()
             self._seen: set[str] = set()
             self._seen_until = 0
         self._check_prompts()
@@ -278,7 +280,7 @@ class Run:
         prompts = prompt_data.batch(
             self._prompts, config.seed, iteration, config.prompts_per_iteration
         )
-        text = self._place(self._text.rows([prompt.text for prompt in prompts]))
+        text = self._place(self._rows(prompts, iteration))
         key = meshes.random_key(self.mesh, config.seed, iteration)
         jobs = work.planner.jobs(iteration)
         packed = work.planner.pack(jobs)
@@ -431,6 +433,28 @@ class Run:
 
     def _text_table(self, variables: Variables, texts: list[str]) -> TextTable:
         return assemble.make_text_table(self.config, self.model, variables, texts)
+
+    def _first_texts(self) -> list[str]:
+        """The prompts to embed before the first iteration: all in a table in memory."""
+        if self.model.prompts is None:
+            return [prompt.text for prompt in self._prompts]
+        told = budget.text_line(
+            self.config, self.model, self._prompts, self._eval_prompts
+        )
+        print(f"text: {told}", flush=True)
+        return self._coming_texts(0)
+
+    def _coming_texts(self, iteration: int) -> list[str]:
+        size, last = self.config.prompts_per_iteration, self.config.num_iterations
+        seed = self.config.seed
+        return text_table.coming(self._prompts, seed, iteration, size, last)
+
+    def _rows(self, prompts: list[Prompt], iteration: int) -> TextEmbedding:
+        """The embeddings of an iteration's prompts; of the next ones too, if need be."""
+        texts = [prompt.text for prompt in prompts]
+        if self._text.lacks(texts):
+            self._text.add(self._coming_texts(iteration))
+        return self._text.rows(texts)
 
     def _place(self, tree: Any, spec: Any = programs.WHOLE) -> Any:
         return meshes.place(tree, spec, self.mesh)
