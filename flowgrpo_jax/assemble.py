@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import ml_collections
 from flax import traverse_util
 
-from flowgrpo_jax import programs, prompt_checks, text_table
+from flowgrpo_jax import paths, programs, prompt_checks, text_table
 from flowgrpo_jax.config import is_embedded
 from flowgrpo_jax.data import tfds_prompts
 from flowgrpo_jax.data.prompt_files import load_prompts
@@ -104,7 +104,7 @@ def _load_embedded(config) -> tuple[FlowModel, Variables]:
             f"resolution: {config.resolution}: must be 0: the embedded model has one"
         )
     own = WORLDS[name].model.WEIGHTS if name in WORLDS else name
-    path = Path(config.model_path or own)
+    path = paths.local(config.model_path or own)
     if not path.is_file():
         remedy = "install the package again" if name in WORLDS else "give a file"
         raise UserError(f"model: {name}: no weights at {path}: {remedy}")

@@ -16,12 +16,33 @@ from ml_collections import ConfigDict
 from ml_collections.config_flags import tuple_parser
 
 from flowgrpo_jax import config as configs
-from flowgrpo_jax import recipes, rules
+from flowgrpo_jax import paths, recipes, rules
 from flowgrpo_jax.errors import UserError
 
 # Dotted key, the text after "=" if there is one, the next word of the command line.
 Override = tuple[str, str | None, str | None]
 _BOOLS = ("true", "t", "1", "false", "f", "0")  # those of absl
+
+
+# Flags that are paths, or may be.
+_PATHS = ("config", "workdir", "output", "prompts_file", "prompts", "model", "table")
+
+
+def at_home(argv: Sequence[str]) -> list[str]:
+    """The words with `~` in flags that are paths as the home folder.
+
+    The shell does so for a word that begins with it, but not behind a `=`.
+    """
+    names = "|".join(_PATHS)
+    words, flag = [], ""
+    for word in argv:
+        if match := re.fullmatch(rf"(--?(?:{names})=)(~.*)", word, re.DOTALL):
+            word = match[1] + str(paths.local(match[2]))
+        elif flag and word.startswith("~"):
+            word = str(paths.local(word))
+        flag = word if re.fullmatch(rf"--?(?:{names})", word) else ""
+        words.append(word)
+    return words
 
 
 def check(argv: Sequence[str]) -> None:

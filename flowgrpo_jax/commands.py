@@ -13,6 +13,7 @@ from ml_collections import ConfigDict, config_flags
 from flowgrpo_jax import command_line
 from flowgrpo_jax.errors import UserError, shown_above
 from flowgrpo_jax.runtime import platform
+from flowgrpo_jax.runtime.workdir import locate
 
 WRONG_INPUT = 2
 STOPPED = 143  # asked to stop by a signal, to be started again
@@ -48,9 +49,10 @@ def run(main: Callable[[], int | None], values: flags.FlagValues) -> NoReturn:
 
 def parse(values: flags.FlagValues) -> None:
     """Fill `values` from sys.argv; UserError for anything that is wrong there."""
-    command_line.check(values.read_flags_from_files(sys.argv, force_gnu=False))
+    argv = command_line.at_home(values.read_flags_from_files(sys.argv, force_gnu=False))
+    command_line.check(argv)
     try:
-        rest = values(sys.argv)[1:]
+        rest = values(argv)[1:]
     except flags.UnrecognizedFlagError as error:
         raise command_line.unknown_flag(error, list(values)) from error
     except flags.Error as error:
@@ -81,11 +83,9 @@ def required_config(flag: flags.FlagHolder) -> ConfigDict:
 
 
 def workdir(given: str | None, config_flag: flags.Flag) -> Path:
-    """--workdir, or runs/<name of the config file>."""
-    if given:
-        return Path(given)
+    """--workdir, or runs/<name of the config file>; absolute, and a name that works."""
     path = config_flags.get_config_filename(config_flag)
-    return Path("runs") / Path(path.split(":")[0]).stem
+    return locate(given or Path("runs") / Path(path.split(":")[0]).stem)
 
 
 def writable_folder(path: Path, flag: str) -> Path:

@@ -49,7 +49,7 @@ from flowgrpo_jax.runtime import report
 from flowgrpo_jax.runtime.checkpoint import Checkpointer
 from flowgrpo_jax.runtime.metrics import MetricWriter, peak_memory_gb, read_metrics
 from flowgrpo_jax.runtime.progress import GracefulStop, Progress
-from flowgrpo_jax.runtime.workdir import atomic_write, open_workdir
+from flowgrpo_jax.runtime.workdir import atomic_write, finished_line, open_workdir
 from flowgrpo_jax.text_table import TextTable
 from flowgrpo_jax.workload import Workload
 
@@ -70,8 +70,11 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> bool:
     # Before the workdir: a run that cannot be leaves none behind.
     run = Run(config, assemble.try_rewards(config))
     print(*budget.summary(run.work, jax.devices()[0].device_kind), sep="\n")
-    with open_workdir(workdir, config.to_dict(), configs.MAY_DIFFER) as place:
+    held, may_differ = config.to_dict(), configs.MAY_DIFFER
+    with open_workdir(workdir, held, may_differ, run.digests()) as place:
         run.keep_base(place.path)
+        if line := finished_line(place.path, config.num_iterations):
+            print(line)
         with Checkpointer(place.checkpoints, config.checkpoint.keep) as checkpoints:
             start = checkpoints.latest() or 0
             state = run.initial_state()
@@ -88,6 +91,11 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> bool:
                 Progress(config.num_iterations, start) as progress,
                 jax.transfer_guard("disallow"),
             ):
+                if writer.rewritten:
+                    progress.message(
+                        f"going on from iteration {start}: {writer.rewritten} rows from "
+                        "there on are written again"
+                    )
                 state, finished = _loop(
                     run, state, start, checkpoints, writer, stop, progress, place
                 )
@@ -258,6 +266,13 @@ class Run:
         tokenizer = self.model.tokenizer
         for line in prompt_checks.notes(tokenizer, self._prompts, self._eval_prompts):
             print(line, file=sys.stderr)
+
+    def digests(self) -> dict[str, str]:
+        """Of what the prompts say; the workdir keeps them, a file may be edited."""
+        known = {"eval.prompts": prompt_data.digest(self._eval_prompts)}
+        if not self.pretraining:
+            known["prompts"] = prompt_data.digest(self._prompts)
+        return known
 
     def initial_state(self) -> rl_update.TrainState:
         """The state before the first iteration, on the mesh."""

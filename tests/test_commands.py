@@ -120,6 +120,22 @@ def test_right_values_arrive(parse):
     assert other.reward.to_dict() == {"geneval": 2.0}
 
 
+def test_home_is_the_home_folder_behind_an_equals_sign(parse, monkeypatch, tmp_path):
+    """Oracle: what a shell does where `~` begins a word."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine.py").write_text(
+        "from flowgrpo_jax import config\ndef get_config(arg=None):\n"
+        "    return config.make(arg)\n"
+    )
+    for config in ("--config=~/mine.py:recipe=awm", "--config ~/mine.py:recipe=awm"):
+        values = parse(*config.split(), "--workdir=~/runs/x", "--config.train.beta=1")
+        assert values["config"].value.recipe == "awm"
+        where = commands.workdir(values["workdir"].value, values["config"])
+        assert where == tmp_path / "runs" / "x"
+    assert parse("--workdir", "~/y")["workdir"].value == str(tmp_path / "y")
+    assert parse("--workdir=a~")["workdir"].value == "a~"
+
+
 def test_overrides_need_a_config(parse):
     """Oracle: the line, by hand."""
     with pytest.raises(UserError, match=r"^--config\.seed: needs --config=FILE"):

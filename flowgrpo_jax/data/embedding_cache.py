@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from flowgrpo_jax import paths
 from flowgrpo_jax.errors import UserError
 
 _DIGEST = 32
@@ -55,16 +56,11 @@ class EmbeddingCache:
         self._fields = dict(sorted(fields.items()))
         self.record_bytes = _HEAD + sum(field.size for field in fields.values())
         name = hashlib.sha256(told.encode()).hexdigest()[:20]
-        self.path = Path(folder).expanduser() / f"{name}.embeddings"
-        try:
+        self.path = paths.local(folder) / f"{name}.embeddings"
+        with _guarded(self.path.parent):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.touch()
             self.path.with_suffix(".json").write_text(told + "\n")
-        except OSError as error:
-            raise UserError(
-                f"embedding_cache: {self.path.parent}: {error.strerror}: name a folder "
-                "that can be written to"
-            ) from error
         self._row: dict[bytes, int] = {}
         self._map = np.zeros((0, self.record_bytes), np.uint8)
         self._look()
@@ -77,10 +73,13 @@ class EmbeddingCache:
     @contextmanager
     def writing(self) -> Iterator[None]:
         """The right to `add`, for one process at a time; cuts off a torn record."""
-        with open(self.path, "r+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            size = os.fstat(file.fileno()).st_size
-            file.truncate(size - size % self.record_bytes)
+        with _guarded(self.path):
+            file = open(self.path, "r+b")
+        with file:
+            with _guarded(self.path):
+                fcntl.flock(file, fcntl.LOCK_EX)
+                size = os.fstat(file.fileno()).st_size
+                file.truncate(size - size % self.record_bytes)
             yield
 
     def add(self, texts: Sequence[str], arrays: Mapping[str, np.ndarray]) -> None:
@@ -134,7 +133,8 @@ class EmbeddingCache:
 
     def _look(self) -> None:
         """Take note of records that were appended, here or by another process."""
-        count = self.path.stat().st_size // self.record_bytes
+        with _guarded(self.path):
+            count = self.path.stat().st_size // self.record_bytes
         if count <= len(self._map):
             return
         shape = (count, self.record_bytes)
@@ -144,16 +144,28 @@ class EmbeddingCache:
         self._row |= {row.tobytes(): known + n for n, row in enumerate(digests)}
 
 
+@contextmanager
+def _guarded(path: Path) -> Iterator[None]:
+    """What the file system refuses becomes one line that names the key."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"embedding_cache: {path}: {error.strerror or error}: name a folder that "
+            "can be written to"
+        ) from error
+
+
 def fingerprint(files: Sequence[Path], folder: str | Path) -> str:
     """SHA-256 of names and contents of files; in `folder` it is kept for next time.
 
     A file is read again only if its size or time of change is another one.
     """
-    known_path = Path(folder).expanduser() / "fingerprints.json"
+    known_path = paths.local(folder) / "fingerprints.json"
     try:
-        known = json.loads(known_path.read_text())
-    except (OSError, ValueError):
-        known = {}
+        known = dict(json.loads(known_path.read_text()))
+    except (OSError, ValueError, TypeError, RecursionError):
+        known = {}  # it is a memory of work done: what is lost is done again
     whole = hashlib.sha256()
     for path in files:
         status = path.stat()
@@ -163,9 +175,10 @@ def fingerprint(files: Sequence[Path], folder: str | Path) -> str:
                 known[place] = hashlib.file_digest(file, "sha256").hexdigest()
         whole.update(f"{path.name} {known[place]}\n".encode())
     partial = known_path.with_suffix(f".{os.getpid()}")
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    partial.write_text(json.dumps(known))
-    os.replace(partial, known_path)
+    with _guarded(known_path.parent):
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(known))
+        os.replace(partial, known_path)
     return whole.hexdigest()
 
 

@@ -2,13 +2,13 @@
 
 import json
 import math
-import os
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from flowgrpo_jax import paths
 from flowgrpo_jax.data.prompts import Prompt
 from flowgrpo_jax.errors import UserError
 
@@ -27,7 +27,7 @@ def load_prompts(path: str | Path, key: str = "prompts") -> list[Prompt]:
     and, where there is one, the line. What a reward needs of a record is the reward's
     to tell (`prompt_checks`).
     """
-    path = Path(os.path.expanduser(path))
+    path = paths.local(path)
     if path.suffix not in _PARSERS:
         raise UserError(f"{key}: {path}: must end with {' or '.join(_PARSERS)}")
     parse = _PARSERS[path.suffix]

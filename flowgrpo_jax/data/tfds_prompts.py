@@ -83,6 +83,14 @@ def load(
         config = PROMPT_SETS[config]
     if split not in SPLITS:
         raise UserError(f"prompts: split {split}: must be one of {SPLITS}")
-    from flowgrpo_jax.data import tfds_builder
+    try:
+        from flowgrpo_jax.data import tfds_builder
 
-    return tfds_builder.read(tfds_builder.prepared(config, data_dir), split)
+        return tfds_builder.read(tfds_builder.prepared(config, data_dir), split)
+    except OSError as error:
+        place = error.filename or "~/tensorflow_datasets"
+        raise UserError(
+            f"prompts: {config.name}: {place}: {(error.strerror or str(error)).lower()}: "
+            "prompt sets are kept there: set TFDS_DATA_DIR to a folder that can be "
+            "written to"
+        ) from error

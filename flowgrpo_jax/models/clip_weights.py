@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from flowgrpo_jax import paths
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.models import config_json, tensors, weight_folders
 from flowgrpo_jax.models.clip import (
@@ -148,7 +149,7 @@ def read(
     an open_clip_config.json. `weights` is a file in its layout that replaces its own.
     """
     folder = Path(folder)
-    file = Path(weights) if weights else _weights_file(folder)
+    file = paths.local(weights) if weights else _weights_file(folder)
     if "visual.conv1.weight" in weight_folders.contents(file):
         values = config_json.read(folder, "open_clip_config.json")
         config, table = open_clip_config(values), OPEN_CLIP_TABLE

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from flowgrpo_jax import paths
 from flowgrpo_jax.errors import UserError
 
 ALIASES = {
@@ -28,7 +29,7 @@ def folder(model: str) -> Path:
     `HF_TOKEN` opens gated models, `HF_HUB_OFFLINE=1` keeps to what was downloaded
     before, `HF_HOME` says where that is. UserError if there is no such model.
     """
-    local = Path(model)
+    local = paths.local(model)
     if local.is_dir():
         if not (local / "model_index.json").is_file():
             raise UserError(
@@ -51,8 +52,9 @@ def files(where: str, path: str, needed: Sequence[str]) -> Path:
 
     Errors begin with `where`, the name of the option that `path` is the value of.
     """
-    if Path(path).exists():
-        return Path(path)
+    local = paths.local(path)
+    if local.exists():
+        return local
     if not _may_be_an_id(path):
         raise UserError(f"{where}: {path}: no such file or folder, nor a hub id")
     return _download(f"{where}: {path}", path, needed)

@@ -19,6 +19,7 @@ from flax import traverse_util
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from flowgrpo_jax import paths
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.models import tensors
 
@@ -140,7 +141,7 @@ def write_peft(folder: str | Path, adapter: Adapter, base: str) -> Path:
 
 def read(path: str | Path) -> Adapter:
     """The adapter of a diffusers LoRA file (or its folder) or of a PEFT folder."""
-    path = Path(path)
+    path = paths.local(path)
     if (path / PEFT_CONFIG).is_file():
         config = json.loads((path / PEFT_CONFIG).read_text())
         weights, _ = _load(path / PEFT_FILE, _PEFT_PREFIX)

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from flowgrpo_jax import paths
 from flowgrpo_jax.data.prompts import Prompt
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.rewards.detection import Images
@@ -46,10 +47,11 @@ class Replay:
         self.check_prompt = getattr(reward, "check_prompt", None)
         kept = {k: v for k, v in options.items() if k not in _NO_MATTER}
         self._config = json.dumps([name, kept], sort_keys=True, default=repr)
-        where = f"reward_options.{name}.replay: {path}"
+        where = self._where = f"reward_options.{name}.replay: {path}"
         try:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            self._file = Path(path).open("a+b")
+            local = paths.local(path)
+            local.parent.mkdir(parents=True, exist_ok=True)
+            self._file = local.open("a+b")
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(f"{where}: in use by another run: take another") from error
@@ -100,9 +102,15 @@ class Replay:
             for key, row in zip(keys, rows, strict=True)
             if np.isfinite(list(row.values())).all()
         ]
-        self._file.write("".join(f"{line}\n" for line in lines).encode())
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        try:
+            self._file.write("".join(f"{line}\n" for line in lines).encode())
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise UserError(
+                f"{self._where}: {(error.strerror or str(error)).lower()}: free some "
+                "space or name another file; what it holds is intact"
+            ) from error
         self._known |= dict(zip(keys, rows, strict=True))
 
 

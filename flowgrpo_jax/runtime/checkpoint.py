@@ -11,6 +11,8 @@ every row below `step` is then on disk whenever checkpoint `step` exists.
 
 import json
 import logging
+import os
+import re
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +22,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from flowgrpo_jax import paths
 from flowgrpo_jax.errors import UserError
 
 PyTree = Any
@@ -28,6 +31,7 @@ Result = TypeVar("Result")
 _ITEM = "state"
 _CHECKSUMS = "checksums.json"
 _BLOCK = 1 << 22
+_PATTERN = re.compile(r"[*?\[\\]")
 
 
 class Checkpointer:
@@ -40,9 +44,11 @@ class Checkpointer:
     def __init__(self, directory: str | Path, keep: int = 2, read_only: bool = False):
         if keep < 1:
             raise UserError(f"checkpoint.keep: {keep}: at least 1")
-        self.directory = Path(directory).absolute()
+        self.directory = paths.local(directory).absolute()
         if read_only and not self.directory.is_dir():
             raise UserError(f"checkpoint: {self.directory}: no such folder")
+        if not read_only:
+            self._writing(lambda: self.directory.mkdir(parents=True, exist_ok=True))
         logging.getLogger("absl").addFilter(_hide_orbax)
         self._saving: int | None = None
         options = ocp.CheckpointManagerOptions(
@@ -55,9 +61,26 @@ class Checkpointer:
         )
         self._manager = self._writing(
             lambda: ocp.CheckpointManager(
-                self.directory, options=options, item_names=(_ITEM,)
+                self._plainly_named(), options=options, item_names=(_ITEM,)
             )
         )
+
+    def _plainly_named(self) -> Path:
+        """The folder by a name that orbax can take for nothing else.
+
+        It looks for the parts of a checkpoint by a pattern that begins with the path:
+        in `runs/[a]` it finds none, merges none, and has lost them (seen with 0.12.8).
+        """
+        self._opened = None
+        if not _PATTERN.search(str(self.directory)):
+            return self.directory
+        if not Path("/proc/self/fd").is_dir():
+            raise UserError(
+                f"checkpoint: {self.directory}: must have none of * ? [ \\ in its path "
+                "on this system: take another --workdir"
+            )
+        self._opened = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY)
+        return Path(f"/proc/self/fd/{self._opened}")
 
     def save(self, step: int, state: PyTree) -> None:
         """Starts saving `state`; returns once it is copied and may be donated.
@@ -127,6 +150,9 @@ class Checkpointer:
     def close(self) -> None:
         """Finishes the save in flight and releases orbax's threads."""
         self._writing(self._manager.close)
+        if self._opened is not None:
+            os.close(self._opened)
+            self._opened = None
 
     def __enter__(self) -> "Checkpointer":
         return self
@@ -195,7 +221,7 @@ class Checkpointer:
         remedy = (
             f"delete this folder to fall back to step {earlier[-1]}"
             if earlier
-            else "delete this folder to start from the beginning"
+            else "delete this folder and metrics.jsonl to start from the beginning"
         )
         return UserError(
             f"checkpoint: {folder}: cannot be restored ({reason}): {remedy}"

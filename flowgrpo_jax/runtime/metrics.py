@@ -18,15 +18,21 @@ import resource
 import sys
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from flowgrpo_jax import paths
 from flowgrpo_jax.errors import UserError
-from flowgrpo_jax.runtime.workdir import atomic_write, user_errors
+from flowgrpo_jax.runtime.workdir import (
+    atomic_write,
+    checkpoint_steps,
+    parse_json,
+    user_errors,
+)
 
 Number = int | float
 
@@ -43,6 +49,8 @@ class MetricWriter:
       tensorboard: also write TensorBoard events.
       wandb: arguments of `wandb.init` (project, name, mode, config ...), None for no
         wandb. A resumed run goes on in the same wandb run.
+
+    `rewritten` counts the lines of an earlier process that go and come again.
     """
 
     def __init__(
@@ -54,7 +62,7 @@ class MetricWriter:
     ):
         workdir = Path(workdir)
         self._path = workdir / _FILE
-        rows = _keep_rows(self._path, start_iteration)
+        rows, self.rewritten = _keep_rows(self._path, start_iteration)
         self._wall_before = rows[-1].get("time/wall", 0.0) if rows else 0.0
         self._opened = time.monotonic()
         with user_errors(self._path):
@@ -141,7 +149,8 @@ class MetricWriter:
 
 def read_metrics(workdir: str | Path) -> list[dict[str, Any]]:
     """All whole rows of a workdir, in order; "NaN" and "Infinity" become floats."""
-    return _read(Path(workdir) / _FILE)
+    path = paths.local(workdir) / _FILE
+    return _rows(path, _lines(path))
 
 
 def peak_memory_gb() -> float:
@@ -150,41 +159,75 @@ def peak_memory_gb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except FileNotFoundError:
-        return []
-    rows = []
-    for number, line in enumerate(lines[:-1], start=1):  # a torn end has no newline
-        try:
-            row = json.loads(line)
-            row["iteration"] = int(row["iteration"])
-        except (ValueError, KeyError, TypeError) as error:
+def _lines(path: Path) -> list[bytes]:
+    """All whole lines; a torn end has no newline."""
+    with user_errors(path):
+        return path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+
+
+def _rows(path: Path, lines: Sequence[bytes]) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, start=1):
+        row = _row(line)
+        if row is None:
             raise UserError(
                 f"{path}: line {number}: not a row of metrics: "
-                "delete that line, or take another --workdir"
-            ) from error
-        rows.append({name: _from_json(name, value) for name, value in row.items()})
+                f"{_remedy(path.parent, rows)}"
+            )
+        rows.append(row)
     return rows
 
 
-def _keep_rows(path: Path, start_iteration: int) -> list[dict[str, Any]]:
-    """Cuts the file back to the rows below `start_iteration`, byte for byte."""
-    rows = _read(path)
-    kept = [row for row in rows if row["iteration"] < start_iteration]
-    if not path.exists():
-        return kept
-    content = path.read_bytes()
-    lines = content.split(b"\n")[:-1]
-    below = [
-        line + b"\n"
-        for line, row in zip(lines, rows, strict=True)
-        if row["iteration"] < start_iteration
-    ]
-    if b"".join(below) != content:
-        atomic_write(path, b"".join(below))
-    return kept
+def _row(line: bytes) -> dict[str, Any] | None:
+    """The row of a line; None for a line that we have not written."""
+    try:
+        row = parse_json(line)
+        if type(row["iteration"]) is not int or not isinstance(row["kind"], str):
+            return None
+        return {name: _from_json(name, value) for name, value in row.items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _remedy(workdir: Path, before: Sequence[Mapping[str, Any]]) -> str:
+    """How the row comes back, where a checkpoint is left from before it."""
+    steps = checkpoint_steps(workdir)
+    last = before[-1]["iteration"] if before else 0
+    later = [step for step in steps if step > last]
+    if not later:
+        return "delete that line: the run writes it again when it goes on"
+    if len(later) == len(steps):
+        return (
+            "delete that line to go on without its numbers, which only a new run in "
+            "another --workdir can make again"
+        )
+    names = ", ".join(f"checkpoints/{step}" for step in later)
+    return f"delete it and {names}: the run goes on before it and writes it again"
+
+
+def _keep_rows(path: Path, start: int) -> tuple[list[dict[str, Any]], int]:
+    """Cuts the file back to the rows below iteration `start`, byte for byte.
+
+    Also tells how many lines were cut. What comes after is written again, so it may
+    hold anything.
+    """
+    lines = _lines(path)
+    rows = [_row(line) for line in lines]
+    end = next(
+        (n for n, row in enumerate(rows) if row and row["iteration"] >= start),
+        len(lines),
+    )
+    whole = next((n for n, row in enumerate(rows[:end]) if row is None), end)
+    before = rows[whole - 1] if whole else None
+    complete = before and before["kind"] == "train" and before["iteration"] == start - 1
+    if start == 0 or complete:
+        end = whole if start else 0
+    kept = b"".join(line + b"\n" for line in lines[:end])
+    if path.exists() and kept != path.read_bytes():
+        found = _rows(path, lines[:end])
+        atomic_write(path, kept)
+        return found, len(lines) - end
+    return _rows(path, lines[:end]), 0
 
 
 def _number(name: str, value: Any) -> Number:
@@ -211,7 +254,9 @@ def _json_number(value: Number) -> Number | str:
 
 
 def _from_json(name: str, value: Any) -> Any:
-    return float(value) if isinstance(value, str) and name != "kind" else value
+    if name == "kind" or isinstance(value, int | float):
+        return value
+    return float(value)  # a text, of what JSON has no number for
 
 
 class _Wandb:

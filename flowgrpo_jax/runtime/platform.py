@@ -1,5 +1,6 @@
 """What must be said to XLA before the first array exists."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
+from flowgrpo_jax import paths
 from flowgrpo_jax.runtime import mesh as meshes
 
 
@@ -26,8 +28,10 @@ def configure(cache_dir: str | Path | None = None) -> None:
             flags += " --xla_cpu_multi_thread_eigen=false"
         os.environ["XLA_FLAGS"] = flags.strip()
     quiet_libtpu()
-    cache = Path(cache_dir or Path.home() / ".cache" / "flowgrpo_jax" / "xla")
-    jax.config.update("jax_compilation_cache_dir", str(cache))
+    cache = paths.local(cache_dir or "~/.cache/flowgrpo_jax/xla").absolute()
+    with contextlib.suppress(OSError):  # a home that cannot be written to: no cache
+        cache.mkdir(parents=True, exist_ok=True)
+        jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 

@@ -1,10 +1,12 @@
 """The folder of one run: its config, its lock, and files that are whole or absent.
 
     config.json    what the run was started with
+    prompts.json   digests of the prompts that it was started with
     metrics.jsonl  tensorboard/  checkpoints/  samples/  report.html
 
-The same command with the same `--workdir` goes on where the run stopped; a workdir
-of another config is refused before anything in it is touched.
+The same command with the same `--workdir` goes on where the run stopped. A workdir of
+another config or of other prompts is refused before anything in it is touched, and so
+is one whose rows would be cut: of a longer run, or without its checkpoints.
 """
 
 import contextlib
@@ -12,6 +14,7 @@ import errno
 import fcntl
 import fnmatch
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -19,9 +22,14 @@ from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import IO, Any
 
+from flowgrpo_jax import paths
 from flowgrpo_jax.errors import UserError
 
 _CONFIG = "config.json"
+_PROMPTS = "prompts.json"
+_METRICS = "metrics.jsonl"
+_CHECKPOINTS = "checkpoints"
+_LONGEST = 3800  # bytes; checkpoints have longer names below it, and Linux takes 4,095
 _LOCK = ".lock"
 _ABSENT = object()
 
@@ -32,8 +40,8 @@ class Workdir:
     def __init__(self, path: Path, lock: IO[str] | None, resumed: bool):
         self.path = path
         self.resumed = resumed
-        self.metrics = path / "metrics.jsonl"
-        self.checkpoints = path / "checkpoints"
+        self.metrics = path / _METRICS
+        self.checkpoints = path / _CHECKPOINTS
         self.samples = path / "samples"
         self._lock = lock
 
@@ -53,23 +61,30 @@ def open_workdir(
     path: str | Path,
     config: Mapping[str, Any],
     may_differ: AbstractSet[str] = frozenset(),
+    digests: Mapping[str, str] | None = None,
 ) -> Workdir:
     """Creates the workdir of `config`, or opens the one that already holds it.
 
     Args:
-      path: the folder; parents are created.
+      path: the folder (see `locate`); parents are created.
       config: nested mappings of JSON values; tuples count as lists.
       may_differ: globs over dotted keys (`num_iterations`, `eval.*`, `mesh`) whose
         values a resumed run may change; a glob also covers all keys below it.
+      digests: key of the config -> digest of what it names, which may not change.
     """
-    path = Path(path)
+    path = locate(path)
     wanted = json.loads(json.dumps(config))
     with user_errors(path):
         path.mkdir(parents=True, exist_ok=True)
         lock = _lock(path)
     try:
         resumed = _check_config(path, wanted, may_differ)
+        if resumed:
+            _check_recorded(path, wanted)
+            _check_digests(path, digests or {})
         atomic_write(path / _CONFIG, json.dumps(wanted, indent=2) + "\n")
+        if digests:
+            atomic_write(path / _PROMPTS, json.dumps(digests, indent=2) + "\n")
         with user_errors(path):
             (path / "samples").mkdir(exist_ok=True)
     except BaseException:
@@ -79,11 +94,33 @@ def open_workdir(
     return Workdir(path, lock, resumed)
 
 
+def locate(path: str | Path) -> Path:
+    """The absolute path of a workdir, whose `~` is the home folder.
+
+    UserError for a name that cannot be written into a line or a page, or that is so
+    long that a checkpoint below it could not be named.
+    """
+    place = paths.local(path).absolute()
+    try:
+        length = len(str(place).encode())
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"workdir: {os.fsencode(path)!r}: must be named in UTF-8: take another "
+            "--workdir"
+        ) from error
+    if length > _LONGEST or "\0" in str(place):
+        raise UserError(
+            f"workdir: {str(path)[:100]}...: must have a path of at most {_LONGEST:,} "
+            "bytes, none of them 0: take another --workdir"
+        )
+    return place
+
+
 def read_config(path: str | Path) -> dict[str, Any]:
     """The config that a workdir holds."""
-    file = Path(path) / _CONFIG
+    file = paths.local(path) / _CONFIG
     try:
-        config = json.loads(file.read_text())
+        config = parse_json(file.read_text())
     except FileNotFoundError as error:
         raise UserError(f"workdir: {path}: holds no {_CONFIG}") from error
     except (OSError, ValueError, RecursionError) as error:
@@ -94,6 +131,31 @@ def read_config(path: str | Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise UserError(f"workdir: {file}: holds no config: take another --workdir")
     return config
+
+
+def parse_json(text: str | bytes) -> Any:
+    """As json.loads; ValueError for all that it cannot read, deep nesting too."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def checkpoint_steps(path: Path) -> list[int]:
+    """Iterations that the checkpoints of a workdir have finished, in order."""
+    folder = path / _CHECKPOINTS
+    names = os.listdir(folder) if folder.is_dir() else []
+    return sorted(int(name) for name in names if name.isascii() and name.isdigit())
+
+
+def finished_line(path: Path, num_iterations: int) -> str:
+    """A line for a run that has nothing left to do but its last evaluation, else ""."""
+    if num_iterations not in checkpoint_steps(path):
+        return ""
+    return (
+        f"finished: all {num_iterations} iterations were done before: it is evaluated "
+        "once more and its result written again; a larger num_iterations goes on"
+    )
 
 
 def atomic_write(path: str | Path, content: str | bytes) -> None:
@@ -115,15 +177,28 @@ def atomic_write(path: str | Path, content: str | bytes) -> None:
             raise
 
 
+_FREE_SPACE = "what was there is intact; free some space and start again"
+_REMEDIES = {
+    errno.ENOSPC: _FREE_SPACE,
+    errno.EDQUOT: _FREE_SPACE,
+    errno.EFBIG: "what was there is intact; let files be larger (ulimit -f) and start "
+    "again",
+    errno.EPERM: "take another --workdir, or lift what forbids it (lsattr shows an "
+    "immutable file)",
+    errno.EROFS: "take another --workdir: this file system is mounted read-only",
+    errno.ENAMETOOLONG: "take another --workdir, with shorter names",
+}
+
+
 @contextlib.contextmanager
 def user_errors(path: str | Path) -> Iterator[None]:
     """Turns what the file system refuses at `path` into one line for the user."""
     try:
         yield
     except OSError as error:
-        remedy = "take another --workdir, or make this one writable"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            remedy = "what was there is intact; free some space and start again"
+        remedy = _REMEDIES.get(
+            error.errno or 0, "take another --workdir, or make this one writable"
+        )
         raise UserError(
             f"workdir: {path}: {(error.strerror or str(error)).lower()}: {remedy}"
         ) from error
@@ -131,12 +206,12 @@ def user_errors(path: str | Path) -> Iterator[None]:
 
 def _lock(path: Path) -> IO[str] | None:
     """Holds `path/.lock`; the kernel frees it when the process ends in any way."""
-    file = (path / _LOCK).open("a+")
+    file = (path / _LOCK).open("a+", errors="replace")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         file.seek(0)
-        holder = file.read().strip()
+        holder = file.read(20).strip()
         file.close()
         raise UserError(
             f"workdir: {path}: in use by process {holder}: "
@@ -156,7 +231,7 @@ def _check_config(
 ) -> bool:
     """Whether a run of this config is there; raises if it is one of another."""
     if not (path / _CONFIG).exists():
-        if (path / "metrics.jsonl").exists() or (path / "checkpoints").exists():
+        if (path / _METRICS).exists() or (path / _CHECKPOINTS).exists():
             raise UserError(
                 f"workdir: {path}: holds a run but no {_CONFIG}: "
                 "take another --workdir, or delete this one"
@@ -172,6 +247,61 @@ def _check_config(
             f"{_show(old_value)}: take another --workdir, or delete this one"
         )
     return True
+
+
+def _check_recorded(path: Path, wanted: Mapping[str, Any]) -> None:
+    """UserError where going on would cut rows that nothing will write again."""
+    steps, last = checkpoint_steps(path), wanted.get("num_iterations")
+    if steps and isinstance(last, int) and last < steps[-1]:
+        raise UserError(
+            f"num_iterations: {last}: workdir {path} has done {steps[-1]} iterations "
+            f"already: give {steps[-1]} or more, or take another --workdir"
+        )
+    # The second checkpoint is begun when the first is on disk: what a process that was
+    # killed before that has written ends here.
+    group = read_config(path).get("checkpoint")
+    every = group.get("every") if isinstance(group, Mapping) else None
+    unsaved = 2 * every if isinstance(every, int) else math.inf
+    rows = _iterations(path / _METRICS)
+    gone = not (path / _CHECKPOINTS).is_dir()
+    if rows and (gone or not steps and rows[-1] >= unsaved):
+        raise UserError(
+            f"workdir: {path}: {_METRICS} has rows up to iteration {rows[-1]}, and of "
+            f"its {_CHECKPOINTS} there is none: put them back, or delete {_METRICS} "
+            "too to begin again"
+        )
+
+
+def _iterations(path: Path) -> list[int]:
+    """Those of all rows that can be read; others are for `metrics` to name."""
+    found = []
+    with user_errors(path):
+        lines = path.read_bytes().split(b"\n") if path.exists() else []
+    for line in lines:
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            found.append(int(parse_json(line)["iteration"]))
+    return found
+
+
+def _check_digests(path: Path, digests: Mapping[str, str]) -> None:
+    file = path / _PROMPTS
+    if not file.exists():  # of a version that kept none
+        return
+    try:
+        held = parse_json(file.read_text())
+        changed = [
+            key for key in digests if held.get(key, digests[key]) != digests[key]
+        ]
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"workdir: {file}: cannot be read ({error}): delete it if the prompts are "
+            "those that the run began with"
+        ) from error
+    if changed:
+        raise UserError(
+            f"{changed[0]}: its prompts are not those that the run in {path} began with: "
+            "put them back, or take another --workdir"
+        )
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

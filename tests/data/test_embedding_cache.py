@@ -126,6 +126,33 @@ def test_a_folder_that_cannot_be(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="embedding_cache: .*file: .*: name a folder"):
         EmbeddingCache(tmp_path / "file", {}, FIELDS)
+    with pytest.raises(UserError, match="embedding_cache: .*file: .*: name a folder"):
+        embedding_cache.fingerprint([tmp_path / "file"], tmp_path / "file")
+
+
+def test_a_cache_that_goes_away_is_one_line(tmp_path):
+    """Oracle: the line, by hand."""
+    cache = EmbeddingCache(tmp_path, {}, FIELDS)
+    cache.path.unlink()
+    with pytest.raises(UserError, match="embedding_cache: .*embeddings: No such file"):
+        cache.missing(["a"])
+    with pytest.raises(UserError, match="embedding_cache: "), cache.writing():
+        pass
+
+
+@pytest.mark.parametrize("text", ["[", "3", "[1]", "[" * 100_000, ""])
+def test_fingerprints_of_anything_are_made_again(tmp_path, text):
+    """Oracle: an invariance."""
+    (tmp_path / "file").write_text("x")
+    right = embedding_cache.fingerprint([tmp_path / "file"], tmp_path)
+    (tmp_path / "fingerprints.json").write_text(text)
+    assert embedding_cache.fingerprint([tmp_path / "file"], tmp_path) == right
+
+
+def test_home_is_the_home_folder(tmp_path, monkeypatch):
+    """Oracle: where the file is."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert EmbeddingCache("~/x", {}, FIELDS).path.parent == tmp_path / "x"
 
 
 def test_fingerprint(tmp_path):

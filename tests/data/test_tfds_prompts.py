@@ -106,3 +106,10 @@ def test_bad_names(tmp_path):
         load("cocoa", "train", tmp_path)
     with pytest.raises(UserError, match="^prompts: split dev: must be one of"):
         load("coco", "dev", tmp_path)
+
+
+def test_a_folder_that_cannot_be_written_to(tmp_path):
+    """Oracle: the line names the variable that tells another one."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="^prompts: shapes: .*file.*TFDS_DATA_DIR"):
+        load(SHAPES, "test", tmp_path / "file")

@@ -102,3 +102,15 @@ def test_in_a_config(reward, asked, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="notes: holds no scores: take another file"):
         replay(reward, tmp_path / "notes")
     assert (tmp_path / "notes").read_text() == "dear diary\n"
+
+
+def test_a_disk_that_is_full_is_one_line(reward, tmp_path, monkeypatch):
+    """Oracle: the line, by hand; ENOSPC of the file system."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    kept = replay(reward, "~/kept.jsonl")
+    assert (tmp_path / "kept.jsonl").exists()
+    kept._file = open("/dev/full", "ab")
+    with pytest.raises(
+        UserError, match="^reward_options.paid.replay: ~/kept.jsonl: no"
+    ):
+        kept(IMAGES, PROMPTS)

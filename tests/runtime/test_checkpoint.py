@@ -248,3 +248,19 @@ def test_read_only_leaves_a_save_in_flight_alone(tmp_path):
     with Checkpointer(tmp_path, read_only=True) as reader:
         assert_equal(reader.restore(state(0)), state(1))
     assert (tmp_path / "2.orbax-checkpoint-tmp").is_dir()
+
+
+@pytest.mark.parametrize("name", ["[a]", "back\\slash", "a*b", "a?b", "plain"])
+def test_a_folder_is_no_pattern(tmp_path, name):
+    """Oracle: what was saved, read by another checkpointer, beside a folder alike."""
+    for value, folder in ((7, "aXb"), (1, name)):
+        with Checkpointer(tmp_path / folder / "checkpoints") as checkpointer:
+            for step in (1, 2):
+                checkpointer.save(step, state(value + step))
+    with Checkpointer(tmp_path / name / "checkpoints", read_only=True) as checkpointer:
+        assert checkpointer.steps() == [1, 2]
+        assert_equal(checkpointer.restore(state(0)), state(3))
+    open_files = [
+        os.readlink(link) for link in Path("/proc/self/fd").iterdir() if link.exists()
+    ]
+    assert not [path for path in open_files if path.startswith(str(tmp_path))]

@@ -117,9 +117,79 @@ def test_mistakes_are_told(tmp_path):
             writer.write(0, {"kind": 1})
     assert read_metrics(tmp_path) == []
     assert read_metrics(tmp_path / "nowhere") == []
-    (tmp_path / "metrics.jsonl").write_text('{"iteration": 0}\nnoise\n')
+    row = '{"iteration": %d, "kind": "train"}\n'
+    (tmp_path / "metrics.jsonl").write_text(row % 0 + "noise\n" + row % 2)
     with pytest.raises(UserError, match="metrics.jsonl: line 2: not a row"):
-        MetricWriter(tmp_path, 1, tensorboard=False)
+        MetricWriter(tmp_path, 3, tensorboard=False)
+
+
+GARBAGE = [
+    b"noise",
+    b"",
+    b"\0\xff",
+    b"[" * 100_000,
+    b"9" * 5000,
+    b"3",
+    b"{}",
+    b'{"iteration": 0}',
+    b'{"iteration": Infinity, "kind": "train"}',
+    b'{"iteration": true, "kind": "train"}',
+    b'{"iteration": 1, "kind": "train", "loss": "much"}',
+    b'{"iteration": 1, "kind": "train", "loss": [1]}',
+]
+
+
+@pytest.mark.parametrize("garbage", GARBAGE, ids=lambda line: str(line[:20]))
+def test_a_broken_line_is_named_or_written_again(tmp_path, garbage):
+    """Oracle: below the checkpoint one line that names it, from there on nothing."""
+    run(tmp_path, 0, 4)
+    path = tmp_path / "metrics.jsonl"
+    lines = path.read_bytes().splitlines()
+    whole = timeless(tmp_path)
+    path.write_bytes(b"\n".join([*lines[:2], garbage, *lines[2:]]) + b"\n")
+    before = path.read_bytes()
+    for read in (
+        lambda: read_metrics(tmp_path),
+        lambda: MetricWriter(tmp_path, 4, tensorboard=False),
+    ):
+        with pytest.raises(UserError, match="line 3: not a row of metrics: delete"):
+            read()
+    assert path.read_bytes() == before
+    run(tmp_path, 1, 4)  # a checkpoint that is older
+    assert timeless(tmp_path) == whole
+
+
+def test_the_remedy_for_a_broken_line_leaves_no_hole(tmp_path):
+    """Oracle: what is told, done; the file is that of an undisturbed run."""
+    run(tmp_path, 0, 6)
+    whole = timeless(tmp_path)
+    path = tmp_path / "metrics.jsonl"
+    lines = path.read_text().splitlines()
+    lines[-2] = "noise"  # iteration 4, evaluated
+    path.write_text("\n".join(lines) + "\n")
+    for step in (2, 5):
+        (tmp_path / "checkpoints" / str(step)).mkdir(parents=True)
+    with pytest.raises(UserError, match="delete it and checkpoints/5: the run goes on"):
+        MetricWriter(tmp_path, 5, tensorboard=False)
+    path.write_text("\n".join(line for line in lines if line != "noise") + "\n")
+    run(tmp_path, 2, 6)
+    assert timeless(tmp_path) == whole
+
+
+def test_rows_that_are_written_again_are_counted(tmp_path):
+    """Oracle: the rows of iterations 2 and 3, by hand: train, eval, train."""
+    run(tmp_path, 0, 4)
+    with MetricWriter(tmp_path, 2, tensorboard=False) as writer:
+        assert writer.rewritten == 3
+    with MetricWriter(tmp_path, 2, tensorboard=False) as writer:
+        assert writer.rewritten == 0
+
+
+def test_a_folder_in_place_of_the_file_is_one_line(tmp_path):
+    """Oracle: EISDIR of the kernel."""
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(UserError, match="metrics.jsonl: is a directory"):
+        MetricWriter(tmp_path, 0, tensorboard=False)
 
 
 class FakeWandb(types.ModuleType):

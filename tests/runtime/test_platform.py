@@ -48,3 +48,18 @@ def test_libtpu_is_told_what_it_would_ask_where_no_tpu_is(chip, monkeypatch, tmp
     monkeypatch.setenv(names[1], "mine")
     platform.quiet_libtpu(tmp_path)
     assert os.environ[names[1]] == "mine"
+
+
+def test_a_home_that_cannot_be_written_to_has_no_cache(monkeypatch, tmp_path):
+    """Oracle: the option of jax, which would warn at every program."""
+    monkeypatch.setenv("XLA_FLAGS", os.environ.get("XLA_FLAGS", ""))
+    before = jax.config.jax_compilation_cache_dir
+    (tmp_path / "file").write_text("")
+    try:
+        jax.config.update("jax_compilation_cache_dir", None)
+        platform.configure(tmp_path / "file" / "xla")
+        assert jax.config.jax_compilation_cache_dir is None
+        platform.configure(tmp_path / "xla")
+        assert jax.config.jax_compilation_cache_dir == str(tmp_path / "xla")
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)

@@ -155,3 +155,165 @@ def test_written_files_follow_the_umask(tmp_path):
     ours, theirs = (tmp_path / name for name in ("ours", "theirs"))
     assert ours.read_bytes() == theirs.read_bytes()
     assert ours.stat().st_mode == theirs.stat().st_mode
+
+
+def put(path, rows=(), steps=()):
+    """What an earlier process recorded."""
+    lines = [json.dumps({"iteration": i, "kind": "train"}) + "\n" for i in rows]
+    (path / "metrics.jsonl").write_text("".join(lines))
+    (path / "checkpoints").mkdir(exist_ok=True)
+    for step in steps:
+        (path / "checkpoints" / str(step)).mkdir()
+
+
+SAVING = changed(checkpoint={"every": 10})
+
+
+def test_a_shorter_run_cuts_nothing(tmp_path):
+    """Oracle: the line; config.json is as it was, and as many are enough."""
+    open_workdir(tmp_path, CONFIG).close()
+    put(tmp_path, range(20), (10, 20))
+    before = (tmp_path / "config.json").read_bytes()
+    with pytest.raises(UserError) as error:
+        open_workdir(tmp_path, changed(num_iterations=19), MAY_DIFFER)
+    assert str(error.value).startswith("num_iterations: 19: workdir")
+    assert str(error.value).endswith(
+        "has done 20 iterations already: give 20 or more, or take another --workdir"
+    )
+    assert (tmp_path / "config.json").read_bytes() == before
+    open_workdir(tmp_path, changed(num_iterations=20), MAY_DIFFER).close()
+
+
+@pytest.mark.parametrize(
+    "rows, folder, fine",
+    [
+        (0, True, True),
+        (0, False, True),
+        (1, False, False),  # the folder is made before the first row is written
+        (20, True, True),  # killed while the first checkpoint was written
+        (21, True, False),
+    ],
+)
+def test_rows_without_their_checkpoints_are_not_cut(tmp_path, rows, folder, fine):
+    """Oracle: when a run saves (train.py), by hand."""
+    open_workdir(tmp_path, SAVING).close()
+    put(tmp_path, range(rows))
+    if not folder:
+        (tmp_path / "checkpoints").rmdir()
+    if fine:
+        open_workdir(tmp_path, SAVING).close()
+        return
+    with pytest.raises(UserError, match="of its checkpoints there is none: put them"):
+        open_workdir(tmp_path, SAVING)
+    (tmp_path / "metrics.jsonl").unlink()  # as told
+    open_workdir(tmp_path, SAVING).close()
+
+
+def test_prompts_that_were_edited_are_noticed(tmp_path):
+    """Oracle: the rule; nothing is touched, and the first ones are taken again."""
+    first = {"prompts": "aa", "eval.prompts": "bb"}
+    open_workdir(tmp_path, CONFIG).close()  # of a version that kept none
+    open_workdir(tmp_path, CONFIG, digests=first).close()
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("*.json")}
+    for key in first:
+        with pytest.raises(UserError, match=f"^{key}: its prompts are not those that"):
+            open_workdir(tmp_path, CONFIG, digests=first | {key: "cc"})
+    after = {path.name: path.read_bytes() for path in tmp_path.glob("*.json")}
+    assert after == before and set(after) == {"config.json", "prompts.json"}
+    open_workdir(tmp_path, CONFIG, digests=first).close()
+    for broken in ("[", "3", "[" * 100_000):
+        (tmp_path / "prompts.json").write_text(broken)
+        with pytest.raises(UserError, match="prompts.json: cannot be read"):
+            open_workdir(tmp_path, CONFIG, digests=first)
+
+
+def test_a_finished_run_is_told(tmp_path):
+    """Oracle: the newest checkpoint is that of the last iteration."""
+    open_workdir(tmp_path, CONFIG).close()
+    put(tmp_path, range(20), (10, 20))
+    assert workdir.finished_line(tmp_path, 20).startswith("finished: all 20 iterations")
+    assert not workdir.finished_line(tmp_path, 21)
+    assert not workdir.finished_line(tmp_path, 0)
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, '{"seed": ' + "9" * 5000 + "}", "", "3", "\0", "[1]"]
+)
+def test_a_config_json_of_anything_is_one_line(tmp_path, text):
+    """Oracle: the line; the file stays."""
+    open_workdir(tmp_path, CONFIG).close()
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(
+        UserError, match="^workdir: .*config.json: (cannot be read|holds no)"
+    ):
+        open_workdir(tmp_path, CONFIG)
+    assert (tmp_path / "config.json").read_text() == text
+
+
+def test_a_name_that_cannot_be_is_refused_before_anything_is_made(tmp_path):
+    """Oracle: the lines, by hand."""
+    for name, line in (
+        (os.fsdecode(b"a\xff"), "must be named in UTF-8"),
+        ("/".join(["x" * 200] * 20), "at most 3,800 bytes"),
+        ("a\0b", "none of them 0"),
+        ("x" * 256, "file name too long: take another --workdir, with shorter names"),
+    ):
+        with pytest.raises(UserError, match=line):
+            open_workdir(tmp_path / name, CONFIG)
+    assert not list(tmp_path.iterdir())
+
+
+NAMES = [
+    "[a]",
+    "a b",
+    "a*",
+    "?",
+    "back\\slash",
+    "-x",
+    "dot.",
+    "%20",
+    "ü",
+    "a\nb",
+    "{x}",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_other_name_is_a_workdir(tmp_path, name):
+    """Oracle: the same config opens it again."""
+    open_workdir(tmp_path / name, CONFIG).close()
+    with open_workdir(tmp_path / name, CONFIG) as again:
+        assert again.resumed and again.path == tmp_path / name
+    assert os.listdir(tmp_path) == [name]
+
+
+def test_home_and_relative_names_are_made_absolute_once(tmp_path, monkeypatch):
+    """Oracle: the folders; where a reward moves to later does not matter."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    assert open_workdir("~/run", CONFIG).path == tmp_path / "home" / "run"
+    assert open_workdir("run", CONFIG).path == tmp_path / "run"
+    assert sorted(os.listdir(tmp_path)) == ["home", "run"]
+
+
+@pytest.mark.parametrize(
+    "number, told",
+    [
+        (errno.EFBIG, "ulimit -f"),
+        (errno.EPERM, "lsattr"),
+        (errno.EROFS, "mounted read-only"),
+        (errno.EACCES, "make this one writable"),
+    ],
+)
+def test_each_refusal_of_the_file_system_has_its_remedy(number, told):
+    """Oracle: what helps, by hand."""
+    with pytest.raises(UserError, match=told), workdir.user_errors("x"):
+        raise OSError(number, os.strerror(number))
+
+
+def test_a_lock_file_of_anything_does_not_matter(tmp_path):
+    """Oracle: an invariance."""
+    open_workdir(tmp_path, CONFIG).close()
+    (tmp_path / ".lock").write_bytes(b"\xff\xfe" * 1000)
+    with open_workdir(tmp_path, CONFIG), pytest.raises(UserError, match="in use by"):
+        open_workdir(tmp_path, CONFIG)
