@@ -6,8 +6,10 @@ from pathlib import Path
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from flowgrpo_jax.models import lora, weights
+from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.models import config_json, lora, safetensors_files, weights
 from flowgrpo_jax.models.flow_model import FlowModel, IdentityAutoencoder, Variables
+from flowgrpo_jax.models.hub import SINGLE_FILE
 from flowgrpo_jax.models.mmdit import MMDiTConfig
 from flowgrpo_jax.models.text import Tokenizer, WordEncoder
 
@@ -82,6 +84,12 @@ def save(path: str | Path, variables: Variables, model: FlowModel) -> None:
 
 
 def load(path: str | Path) -> tuple[Variables, Size]:
-    """Variables in fp32 and size; TypeError if the header tells of another kind."""
+    """Variables in fp32 and size; UserError if the file is of another kind."""
+    if "json" not in safetensors_files.read_header(Path(path)).metadata:
+        raise UserError(
+            f"model: {path}: holds other weights than those of an embedded model: give "
+            "a weights.safetensors that this package has written, or for a checkpoint "
+            f"in one file a folder of diffusers: {SINGLE_FILE}"
+        )
     variables, size = weights.load(path)
-    return variables, Size(**size)
+    return variables, config_json.build(Size, size, {}, f"model: {path}: header", ())

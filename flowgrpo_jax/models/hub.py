@@ -20,6 +20,7 @@ NEEDED = (
     *(f"{part}/*{end}" for part in _WEIGHTS for end in (".json", ".safetensors")),
     *(f"{part}/*" for part in _SMALL),
 )
+SINGLE_FILE = "StableDiffusion3Pipeline.from_single_file(...).save_pretrained(...)"
 _VARIANTS = ("*.fp16*", "*non_ema*")
 
 
@@ -30,6 +31,11 @@ def folder(model: str) -> Path:
     before, `HF_HOME` says where that is. UserError if there is no such model.
     """
     local = paths.local(model)
+    if local.is_file():
+        raise UserError(
+            f"model: {model}: a checkpoint in one file: a folder of diffusers is "
+            f"needed: {SINGLE_FILE}"
+        )
     if local.is_dir():
         if not (local / "model_index.json").is_file():
             raise UserError(

@@ -4,11 +4,11 @@ Both hold `<module>.lora_A.weight` [rank, in] and `lora_B.weight` [out, rank] fo
 linear layer of the transformer; a fused projection of ours is three of theirs. The
 strength, alpha / rank, stands beside the weights: in the header of diffusers' file (a
 reader that finds none there takes alpha = rank) and in PEFT's adapter_config.json.
+`lora_reading.read` takes these and what other writers make of them.
 """
 
 import dataclasses
 import json
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,19 +16,14 @@ from typing import Any
 import jax
 import numpy as np
 from flax import traverse_util
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
-from flowgrpo_jax import paths
 from flowgrpo_jax.errors import UserError
-from flowgrpo_jax.models import tensors
+from flowgrpo_jax.models import safetensors_files, tensors
 
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
 PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
-_METADATA = "lora_adapter_metadata"
+METADATA = "lora_adapter_metadata"
 _DIFFUSERS_PREFIX, _PEFT_PREFIX = "transformer.", "base_model.model."
-# Variants of LoRA that change the formula.
-_UNSUPPORTED = ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,9 +109,10 @@ def write_diffusers(folder: str | Path, adapter: Adapter) -> Path:
             ("target_modules", adapter.modules),
         )
     }
-    header = {"format": "pt", _METADATA: json.dumps(metadata, sort_keys=True)}
+    header = {"format": "pt", METADATA: json.dumps(metadata, sort_keys=True)}
     path = Path(folder) / DIFFUSERS_FILE
-    path.write_bytes(save(_prefixed(adapter.weights, _DIFFUSERS_PREFIX), header))
+    weights = _prefixed(adapter.weights, _DIFFUSERS_PREFIX)
+    safetensors_files.write_arrays(path, weights, header)
     return path
 
 
@@ -125,7 +121,7 @@ def write_peft(folder: str | Path, adapter: Adapter, base: str) -> Path:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     weights = _prefixed(adapter.weights, _PEFT_PREFIX)
-    (folder / PEFT_FILE).write_bytes(save(weights, {"format": "pt"}))
+    safetensors_files.write_arrays(folder / PEFT_FILE, weights, {"format": "pt"})
     config = {
         "peft_type": "LORA",
         "base_model_name_or_path": base,
@@ -137,46 +133,6 @@ def write_peft(folder: str | Path, adapter: Adapter, base: str) -> Path:
     }
     (folder / PEFT_CONFIG).write_text(json.dumps(config, indent=2) + "\n")
     return folder
-
-
-def read(path: str | Path) -> Adapter:
-    """The adapter of a diffusers LoRA file (or its folder) or of a PEFT folder."""
-    path = paths.local(path)
-    if (path / PEFT_CONFIG).is_file():
-        config = json.loads((path / PEFT_CONFIG).read_text())
-        weights, _ = _load(path / PEFT_FILE, _PEFT_PREFIX)
-    else:
-        path = path / DIFFUSERS_FILE if path.is_dir() else path
-        weights, header = _load(path, _DIFFUSERS_PREFIX)
-        told = json.loads(header.get(_METADATA, "{}"))
-        config = {key.removeprefix(_DIFFUSERS_PREFIX): told[key] for key in told}
-    for key in _UNSUPPORTED:
-        if config.get(key):
-            raise UserError(
-                f"train.lora_path: {path}: {key}: {config[key]}: not supported: give a "
-                "plain LoRA"
-            )
-    adapter = Adapter(weights, math.nan)
-    alpha = config.get("lora_alpha", adapter.rank)
-    return dataclasses.replace(adapter, alpha=float(alpha))
-
-
-def _load(path: Path, prefix: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    try:
-        with safe_open(path, framework="np") as file:
-            header = file.metadata() or {}
-            weights = {
-                name.removeprefix(prefix): file.get_tensor(name).astype(np.float32)
-                for name in file.keys()
-            }
-    except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"train.lora_path: {path}: cannot be read ({error}): give a "
-            f"{DIFFUSERS_FILE} or a folder that PEFT has written"
-        ) from error
-    if not any(name.endswith(".lora_A.weight") for name in weights):
-        raise UserError(f"train.lora_path: {path}: holds no LoRA (lora_A, lora_B)")
-    return weights, header
 
 
 def _prefixed(weights: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:

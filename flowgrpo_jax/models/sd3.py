@@ -14,6 +14,7 @@ from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.models import lora as loras
 from flowgrpo_jax.models import (
     lora_files,
+    lora_reading,
     mmdit_config,
     presets,
     sd3_folder,
@@ -193,7 +194,7 @@ def adapter(variables: Variables, model: FlowModel) -> lora_files.Adapter:
 def with_adapter(path: str, lora: Variables, model: FlowModel) -> Variables:
     """A `lora` tree like this one, with the weights of a LoRA file or PEFT folder."""
     table, alpha = mmdit_config.table(model.config), model.config.lora_alpha
-    return lora_files.to_variables(lora_files.read(path), lora, table, alpha)
+    return lora_files.to_variables(lora_reading.read(path), lora, table, alpha)
 
 
 def write_transformer(folder: Path, variables: Variables, model: FlowModel) -> None:
