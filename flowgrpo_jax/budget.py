@@ -223,6 +223,14 @@ def memory_line(budget: Budget) -> str:
     return f"{', '.join(parts)}: {gigabytes(sum(budget.bytes.values()))}"
 
 
+def prompt_bytes(config: ConfigDict, model: FlowModel) -> int:
+    """Bytes of one encoded prompt."""
+    return sum(
+        math.prod(leaf.shape) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(assemble.text_shape(config, model))
+    )
+
+
 def text_line(
     config: ConfigDict,
     model: FlowModel,
@@ -233,10 +241,7 @@ def text_line(
     most = config.num_iterations * config.prompts_per_iteration
     trained = min(most, len({prompt.text for prompt in prompts}))
     count = trained + len({prompt.text for prompt in held_out} | {""})
-    size = sum(
-        math.prod(leaf.shape) * leaf.dtype.itemsize
-        for leaf in jax.tree.leaves(assemble.text_shape(config, model))
-    )
+    size = prompt_bytes(config, model)
     return (
         f"at most {count:,} prompts to encode, {size / 1e6:.2f} MB each, "
         f"{gigabytes(count * size)} in {config.embedding_cache}; of those to train on "

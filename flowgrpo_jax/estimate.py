@@ -113,14 +113,15 @@ def describe(work: Workload, made: budget.Budget, chip: str) -> list[str]:
 
 
 def text(work: Workload) -> str:
-    """What the prompts of the run take, encoded."""
-    config = work.config
-    return budget.text_line(
-        config,
-        work.model,
-        assemble.load_prompt_set(config.prompts, "train"),
-        assemble.load_prompt_set(config.eval.prompts, "test", "eval.prompts"),
-    )
+    """What the prompts of the run take, encoded; they need not be on this machine."""
+    config, model = work.config, work.model
+    try:
+        prompts = assemble.load_prompt_set(config.prompts, "train")
+        held_out = assemble.load_prompt_set(config.eval.prompts, "test", "eval.prompts")
+    except UserError as error:
+        each = budget.prompt_bytes(config, model) / 1e6
+        return f"{each:.2f} MB a prompt; how many is not known here: {error}"
+    return budget.text_line(config, model, prompts, held_out)
 
 
 def on_top(work: Workload, made: budget.Budget, chip: str) -> list[str]:

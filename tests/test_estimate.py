@@ -239,6 +239,24 @@ def test_libtpu_knows_no_such_slice():
         topology.make_mesh("v5e:3x5", {"data": -1})
 
 
+def test_prompts_are_counted_where_they_are(tmp_path):
+    """Oracle: by hand; without their files the size of one is told, and no error."""
+    for name, count in (("train", 30), ("test", 4)):
+        lines = "".join(f"{name} {number}\n" for number in range(count))
+        (tmp_path / f"{name}.txt").write_text(lines)
+    files = {
+        "prompts": f"{tmp_path}/train.txt",
+        "eval__prompts": f"{tmp_path}/test.txt",
+    }
+    work = work_on(8, num_iterations=100, **files)
+    each = 2 * (205 * 4096 + 2048)
+    told = estimate.text(work)
+    assert told.startswith(f"at most 35 prompts to encode, {each / 1e6:.2f} MB each, ")
+    work.config.prompts = "no.txt"
+    told = estimate.text(work)
+    assert told.startswith("1.68 MB a prompt; how many is not known here: prompts: no.")
+
+
 def test_verdict_names_the_change():
     """Oracle: by hand; rematerialisation, then shards, then the microbatch."""
     mesh = meshes.make_abstract_mesh({"data": -1}, 8)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import signal
+import types
 
 import jax
 import numpy as np
@@ -14,6 +15,7 @@ from flowgrpo_jax import assemble
 from flowgrpo_jax import config as configs
 from flowgrpo_jax import train as trainer
 from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.rl import update as rl_update
 from flowgrpo_jax.runtime.metrics import read_metrics
 from flowgrpo_jax.sprites import model as sprites_model
 from tests.tiny import SIZE, tiny_model
@@ -177,6 +179,24 @@ def test_a_diverged_run_is_one_line():
     assert str(caught.value).startswith(
         "train.learning_rate: 0.5: grad_norm not finite at iteration 7: take a lower"
     )
+
+
+@pytest.mark.parametrize("ema", [True, False])
+def test_a_result_that_is_the_base_model_is_said_to_be(ema, capsys):
+    """Oracle: by hand; of a state only what the run leaves as its result counts."""
+    base = {"transformer": {"out": np.ones(2)}}
+    moved = {"transformer": {"out": np.full(2, 1.5)}}
+    run = types.SimpleNamespace(
+        config=configs.make(train__ema=ema, num_iterations=3), _loaded=base
+    )
+    for result, other in ((base, moved), (moved, base)):
+        learner, average = (other, result) if ema else (result, other)
+        state = rl_update.TrainState(learner, {}, average, 0)
+        trainer.Run.warn_if_unmoved(run, state)
+        name = "the EMA" if ema else "the learner"
+        line = f"warning: nothing differs from the base model: {name} after 3 iteration"
+        told = capsys.readouterr().err
+        assert told.startswith(line) if result is base else not told
 
 
 def test_a_run_that_cannot_be_leaves_no_workdir(tmp_path):

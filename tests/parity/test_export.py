@@ -14,7 +14,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from flowgrpo_jax import export, restore, sample
+from flowgrpo_jax import compare, export, restore, sample
+from flowgrpo_jax.data.prompts import Prompt
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.models import lora_files, sd3
 from flowgrpo_jax.train import train
@@ -56,7 +57,6 @@ def tuned(pipeline, tmp_path_factory):  # noqa: F811
     config.sample.num_steps, config.sample.eval_num_steps = 3, 2
     config.eval.images_per_task = config.eval.final_images_per_task = 2
     config.eval.sde, config.log.tensorboard = False, False
-    config.train.ema_every = 1
     config.train.learning_rate = 0.03  # a change that shows after four updates
     workdir = tmp_path_factory.mktemp("run")
     assert train(config, workdir)
@@ -65,13 +65,19 @@ def tuned(pipeline, tmp_path_factory):  # noqa: F811
 
 
 @pytest.fixture(scope="module")
-def ours(tuned):
+def untuned(tuned):
+    """The images of the policy without its LoRA."""
+    config, restored, _ = tuned
+    nothing = {"lora": jax.tree.map(np.zeros_like, restored.variables["lora"])}
+    base = dataclasses.replace(restored, variables=restored.variables | nothing)
+    return sample.sample(config, base, PROMPTS, 1)[:, 0]
+
+
+@pytest.fixture(scope="module")
+def ours(tuned, untuned):
     """The tuned policy's images; they differ from those without its LoRA."""
     config, restored, _ = tuned
     images = sample.sample(config, restored, PROMPTS, 1)[:, 0]
-    nothing = {"lora": jax.tree.map(np.zeros_like, restored.variables["lora"])}
-    base = dataclasses.replace(restored, variables=restored.variables | nothing)
-    untuned = sample.sample(config, base, PROMPTS, 1)[:, 0]
     assert np.abs(images - untuned).max() > 10 / 255
     return images
 
@@ -86,6 +92,36 @@ def test_lora_in_diffusers(pipeline, tuned, ours, tmp_path, fold_alpha):  # noqa
     loaded = StableDiffusion3Pipeline.from_pretrained(pipeline[1])
     loaded.load_lora_weights(tmp_path)
     assert_same_images(ours, theirs(loaded, config, 4.5))
+
+
+def test_a_short_run_is_told_as_diffusers_shows_it(
+    pipeline,  # noqa: F811
+    tuned,
+    ours,
+    untuned,
+    tmp_path,
+):
+    """Oracle: diffusers' images of two iterations, whose reward moves the same way."""
+    config, restored, _ = tuned
+    assert config.train.ema and restored.weights == "ema" and restored.differs
+    reward = restore.assemble.make_reward(config)
+    prompts = [Prompt(text) for text in PROMPTS]
+
+    def side(images):
+        return images[:, None], {"jpeg": reward(images, prompts)["avg"][:, None]}
+
+    base, after = side(untuned), side(ours)
+    assert compare.same_images(base, after) == ""
+    ((_, before, now, _),) = compare.summary(base, after)
+    assert before != now
+    export.export(config, restored, tmp_path, False)
+    loaded = StableDiffusion3Pipeline.from_pretrained(pipeline[1])
+    plain = theirs(loaded, config, 4.5)
+    loaded.load_lora_weights(tmp_path)
+    shown = theirs(loaded, config, 4.5)
+    assert np.abs(shown - plain).max() > 10 / 255
+    moved = reward(shown, prompts)["avg"].mean() - reward(plain, prompts)["avg"].mean()
+    assert np.sign(moved) == np.sign(now - before)
 
 
 def strip_metadata(path):
