@@ -11,7 +11,6 @@ run's own final evaluation.
 """
 
 import hashlib
-import importlib.metadata
 import json
 import math
 import platform
@@ -61,7 +60,6 @@ _MAX_PROMPTS = flags.DEFINE_integer(
     lower_bound=1,
     flag_values=FLAGS,
 )
-_PACKAGES = ("flowgrpo_jax", "jax", "jaxlib", "flax", "numpy")
 
 
 def main() -> None:
@@ -149,6 +147,7 @@ def write(
 
     As JSON (NaN is null).
     """
+    from flowgrpo_jax.runtime.environment import versions
     from flowgrpo_jax.runtime.workdir import atomic_write
 
     values = config.to_dict()
@@ -161,17 +160,9 @@ def write(
         "config_sha256": hashlib.sha256(text.encode()).hexdigest(),
         "config": values,
         "command": sys.argv,
-        "versions": {name: _version(name) for name in _PACKAGES}
-        | {"python": platform.python_version()},
+        "versions": versions() | {"python": platform.python_version()},
     }
     atomic_write(path, json.dumps(record, indent=2) + "\n")
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:  # run from a source tree
-        return None
 
 
 if __name__ == "__main__":

@@ -43,9 +43,9 @@ from flowgrpo_jax.models.text import TextEmbedding
 from flowgrpo_jax.rewards import monitors, registry
 from flowgrpo_jax.rewards.scoring import RewardFailure
 from flowgrpo_jax.rl import update as rl_update
+from flowgrpo_jax.runtime import environment, report
 from flowgrpo_jax.runtime import images as grids
 from flowgrpo_jax.runtime import mesh as meshes
-from flowgrpo_jax.runtime import report
 from flowgrpo_jax.runtime.checkpoint import Checkpointer
 from flowgrpo_jax.runtime.metrics import MetricWriter, peak_memory_gb, read_metrics
 from flowgrpo_jax.runtime.progress import GracefulStop, Progress
@@ -80,6 +80,8 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> bool:
             state = run.initial_state()
             if start:
                 state = checkpoints.restore(state, start)
+            if line := environment.record(place.path, start):
+                print(line)
             with (
                 MetricWriter(
                     place.path,
@@ -93,8 +95,8 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> bool:
             ):
                 if writer.rewritten:
                     progress.message(
-                        f"going on from iteration {start}: {writer.rewritten} rows from "
-                        "there on are written again"
+                        f"going on from iteration {start}: rows from there on are "
+                        f"written again ({writer.rewritten})"
                     )
                 state, finished = _loop(
                     run, state, start, checkpoints, writer, stop, progress, place

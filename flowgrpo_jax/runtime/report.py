@@ -20,11 +20,12 @@ from typing import Any
 from PIL import Image
 
 from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.runtime import environment
 from flowgrpo_jax.runtime.charts import Series, chart
 from flowgrpo_jax.runtime.metrics import read_metrics
 from flowgrpo_jax.runtime.report_scores import Row, cards, points, score_table
 from flowgrpo_jax.runtime.report_style import STYLE
-from flowgrpo_jax.runtime.workdir import atomic_write, read_config
+from flowgrpo_jax.runtime.workdir import atomic_write, parse_json, read_config
 
 _FILE = "report.html"
 _MONITOR = re.compile(r"eval_(unguided_)?(.+)")
@@ -66,6 +67,7 @@ def write_report(workdir: str | Path) -> Path:
         _extra_tables(extra),
         _contact_sheet(workdir / "samples"),
         _curves(train, evals),
+        _made_on(environment.history(workdir)),
         _config(config),
     ]
     path = workdir / _FILE
@@ -77,8 +79,8 @@ def _read_extra(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        extra = json.loads(path.read_text())
-    except ValueError as error:
+        extra = dict(parse_json(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{path}: not JSON ({error}): mend or delete it") from error
     return extra
 
@@ -251,16 +253,30 @@ def _embed(data: bytes) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
+def _made_on(entries: Sequence[Row]) -> str:
+    """Devices and versions; the numbers are equal to the bit only on such ones."""
+    parts = "".join(
+        f"<details><summary>from iteration {entry['from_iteration']}</summary>"
+        f"{_pairs(list(entry['environment'].items()))}</details>"
+        for entry in entries
+    )
+    return f"<section><h2>Made on</h2>{parts}</section>" if entries else ""
+
+
 def _config(config: Row) -> str:
+    return (
+        "<section><h2>Config</h2><details><summary>All keys</summary>"
+        f"{_pairs(_flat(config))}</details></section>"
+    )
+
+
+def _pairs(pairs: Sequence[tuple[str, Any]]) -> str:
     lines = "".join(
         f"<div><span class='soft'>{html.escape(key)}</span>"
         f"<span>{html.escape(json.dumps(value))}</span></div>"
-        for key, value in _flat(config)
+        for key, value in pairs
     )
-    return (
-        "<section><h2>Config</h2><details><summary>All keys</summary>"
-        f'<div class="config">{lines}</div></details></section>'
-    )
+    return f'<div class="config">{lines}</div>'
 
 
 def _flat(config: Row, prefix: str = "") -> list[tuple[str, Any]]:

@@ -2,6 +2,7 @@
 
     config.json    what the run was started with
     prompts.json   digests of the prompts that it was started with
+    environment.json    what it was made on (`environment`)
     metrics.jsonl  tensorboard/  checkpoints/  samples/  report.html
 
 The same command with the same `--workdir` goes on where the run stopped. A workdir of
