@@ -74,7 +74,7 @@ def main() -> None:
     protocol = _PROTOCOL.value
     if protocol is None and (_PROMPTS.value or _MAX_PROMPTS.value):
         raise UserError("--prompts, --max_prompts: are of a protocol: give --protocol")
-    from flowgrpo_jax import evaluation, protocols, restore
+    from flowgrpo_jax import assemble, evaluation, protocols, restore
 
     workdir = _WORKDIR.value
     config = restore.choose_config(_CONFIG.value, workdir, _MODEL.value)
@@ -82,6 +82,7 @@ def main() -> None:
         config = protocols.configure(config, protocol, _PROMPTS.value)
     if _OUTPUT.value:  # fail before the work, not after it
         commands.writable_folder(Path(_OUTPUT.value).parent, "--output")
+    rewards = assemble.try_rewards(config, False, monitored=protocol is None)
     if workdir is None or _BASE.value:
         restored = restore.base(config)
     else:
@@ -92,23 +93,29 @@ def main() -> None:
         workdir, restored.checkpoint, "_".join(filter(None, (other, protocol)))
     )
     if protocol is None:
-        scores, how = evaluate(config, restored), {}
+        scores, how = evaluate(config, restored, rewards), {}
         print(evaluation.table(scores))
     else:
         images = protocols.PROTOCOLS[protocol].images_per_prompt
-        scores = protocols.measure(config, restored, images, _MAX_PROMPTS.value)
+        most = _MAX_PROMPTS.value
+        scores = protocols.measure(config, restored, images, most, rewards)
         how = protocols.record(config, protocol, _MAX_PROMPTS.value)
         print(protocols.table(scores, Path(workdir or config.model).name))
     write(output, config, restored, scores, how)
     print(f"scores of {restored} in {output}")
 
 
-def evaluate(config: ConfigDict, restored: Any) -> dict[str, float]:
-    """The scores of the final evaluation of a run, for a `restore.Restored`."""
+def evaluate(
+    config: ConfigDict, restored: Any, rewards: Any = None
+) -> dict[str, float]:
+    """The scores of the final evaluation of a run, for a `restore.Restored`.
+
+    `rewards` is the context of `assemble.try_rewards`, if it was called.
+    """
     from flowgrpo_jax import assemble, evaluation, restore
 
     prompts = assemble.load_prompt_set(config.eval.prompts, "test", "eval.prompts")
-    context = assemble.reward_context(config)
+    context = rewards or assemble.reward_context(config)
     assemble.check_prompts(config, context, prompts, "eval.prompts")
     placed = restore.place(config, restored, [prompt.text for prompt in prompts])
     evaluator = evaluation.Evaluator(

@@ -17,6 +17,7 @@ from flowgrpo_jax import config as configs
 from flowgrpo_jax.data.prompts import Prompt
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.pipeline import Pipeline
+from flowgrpo_jax.rewards import registry
 
 NUM_STEPS = 40
 _IMAGES_AT_ONCE = 128  # a multiple of every usual microbatch; more would fill the host
@@ -80,8 +81,11 @@ def measure(
     restored: restore.Restored,
     images_per_prompt: int,
     max_prompts: int | None = None,
+    rewards: registry.Context | None = None,
 ) -> dict[str, float]:
     """Scores of a configured protocol; `max_prompts` takes that many of every task.
+
+    `rewards` is the context of `assemble.try_rewards`, if it was called.
 
     Beside the means of all measurements: accuracy by task, and GenEval's "images" and
     "prompts", the shares of images, and of prompts with any image, that are right.
@@ -89,7 +93,7 @@ def measure(
     prompts = assemble.load_prompt_set(config.eval.prompts, "test", "eval.prompts")
     if max_prompts is not None:
         prompts = _first_of_each_task(prompts, max_prompts)
-    context = assemble.reward_context(config)
+    context = rewards or assemble.reward_context(config)
     assemble.check_prompts(config, context, prompts, "eval.prompts")
     reward = assemble.make_eval_reward(config, context)
     owner = np.repeat(np.arange(len(prompts)), images_per_prompt)

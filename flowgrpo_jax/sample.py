@@ -411,10 +411,10 @@ def _judge(config: ConfigDict, prompts: Sequence[Prompt]) -> Judge | None:
 def judgeable(config: ConfigDict, reward, prompts: Sequence[Prompt]) -> list[Prompt]:
     """The prompts as the reward needs them; UserError, before any work, if it cannot.
 
-    It judges blank images to find out.
+    It judges random images to find out.
     """
     known = with_metadata(config, prompts)
-    reward(np.zeros((len(known), 32, 32, 3), np.float32), known)
+    reward(np.random.default_rng(0).random((len(known), 32, 32, 3), np.float32), known)
     return known
 
 

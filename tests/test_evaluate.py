@@ -168,7 +168,8 @@ def test_the_base_model_is_evaluated(full, source, monkeypatch, tmp_path):
     path, config, _ = full
     output, seen = tmp_path / "new" / "base.json", []
 
-    def evaluated(config, restored):
+    def evaluated(config, restored, rewards):
+        assert rewards.made  # they were tried
         seen.append(restored.variables)
         return {"eval_overall_accuracy": 0.5, "eval_diversity": float("nan")}
 

@@ -157,7 +157,8 @@ class _Custom:
     ) -> dict[str, np.ndarray]:
         count = len(prompts)
         if self._by == "batch":
-            result = self._function(self._given(images), copy.deepcopy(list(prompts)))
+            own = [copy.deepcopy(prompt) for prompt in prompts]
+            result = self._function(self._given(images), own)
             result = returned.scores(result, count)
             if isinstance(result, Mapping):  # other measurements beside the score
                 return {

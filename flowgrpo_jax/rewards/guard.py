@@ -6,6 +6,7 @@ sys.stderr, numpy's handling of errors, and that a warning is no error.
 """
 
 import contextlib
+import importlib
 import os
 import re
 import signal
@@ -15,7 +16,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Any, NoReturn, TypeVar
 
 import jax
@@ -25,6 +26,7 @@ from flowgrpo_jax.errors import UserError
 
 Result = TypeVar("Result")
 _PACKAGE = str(Path(__file__).parents[1]) + os.sep
+_CALLERS = (__file__, str(Path(__file__).with_name("custom.py")))
 _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -90,10 +92,19 @@ def one_line(value: object) -> str:
 
 
 def users_traceback(error: BaseException) -> str:
-    """From the first frame on that is neither ours nor of an import; "" without one."""
-    trace = error.__traceback__
-    while trace is not None and _is_ours(trace.tb_frame.f_code.co_filename):
+    """From the user's first frame on: below our call, and below an import.
+
+    Empty if there is none: then the line tells all.
+    """
+    frames, trace = [], error.__traceback__
+    while trace is not None:
+        frames.append(trace)
         trace = trace.tb_next
+    calls = [n for n, one in enumerate(frames) if _file(one) in _CALLERS]
+    frames = frames[calls[-1] + 1 if calls else 0 :]
+    while frames and _is_ours(_file(frames[0])):
+        del frames[0]
+    trace = frames[0] if frames else None
     if trace is None and not isinstance(error, SyntaxError):
         return ""
     try:
@@ -108,10 +119,12 @@ def put_back() -> None:
     _kept.put_back()
 
 
+def _file(trace: TracebackType) -> str:
+    return trace.tb_frame.f_code.co_filename
+
+
 def _is_ours(file: str) -> bool:
-    of_import = file.startswith("<frozen importlib") or file.endswith(
-        os.path.join("importlib", "__init__.py")
-    )
+    of_import = file.startswith("<frozen importlib") or file == importlib.__file__
     return of_import or file.startswith(_PACKAGE)
 
 

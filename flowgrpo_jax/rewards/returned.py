@@ -66,11 +66,13 @@ def _on_host(values: Any, most: int) -> Any:
     if hasattr(values, "detach") and hasattr(values, "cpu"):  # torch
         tensor = values.detach().cpu()
         try:
-            return np.array(tensor)
+            return tensor.numpy()
         except (TypeError, RuntimeError):  # bfloat16 and others that numpy has not
             return tensor.tolist()
-    if isinstance(values, _LEFT) or hasattr(values, "__array__"):
+    if isinstance(values, np.ndarray) or isinstance(values, _LEFT):
         return values
+    if hasattr(values, "__array__"):  # jax, pandas
+        return np.asarray(values)
     if isinstance(values, list | tuple):
         return [_on_host(value, most) for value in values]
     if isinstance(values, Iterable):  # a generator, a dict's values

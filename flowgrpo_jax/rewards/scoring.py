@@ -245,7 +245,7 @@ def _finite(name: str, values: np.ndarray, skip: bool) -> np.ndarray:
     if not skip:
         first = np.flatnonzero(bad)[0]
         raise RewardFailure(
-            f"reward.{name}: {values[first]} of sample {first}: must be finite, and at "
+            f"reward.{name}: {values[first]:g} of sample {first}: must be finite, and at "
             f"most {LARGEST:g} in size"
         )
     return np.where(bad, np.nan, values)

@@ -1,12 +1,15 @@
 """Anyone's own reward: the example of the docs, calls, options, wrong returns."""
 
+import copy
 import re
 import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from flowgrpo_jax.data.prompts import Prompt
@@ -113,6 +116,148 @@ def test_a_class_is_made_once_and_may_measure_more(tmp_path, monkeypatch):
     np.testing.assert_allclose(measured["classy.Bright"], bright, rtol=1e-6)
     np.testing.assert_array_equal(measured["height"], 8)
     assert sys.modules["classy"].made == [2.0]
+
+
+@pytest.mark.parametrize("kind", ["numpy", "jax", "pil"])
+@pytest.mark.parametrize("by", ["batch", "image", "group"])
+def test_what_a_call_gets_is_its_own(names, by, kind):
+    """Oracle: images and prompts of the run, before; a second reward sees them."""
+    images = IMAGES.copy()
+    prompts = [
+        Prompt(text, {"include": [{"count": 1}]}, i) for i, text in enumerate("aab")
+    ] * 2
+    before = copy.deepcopy(prompts)
+
+    def rude(images, prompts):
+        if kind == "numpy":
+            torch.from_numpy(images).sub_(0.5).div_(0.1)
+            images *= 0
+        elif kind == "pil":
+            for image in images if by != "image" else [images]:
+                image.paste((0, 0, 0), (0, 0, *image.size))
+        else:
+            erase = jax.jit(lambda x: x * 0, donate_argnums=0)
+            erase(images)
+        some = prompts if by == "batch" else [prompts]
+        for prompt in some:
+            prompt.metadata["include"][0]["count"] = 7
+            prompt.metadata.clear()
+        if by == "batch":
+            prompts.clear()
+            return [0.0] * 6
+        return 0.0 if by == "image" else [0.0] * 2
+
+    custom.reward("rude", by=by, images=kind)(rude)
+    for given in (images, jnp.asarray(images)):
+        measured = registry.make("rude")(given, prompts)
+        assert measured["rude"].tolist() == [0.0] * 6
+        np.testing.assert_array_equal(given, IMAGES)
+    assert prompts == before
+
+
+@pytest.mark.parametrize(
+    "options, returns, wanted",
+    [
+        ({}, (np.arange(6.0), {"more": 1}), np.arange(6)),
+        ({}, ({"mine": torch.arange(6.0)}, {}), np.arange(6)),
+        ({}, {"mine": np.arange(6.0)[:, None]}, np.arange(6)),
+        ({"by": "image"}, (2.0, {"more": 1}), [2] * 6),
+        ({"by": "image"}, torch.ones(1, requires_grad=True), [1] * 6),
+        ({"by": "group"}, ([1.0, 2.0], None), [1, 1, 1, 2, 2, 2]),
+    ],
+)
+def test_scores_come_with_more(names, options, returns, wanted):
+    """Oracle: by hand."""
+    np.testing.assert_array_equal(
+        scores(lambda images, prompts: returns, **options), wanted
+    )
+
+
+def test_an_error_names_the_reward_and_the_prompt(names):
+    """Oracle: the line, by hand; a call of one prompt can tell which."""
+
+    def fails(images, prompt):
+        return {"a": [1.0, 1.0]}[prompt.text][: images.ndim - 2]
+
+    for by in ("image", "group"):
+        with pytest.raises(UserError) as caught:
+            scores(fails, by=by)
+        assert str(caught.value) == "reward.mine: prompt 1 'b': KeyError: 'b'"
+        assert "in fails" in caught.value.shown
+
+
+LOADING = """
+import sys
+def fine(images, prompts): return [0.0] * len(images)
+class NoWeights:
+    def __init__(self): raise FileNotFoundError("weights.pt")
+    def __call__(self, images, prompts): ...
+class Exits:
+    def __init__(self): sys.exit("no CUDA")
+    def __call__(self, images, prompts): ...
+class Bug:
+    def __init__(self): None + 1
+    def __call__(self, images, prompts): ...
+class NoCall: ...
+class Options:
+    def __init__(self, scale): ...
+    def __call__(self, images, prompts): ...
+"""
+
+
+@pytest.mark.parametrize(
+    "name, line, shows",
+    [
+        ("NoWeights", "reward.load.NoWeights: cannot be made: FileNotFoundError: w", 1),
+        ("Exits", "reward.load.Exits: cannot be made: SystemExit: no CUDA", 1),
+        ("Bug", "reward.load.Bug: cannot be made: TypeError: unsupported", 1),
+        ("NoCall", "reward: load.NoCall: must have a __call__", 0),
+        ("Options", "reward: load.Options: options {}: missing a required", 0),
+    ],
+)
+def test_a_class_that_cannot_be_made(tmp_path, monkeypatch, name, line, shows):
+    """Oracle: the line by hand; the traceback is of the user's file alone."""
+    write(tmp_path, LOADING, monkeypatch, "load")
+    with pytest.raises(UserError) as caught:
+        registry.make(f"load.{name}")
+    assert str(caught.value).startswith(line)
+    frames = [x for x in caught.value.shown.splitlines() if '  File "' in x]
+    assert len(frames) == shows and all("load.py" in frame for frame in frames)
+
+
+@pytest.mark.parametrize(
+    "source, told, shows",
+    [
+        (
+            "import nosuchpackage",
+            "ModuleNotFoundError: No module named",
+            "import nosuch",
+        ),
+        ("def f(:", "SyntaxError: invalid syntax", "def f(:"),
+        ("raise SystemExit(2)", "SystemExit: 2", "raise SystemExit"),
+        ("raise KeyboardInterrupt", "KeyboardInterrupt", "raise KeyboardInterrupt"),
+        ("1 / 0", "ZeroDivisionError: division by zero", "1 / 0"),
+    ],
+)
+def test_a_module_that_cannot_be_imported(tmp_path, monkeypatch, source, told, shows):
+    """Oracle: the line by hand; the user's line of code stands above it."""
+    write(tmp_path, source, monkeypatch, "broken")
+    with pytest.raises(UserError) as caught:
+        registry.make("broken.f")
+    line = f"reward: broken.f: cannot be imported ({told}"
+    assert str(caught.value).startswith(line)
+    assert shows in caught.value.shown and "importlib" not in caught.value.shown
+
+
+def test_a_decorator_without_brackets(names):
+    """Oracle: the same scores as with them."""
+
+    @custom.reward
+    def plain(images, prompts):
+        return images.mean((1, 2, 3))
+
+    measured = custom.make("plain", plain, {})(IMAGES, PROMPTS)
+    np.testing.assert_allclose(measured["plain"], IMAGES.mean((1, 2, 3)), rtol=1e-6)
 
 
 @pytest.mark.parametrize(

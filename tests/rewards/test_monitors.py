@@ -112,3 +112,30 @@ def test_a_slow_fall_is_found_once_it_is_deep():
     steps = [scores(0.5 + 0.01 * t, diversity=0.2 - 0.003 * t) for t in range(30)]
     found = [bool(monitors.fallen(steps[0], now, {"a": 1.0}, 0.2)) for now in steps]
     assert found.index(True) == 14 and all(found[14:])
+
+
+def test_a_held_out_reward_that_fails_stops_nothing(monkeypatch, capfd):
+    """Oracle: the line by hand; the other measurements are there."""
+    calls = []
+
+    def sometimes(images, prompts):
+        calls.append(len(images))
+        if len(calls) == 1:
+            raise SystemExit(1)
+        return {"sometimes": np.arange(4.0)}
+
+    monkeypatch.setitem(registry.REWARDS, "sometimes", lambda context: sometimes)
+    images = RNG.random((4, 8, 8, 3), np.float32)
+    names = ("sometimes", "saturation")
+    measure = monitors.make(names, {}, registry.Context(), deadline=60.0)
+    found = measure(images, PROMPTS, OWNER)
+    assert np.isnan(found["reward_sometimes"]) and found["saturation"] > 0
+    assert "skipped: reward.sometimes: SystemExit: 1\n" in capfd.readouterr().err
+    assert measure(images, PROMPTS, OWNER)["reward_sometimes"] == 1.5
+
+
+def test_wrong_options_of_a_monitor_are_one_line():
+    """Oracle: the line names the monitor and the option."""
+    context = registry.Context(options={"clip_diversity": {"nosuch": 1}})
+    with pytest.raises(UserError, match="clip_diversity: options .*nosuch"):
+        monitors.make(["clip_diversity"], {}, context)

@@ -104,3 +104,34 @@ def test_a_context_makes_each_reward_once(monkeypatch):
     assert combine({"counted": 2.0}, context).rewards["counted"] is first
     assert make("counted", Context()) is not first
     assert len(made) == 2
+
+
+@pytest.mark.parametrize(
+    "weight", ["1", None, [1.0], {}, True, np.nan, np.inf, 10**400, 1e300, 1j]
+)
+def test_a_weight_that_is_no_number(weight):
+    """Oracle: the line names the reward; nothing is loaded before it."""
+    with pytest.raises(UserError, match="^reward: nosuch: weight .*: must be finite"):
+        registry.check_weights("reward", {"nosuch": weight})
+
+
+@pytest.mark.parametrize("error", [OSError("no weights"), KeyError("x"), ImportError()])
+def test_a_reward_that_cannot_be_loaded_is_one_line(monkeypatch, error):
+    """Oracle: the line by hand; no traceback is of the user's own code."""
+
+    def fails(context):
+        raise error
+
+    monkeypatch.setitem(registry.REWARDS, "loads", fails)
+    line = f"reward: loads: cannot be loaded: {type(error).__name__}"
+    with pytest.raises(UserError, match=f"^{line}") as caught:
+        make("loads")
+    assert caught.value.shown == ""
+
+
+@pytest.mark.parametrize("option", ["name", "factory", "context", "self"])
+def test_options_of_any_name_are_one_line(option):
+    """Oracle: the line names the reward and the option, also where we use its name."""
+    for name in ("geneval", "jpeg_compressibility", "judge"):
+        with pytest.raises(UserError, match=f"^reward: {name}: options .*{option}"):
+            make(name, Context(_detector, {name: {option: 1}}))

@@ -1,0 +1,64 @@
+"""From the config to rewards that were tried before anything else is done."""
+
+import numpy as np
+import pytest
+
+from flowgrpo_jax import assemble
+from flowgrpo_jax import config as configs
+from flowgrpo_jax import train as trainer
+from flowgrpo_jax.rewards import registry
+from flowgrpo_jax.rewards.scoring import RewardFailure
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """name -> the prompts of its calls; three rewards that may be asked for."""
+    calls: dict[str, list] = {}
+
+    def factory(name):
+        def reward(images, prompts):
+            calls.setdefault(name, []).append((images.shape[1:], list(prompts)))
+            return {name: np.zeros(len(prompts))}
+
+        return lambda context: reward
+
+    for name in ("one", "two", "three"):
+        monkeypatch.setitem(registry.REWARDS, name, factory(name))
+    return calls
+
+
+def test_each_reward_is_tried_once_on_prompts_that_it_will_see(seen):
+    """Oracle: the calls; what only evaluations measure gets held-out prompts."""
+    config = configs.make(
+        reward={"one": 1.0, "two": 0.0}, eval__reward={"two": 1.0}, monitors=("three",)
+    )
+    context = assemble.try_rewards(config)
+    train = assemble.load_prompt_set("sprites", "train")
+    test = assemble.load_prompt_set("sprites", "test")
+    for name, prompts in [("one", train), ("two", train), ("three", test)]:
+        [(shape, asked)] = seen[name]
+        assert asked == [prompts[0], prompts[-1]] and shape == (24, 24, 3)
+        assert registry.make(name, context) is context.made[name]
+    seen.clear()
+    assemble.try_rewards(config, training=False, monitored=False)
+    assert list(seen) == ["two"]
+    assert seen["two"][0][1] == [test[0], test[-1]]
+
+
+@pytest.mark.parametrize("where", ["reward", "eval__reward", "monitors"])
+def test_a_run_whose_reward_fails_does_not_begin(where, tmp_path, monkeypatch):
+    """Oracle: the line; no model is loaded for it, and no workdir is made."""
+
+    def broken(images, prompts):
+        raise SystemExit(1)
+
+    def loaded(*_):
+        raise AssertionError("a model was loaded first")
+
+    monkeypatch.setitem(registry.REWARDS, "broken", lambda context: broken)
+    monkeypatch.setattr(assemble, "starting_model", loaded)
+    value = ("broken",) if where == "monitors" else {"broken": 1.0}
+    config = configs.make(**{where: value})
+    with pytest.raises(RewardFailure, match="^reward.broken: SystemExit: 1$"):
+        trainer.train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
