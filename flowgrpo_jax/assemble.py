@@ -440,6 +440,9 @@ def make_loss(
         guide = dataclasses.replace(sampler, velocity=guided(model.velocity, scale))
     else:
         guide = None
+    if train.guidance_scale:
+        velocity = guided(model.velocity, train.guidance_scale)
+        sampler = dataclasses.replace(sampler, velocity=velocity)
     options = train.objective_options.to_dict()
     if train.objective == "flow_matching":
         options = {"shift": config.sample.shift or model.shift.value} | options
@@ -475,7 +478,10 @@ def fixed_policies(config: ml_collections.ConfigDict) -> frozenset[str]:
 
 
 def make_behaviour(config: ml_collections.ConfigDict) -> rl_update.Behaviour | None:
-    """How the policy that samples follows the learner; None where it is the learner."""
+    """How a policy follows the learner that samples, or that the loss compares with.
+
+    None where both are the learner's own or its EMA.
+    """
     train = config.train
     if train.behaviour == "learner":
         return None
@@ -484,4 +490,11 @@ def make_behaviour(config: ml_collections.ConfigDict) -> rl_update.Behaviour | N
     if train.behaviour == "copy":
         return rl_update.Behaviour(0.0, 0.0, 0, 0.0, train.behaviour_every)
     first, rate, start, most = train.behaviour_ramp
-    return rl_update.Behaviour(first, rate, int(start), most, train.behaviour_every)
+    return rl_update.Behaviour(
+        first,
+        rate,
+        int(start),
+        most,
+        train.behaviour_every,
+        samples=train.behaviour == "ema",
+    )

@@ -110,21 +110,26 @@ def of(work: Workload) -> Budget:
     )
 
 
-def _branches(config) -> int:
+def _branches(guidance_scale: float) -> int:
     """Passes per sample: with guidance there is one without text too."""
-    return 1 if config.sample.guidance_scale == 1.0 else 2
+    return 1 if guidance_scale == 1.0 else 2
+
+
+def _learning_branches(config) -> int:
+    return _branches(config.train.guidance_scale or config.sample.guidance_scale)
 
 
 def _operations(config, forward, needs, decoding) -> Operations:
-    branches = _branches(config)
+    branches = _branches(config.sample.guidance_scale)
+    learned = _learning_branches(config)
     references = len(needs - {"old_velocity"})
     partly = config.train.use_lora or bool(config.train.parameters)
     learning = cost.trained_pass(forward, lora=partly, references=references)
     return Operations(
         sampling=branches * forward.total,
         decoding=decoding,
-        learning=branches * learning,
-        rerun=branches * forward.total if config.remat == "full" else 0.0,
+        learning=learned * learning,
+        rerun=learned * forward.total if config.remat == "full" else 0.0,
     )
 
 
@@ -189,7 +194,7 @@ def _bytes(work: Workload, tokens: int, latents: float) -> dict[str, int | float
         "gathered weights": copies + policies * trained,
         "gradients": shards + whole,
         "latents": latents,
-        "activations": _branches(config) * config.microbatch * kept,
+        "activations": _learning_branches(config) * config.microbatch * kept,
     }
 
 

@@ -119,6 +119,13 @@ def _check_axes(config: ml_collections.ConfigDict) -> None:
     if train.objective == "flow_matching":
         return
     samples = losses.OBJECTIVES[train.objective].consumes == "samples"
+    same = (0.0, sample.guidance_scale)
+    if not samples and train.guidance_scale not in same:
+        raise UserError(
+            f"train.guidance_scale: {train.guidance_scale}: must be 0 or that of "
+            f"sampling ({sample.guidance_scale}): train.objective {train.objective} "
+            "compares with the probabilities of what was sampled"
+        )
     if sample.plan in ("branch", "tree") and sample.init_noise != "shared":
         raise UserError(
             f"sample.init_noise: {sample.init_noise}: must be shared, since the "

@@ -176,6 +176,8 @@ def base() -> ml_collections.ConfigDict:
                     # dgpo | crd | dpo | weighted_matching | flow_matching
                     "objective": "ppo_clip",
                     "objective_options": c(),  # keyword arguments of the objective
+                    # Of the loss, where it learns from samples; 0 = that of sampling
+                    "guidance_scale": 0.0,
                     "optimizer": "adamw",  # or muon
                     "learning_rate": 3e-4,
                     "warmup_iterations": 0,
@@ -199,7 +201,9 @@ def base() -> ml_collections.ConfigDict:
                     "step_weight": "none",  # or std (TempFlow)
                     "draws": 1,  # on samples: sigmas per image
                     "select": "all",  # on samples: all | best
-                    "behaviour": "learner",  # who samples: learner | ema | copy | frozen
+                    # Who samples: learner | ema | copy | frozen, or learner_beside_ema:
+                    # the learner, and ema_beta's average goes by behaviour_ramp
+                    "behaviour": "learner",
                     "behaviour_ramp": (0.0, 0.001, 0, 0.5),  # first, rate, start, most
                     "behaviour_every": 1,  # updates
                     "beta": 0.04,  # weight of the KL to the reference
@@ -207,7 +211,7 @@ def base() -> ml_collections.ConfigDict:
                     "kl_reference": "frozen",  # frozen | ema | guided
                     "kl_guidance_scale": 4.5,  # of the guided reference
                     "kl_floor": 1.0,  # share of beta that a sample of no reward keeps
-                    "ema_beta": 0.0,  # weight of a velocity KL to the EMA
+                    "ema_beta": 0.0,  # weight of a velocity KL to an EMA
                     "norm_hinge": 0.0,  # weight of |v| above the reference's
                     "timestep_fraction": 0.99,  # plans all, subset, tree: trained part
                     "parameters": "",  # regex: which of the transformer's; "" = all

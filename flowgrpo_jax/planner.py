@@ -62,8 +62,12 @@ class Planner:
         size, where = sample.sde_window_size, tuple(sample.sde_window_range)
         if sample.plan == "ode":
             return ()
-        if sample.plan in ("all", "subset", "tree"):
+        if sample.plan == "all":
             return tuple(range(sample.num_steps))
+        if sample.plan in ("subset", "tree"):
+            # The image is what the last step predicts, without its noise (DanceGRPO,
+            # BranchGRPO: both score and keep that one, and never train that step).
+            return tuple(range(sample.num_steps - 1))
         if sample.plan == "branch" and sample.branch_steps:
             return tuple(sample.branch_steps)
         if sample.plan == "window":
@@ -104,7 +108,7 @@ class Planner:
                 tuple(sample.branch_steps),
                 sample.fanout,
                 steps,
-                plan.fraction(count, train.timestep_fraction),
+                plan.fraction(count, train.timestep_fraction)[: count - 1],
             )
             if len(made.leaves) != group:
                 raise UserError(

@@ -182,7 +182,7 @@ def make_update(
     `pool` [pack, ...] is what entries point into and `fetch_from` reads. The policy is
     `frozen` overlaid with the trainable variables; of the fixed policies those that
     the loss `needs` are made: "frozen" itself, "old" (the behaviour policy, or the
-    learner as it was when the iteration began) and "ema". The state is donated. `dtype`
+    learner as it was when the iteration began) and "ema", an average. The state is donated. `dtype`
     as for the rollout; gradients are summed and reduced in fp32.
     """
     trainable_specs = state_specs.trainable
@@ -228,13 +228,15 @@ def make_update(
     )
 
     def program(state, frozen, pool, entries, key, text, empty):
-        began_with = state.behaviour if behaviour else state.trainable
+        # What `behaviour` keeps is who sampled, or else the average to compare with.
+        samples = behaviour is not None and behaviour.samples
+        began_with = state.behaviour if samples else state.trainable
 
         def gradients(state, chunk):
             return sharded(
                 state.trainable,
                 began_with,
-                state.ema,
+                state.ema if samples or behaviour is None else state.behaviour,
                 frozen,
                 pool,
                 chunk,

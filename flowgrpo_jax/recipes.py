@@ -38,6 +38,8 @@ _SD35 = {
     "train.learning_rate": 3e-4,
     "train.lora_rank": 32,
 }
+# Trained and evaluated without guidance, where `_SD35` has it.
+_UNGUIDED = {"sample.guidance_scale": 1.0, "eval.guidance_scale": 1.0}
 _FLUX = {
     "sample.num_steps": 6,
     "sample.eval_num_steps": 28,
@@ -103,10 +105,12 @@ _MIX: Values = {
     "updates_per_iteration": 4,
     "train.reward_combination": "advantage",
 }
-# Forward-process methods: the ODE without guidance, then matching at random sigmas.
+# Forward-process methods: the ODE without guidance, then matching at random sigmas;
+# never the guided velocity, whatever samples.
 _FORWARD: Values = {
     "sample.plan": "ode",
     "sample.guidance_scale": 1.0,
+    "train.guidance_scale": 1.0,
     "train.kl_form": "velocity",
     "train.beta": 0.0,
 }
@@ -138,7 +142,7 @@ RECIPES: dict[str, Recipe] = {
             "train.clip_range": 1e-5,
             "train.beta": 0.0,
         },
-        authors={"sd3.5-medium": _SD35, "flux.1-dev": _FLUX},
+        authors={"sd3.5-medium": _SD35 | _UNGUIDED, "flux.1-dev": _FLUX},
     ),
     "flow_grpo_fast_v1": Recipe(
         paper="Flow-GRPO-Fast (authors' release of 2025-07), arXiv 2505.05470",
@@ -289,6 +293,7 @@ RECIPES: dict[str, Recipe] = {
         values={
             **_FLOW_SDE,
             "train.objective": "guard",
+            "train.advantage_std": "group",
             "train.clip_range": 2e-6,
             "train.beta": 0.0,
         },
@@ -308,7 +313,7 @@ RECIPES: dict[str, Recipe] = {
             "train.advantage_std": "group",
             "train.beta": 0.0,
         },
-        authors={"sd3.5-medium": {**_SD35, "group_size": 16}},
+        authors={"sd3.5-medium": {**_SD35, **_UNGUIDED, "group_size": 16}},
     ),
     "diffusion_nft": Recipe(
         paper="DiffusionNFT, arXiv 2509.16117",
@@ -323,7 +328,7 @@ RECIPES: dict[str, Recipe] = {
             "train.behaviour": "ema",
             "train.behaviour_ramp": (0.0, 0.001, 0, 0.5),
         },
-        authors={"sd3.5-medium": {**_SD35, "sample.guidance_scale": 1.0}},
+        authors={"sd3.5-medium": _SD35 | _UNGUIDED},
     ),
     "awm": Recipe(
         paper="Advantage Weighted Matching, arXiv 2509.25050",
@@ -331,15 +336,19 @@ RECIPES: dict[str, Recipe] = {
         values={
             **_FORWARD,
             "sample.num_steps": 14,
+            "updates_per_iteration": 1,
             "train.objective": "awm",
+            "train.clip_range": 1.0,  # never reached: one update, whose ratio is 1
             "train.draws": 6,
             "train.advantage_std": "group",
             "train.beta": 0.003,
-            "train.ema_beta": 1.0,
-            "train.ema_decay": 0.3,
+            "train.ema_decay": 0.99,
             "train.ema_every": 1,
+            "train.ema_beta": 1.0,
+            "train.behaviour": "learner_beside_ema",
+            "train.behaviour_ramp": (0.0, 0.001, 0, 0.3),
         },
-        authors={"sd3.5-medium": {**_SD35, "sample.guidance_scale": 1.0}},
+        authors={"sd3.5-medium": _SD35 | _UNGUIDED},
     ),
     "dgpo": Recipe(
         paper="DGPO, arXiv 2510.08425",
@@ -352,7 +361,7 @@ RECIPES: dict[str, Recipe] = {
             "train.advantage_std": "group",
             "train.beta": 0.001,
         },
-        authors={"sd3.5-medium": {**_SD35, "sample.guidance_scale": 1.0}},
+        authors={"sd3.5-medium": _SD35 | _UNGUIDED},
     ),
     "crd": Recipe(
         paper="Centered Reward Distillation, arXiv 2603.14128",
@@ -368,7 +377,7 @@ RECIPES: dict[str, Recipe] = {
             "train.behaviour": "ema",
             "train.behaviour_ramp": (0.25, 0.005, 0, 0.999),
         },
-        authors={"sd3.5-medium": {**_SD35, "sample.guidance_scale": 1.0}},
+        authors={"sd3.5-medium": _SD35 | _UNGUIDED},
     ),
     "orw_cfm_w2": Recipe(
         paper="ORW-CFM-W2, arXiv 2502.06061",
@@ -379,6 +388,7 @@ RECIPES: dict[str, Recipe] = {
             "train.behaviour_every": 1,
             "train.beta": 0.1,
         },
+        authors={"sd3.5-medium": _UNGUIDED},
     ),
     "online_dpo": Recipe(
         paper="Diffusion-DPO, online, as Flow-GRPO's baseline, arXiv 2505.05470",
@@ -413,6 +423,7 @@ RECIPES: dict[str, Recipe] = {
         values={
             "sample.plan": "ode",
             "train.objective": "flow_matching",
+            "train.guidance_scale": 1.0,
             "train.optimizer": "muon",
             "train.trains_text": True,
             "train.use_lora": False,
@@ -436,8 +447,6 @@ def describe() -> str:
     for name, row in RECIPES.items():
         lines += [name, f"    {row.when}", f"    {row.paper}"]
         for model, values in row.authors.items():
-            told = ", ".join(
-                f"{key.rpartition('.')[2]} {values[key]}" for key in values
-            )
+            told = ", ".join(f"{key} {value}" for key, value in values.items())
             lines.append(f"    {model}: {told}")
     return "\n".join(lines)

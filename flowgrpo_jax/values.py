@@ -133,6 +133,7 @@ RULES: dict[str, Rule] = {
     "train.adam_eps": number(0, above=True),
     "train.max_grad_norm": number(0),
     "train.update_order": one_of(("chunks", "steps")),
+    "train.guidance_scale": number(0, 1000),
     "train.clip_range": _SHARE,  # above 1 the ratio would have to be negative
     "train.clip_range_high": number(0),
     "train.adv_clip_max": number(0, above=True),
@@ -146,7 +147,9 @@ RULES: dict[str, Rule] = {
     "train.step_weight": one_of(("none", "std")),
     "train.draws": whole(1, 10_000),
     "train.select": one_of(("all", "best")),
-    "train.behaviour": one_of(("learner", "ema", "copy", "frozen")),
+    "train.behaviour": one_of(
+        ("learner", "ema", "copy", "frozen", "learner_beside_ema")
+    ),
     "train.behaviour_ramp": _ramp,
     "train.behaviour_every": whole(1),
     "train.beta": number(0),

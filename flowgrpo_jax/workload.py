@@ -138,7 +138,8 @@ class Workload:
 
     def sampling_part(self, state: rl_update.TrainState) -> Any:
         """The trainable variables of the policy that samples."""
-        return state.trainable if self.behaviour is None else state.behaviour
+        behind = self.behaviour is not None and self.behaviour.samples
+        return state.behaviour if behind else state.trainable
 
     def pool(self, made: Any) -> Any:
         """The part of a rollout that the update learns from."""

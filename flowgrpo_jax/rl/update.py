@@ -59,7 +59,9 @@ class Behaviour(NamedTuple):
 
     Every `every` updates it keeps `first` + `rate` * (updates - `start`) of itself, at
     most `most`, and takes the rest from the learner; all of it until `start`. All zero
-    is a copy (ORW-CFM-W2, online DPO); the ramps are DiffusionNFT's and CRD's.
+    is a copy (ORW-CFM-W2, online DPO); the ramps are DiffusionNFT's and CRD's. With
+    `samples` False the learner samples, and a loss that needs an "ema" gets this one in
+    place of the evaluation's (AWM).
     """
 
     first: float
@@ -67,6 +69,7 @@ class Behaviour(NamedTuple):
     start: int
     most: float
     every: int
+    samples: bool = True
 
     def keep(self, updates: Array) -> Array:
         """How much of the behaviour policy stays after so many updates."""
