@@ -3,6 +3,8 @@
 import errno
 import os
 import sys
+import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -12,11 +14,10 @@ from ml_collections import ConfigDict, config_flags
 
 from flowgrpo_jax import command_line
 from flowgrpo_jax.errors import UserError, shown_above
-from flowgrpo_jax.runtime import platform
+from flowgrpo_jax.runtime import disk, platform, stopping
 from flowgrpo_jax.runtime.workdir import locate
 
 WRONG_INPUT = 2
-STOPPED = 143  # asked to stop by a signal, to be started again
 _INTERRUPTED = 130
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -31,20 +32,29 @@ def run(main: Callable[[], int | None], values: flags.FlagValues) -> NoReturn:
     logging.set_verbosity(logging.ERROR)  # warnings of libraries about themselves
     sys.unraisablehook = _unraisable
     try:
+        status = _status(main, values)
+    except Exception:  # a fault of this package
+        traceback.print_exc()
+        status = 1
+    stopping.finish(status)
+
+
+def _status(main: Callable[[], int | None], values: flags.FlagValues) -> int:
+    try:
         if {"-h", "--help"} & set(sys.argv):
             print(sys.modules[main.__module__].__doc__, values.get_help(), sep="\n")
-            sys.exit(0)
+            return 0
         parse(values)
         platform.configure()
-        sys.exit(main())
+        return main() or 0
     except UserError as error:
-        _fail(error)
+        return _fail(error)
     except OSError as error:
-        if error.errno not in _DISK_FULL:
+        if error.filename is None and error.errno not in _DISK_FULL:
             raise
-        _fail(f"{error.filename or 'disk'}: {error.strerror}: free some space")
+        return _fail(disk.line(error))
     except KeyboardInterrupt:
-        sys.exit(_INTERRUPTED)
+        return _INTERRUPTED
 
 
 def parse(values: flags.FlagValues) -> None:
@@ -67,12 +77,14 @@ def _unraisable(event: "sys.UnraisableHookArgs") -> None:
         sys.__unraisablehook__(event)
 
 
-def _fail(error: object) -> NoReturn:
+def _fail(error: object) -> int:
     if above := shown_above(error if isinstance(error, UserError) else None):
         print(above, file=sys.stderr)
     line = " ".join(str(error).split())
     print(f"error: {line}", file=sys.stderr)
-    sys.exit(WRONG_INPUT)
+    # Coroutines that orbax leaves behind are no news either.
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+    return WRONG_INPUT
 
 
 def required_config(flag: flags.FlagHolder) -> ConfigDict:

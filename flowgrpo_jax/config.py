@@ -246,7 +246,9 @@ def base() -> ml_collections.ConfigDict:
                     "seed": 0,
                 }
             ),
-            "checkpoint": c({"every": 50, "keep": 2}),
+            # Every so many iterations, and once so many minutes have passed (0 = never):
+            # when to save changes no number. The last `keep` stay.
+            "checkpoint": c({"every": 50, "minutes": 15.0, "keep": 2}),
             "log": c({"every": 1, "wandb": "", "tensorboard": True}),
         }
     )

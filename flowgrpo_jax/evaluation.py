@@ -5,7 +5,7 @@ put into the weights themselves. Beside them `eval_sde_gap`: how much more rewar
 stochastic sampler of training gets than the ODE (arXiv 2510.10767).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -59,8 +59,10 @@ class Evaluator:
         text: TextTable,
         reward: Reward,
         monitor: Monitor,
+        check: Callable[[], None] = lambda: None,
     ):
         self._config, self._prompts = config, prompts
+        self._check = check  # called between parts; what it raises comes out
         self._reward, self._monitor = reward, monitor
         scales = {"eval_": config.eval.guidance_scale}
         if config.eval.guidance_scale != 1.0:
@@ -87,24 +89,31 @@ class Evaluator:
 
     def __call__(self, variables: Any, final: bool = False) -> dict[str, float]:
         """All scores of these weights; `final` for the full set of images."""
-        options = self._config.eval
-        size = options.final_images_per_task if final else options.images_per_task
-        prompt, member = evaluation_set(self._prompts, size, every_prompt=final)
+        prompt, member = self.chosen(final)
         prompts = [self._prompts[p] for p in prompt]
         scores: dict[str, float] = {}
         for prefix in self._columns:
+            self._check()
             images = self._pipeline.images(variables, prompt, member, prefix)
+            self._check()
             measured = self._reward(images, prompts)
             scores |= summarize(measured, prompts, prefix)
             monitored = self._monitor(images, prompts, prompt)
             scores |= {f"{prefix}{name}": value for name, value in monitored.items()}
         if self._has_gap:
+            self._check()
             images = self._pipeline.images(variables, prompt, member, _STOCHASTIC)
             reward = float(np.mean(self._reward(images, prompts)["avg"]))
             scores["eval_sde_reward_avg"] = reward
             gap = reward - scores[f"{self._deterministic}reward_avg"]
             scores["eval_sde_gap"] = gap
         return scores
+
+    def chosen(self, final: bool) -> tuple[np.ndarray, np.ndarray]:
+        """(prompt number, member) of every image of an evaluation."""
+        options = self._config.eval
+        size = options.final_images_per_task if final else options.images_per_task
+        return evaluation_set(self._prompts, size, every_prompt=final)
 
     def images(
         self, variables: Any, prompt: np.ndarray, member: np.ndarray

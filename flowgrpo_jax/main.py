@@ -4,6 +4,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from flowgrpo_jax import commands, recipes
+from flowgrpo_jax.runtime import stopping
 
 FLAGS = flags.FlagValues()
 _CONFIG = config_flags.DEFINE_config_file(
@@ -33,7 +34,7 @@ def main() -> int:
     from flowgrpo_jax.train import train
 
     config = base_weights.at(config, _MODEL.value)
-    return 0 if train(config, workdir) else commands.STOPPED
+    return 0 if train(config, workdir) else stopping.status()
 
 
 if __name__ == "__main__":

@@ -183,6 +183,7 @@ RULES: dict[str, Rule] = {
     "eval.sde": flag,
     "eval.seed": _SEED,
     "checkpoint.every": whole(1),
+    "checkpoint.minutes": number(0),
     "checkpoint.keep": whole(1),
     "log.every": whole(1),
     "log.wandb": text(),

@@ -13,6 +13,7 @@ from safetensors.numpy import load_file
 
 from flowgrpo_jax import assemble
 from flowgrpo_jax import config as configs
+from flowgrpo_jax import run as running
 from flowgrpo_jax import train as trainer
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.rl import update as rl_update
@@ -173,9 +174,9 @@ def test_a_reward_that_is_no_number_stops_the_run(weights_file, tmp_path, monkey
 def test_a_diverged_run_is_one_line():
     """Oracle: the line names key, value and remedy, by hand."""
     config = configs.make(train__learning_rate=0.5)
-    trainer._check_finite(config, 7, {"grad_norm": 1.0})
+    running._check_finite(config, 7, {"grad_norm": 1.0})
     with pytest.raises(UserError) as caught:
-        trainer._check_finite(config, 7, {"grad_norm": np.inf})
+        running._check_finite(config, 7, {"grad_norm": np.inf})
     assert str(caught.value).startswith(
         "train.learning_rate: 0.5: grad_norm not finite at iteration 7: take a lower"
     )

@@ -9,21 +9,26 @@ The step is the number of finished iterations. Flush the metrics first, then sav
 every row below `step` is then on disk whenever checkpoint `step` exists.
 """
 
+import errno
 import json
 import logging
+import math
 import os
 import re
+import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
 from flowgrpo_jax import paths
 from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.runtime import disk
 
 PyTree = Any
 Result = TypeVar("Result")
@@ -116,6 +121,8 @@ class Checkpointer:
 
         `state_like` holds arrays or `jax.ShapeDtypeStruct`s, whose sharding may differ
         from the one that was saved. `partial=True` reads only the leaves named in it.
+        What is not there, of another shape, or of a type that would lose something in
+        the wanted one, is refused.
         A damaged checkpoint raises: which earlier one to fall back to is for the
         user to say.
         """
@@ -124,6 +131,8 @@ class Checkpointer:
         folder = self.directory / str(step)
         self._verify(folder, step)
         target = jax.tree.map(_abstract, state_like)
+        if reason := _misfit(target, folder / _ITEM):
+            raise self._unreadable(folder, step, reason)
         args = ocp.args.PyTreeRestore(
             item=target,
             restore_args=ocp.checkpoint_utils.construct_restore_args(target),
@@ -135,11 +144,6 @@ class Checkpointer:
             )[_ITEM]
         except Exception as error:  # orbax raises bare Exceptions too
             raise self._unreadable(folder, step, _first_line(error)) from error
-        pairs = zip(jax.tree.leaves(target), jax.tree.leaves(restored), strict=True)
-        for like, leaf in pairs:
-            if like.shape != leaf.shape:
-                reason = f"an array of shape {leaf.shape} where {like.shape} is wanted"
-                raise self._unreadable(folder, step, reason)
         return jax.tree.map(_as_like, state_like, restored)
 
     def wait(self) -> None:
@@ -175,20 +179,23 @@ class Checkpointer:
         try:
             return call()
         except (OSError, ValueError) as error:
-            reason = _disk_failure(error)
-            if reason is None:
+            failure = _disk_failure(error)
+            if failure is None:
                 raise
+            reason, remedy = failure
             raise UserError(
-                f"checkpoint: {self.directory}: {reason}: "
-                "the earlier checkpoints are intact; free some space or make the "
-                "folder writable, then start the same command again"
+                f"checkpoint: {self.directory}: {reason}: the earlier checkpoints are "
+                f"intact; {remedy}, then start the same command again"
             ) from error
 
     def _seal(self) -> None:
         """Adds sizes and CRC-32 of all files to the still temporary step folder."""
         if jax.process_index() != 0:
             return
-        (folder,) = self.directory.glob(f"{self._saving}.orbax-checkpoint-tmp*")
+        pattern = f"{self._saving}.orbax-checkpoint-tmp*"
+        folder = next(self.directory.glob(pattern), None)
+        if folder is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), pattern)
         files = (path for path in sorted(folder.glob(f"{_ITEM}*/**/*")))
         sums = {
             # the item still has its temporary name: `state` is what it becomes
@@ -203,16 +210,10 @@ class Checkpointer:
 
     def _verify(self, folder: Path, step: int) -> None:
         try:
-            sums = json.loads((folder / _CHECKSUMS).read_text())
-            for name, (size, crc) in sums.items():
-                path = folder / name
-                if path.stat().st_size != size:
-                    raise ValueError(f"{name} has the wrong size")
-                if _crc32(path) != crc:
-                    raise ValueError(f"{name} has the wrong checksum")
+            _check_sums(folder)
         except FileNotFoundError as error:
-            missing = Path(error.filename).relative_to(folder)
-            raise self._unreadable(folder, step, f"{missing} is missing") from error
+            reason = f"{Path(error.filename).name} is missing"
+            raise self._unreadable(folder, step, reason) from error
         except (OSError, ValueError) as error:
             raise self._unreadable(folder, step, _first_line(error)) from error
 
@@ -226,6 +227,76 @@ class Checkpointer:
         return UserError(
             f"checkpoint: {folder}: cannot be restored ({reason}): {remedy}"
         )
+
+
+class Schedule:
+    """When to save: every so many iterations, and once so many minutes have passed.
+
+    Args:
+      minutes: since the last time; 0 for never.
+      clock: seconds, for tests.
+    """
+
+    def __init__(
+        self, every: int, minutes: float, clock: Callable[[], float] = time.monotonic
+    ):
+        self._every, self._seconds = every, 60 * minutes or math.inf
+        self._clock = clock
+        self._saved = clock()
+
+    def due(self, iteration: int) -> bool:
+        """Whether to save at this iteration; if so, it counts as done."""
+        now = self._clock()
+        due = iteration % self._every == 0 or now - self._saved >= self._seconds
+        if due:
+            self._saved = now
+        return due
+
+
+def _check_sums(folder: Path) -> None:
+    """ValueError or OSError for a file of the state that is not as it was written."""
+    try:
+        sums = json.loads((folder / _CHECKSUMS).read_text())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{_CHECKSUMS} is damaged") from error
+    if not isinstance(sums, dict):
+        raise ValueError(f"{_CHECKSUMS} is damaged")
+    there = {
+        path.relative_to(folder).as_posix()
+        for path in (folder / _ITEM).rglob("[!.]*")  # but for those of a file manager
+        if path.is_file()
+    }
+    if unknown := sorted(there - sums.keys()):
+        raise ValueError(f"{unknown[0]} is not of this checkpoint")
+    for name, noted in sums.items():
+        path = folder / name
+        found = [path.stat().st_size, _crc32(path)]
+        if noted != found:
+            what = (
+                "checksum"
+                if isinstance(noted, list) and noted[:1] == found[:1]
+                else "size"
+            )
+            raise ValueError(f"{name} has the wrong {what}")
+
+
+def _misfit(target: PyTree, item: Path) -> str:
+    """What is asked for and was not saved so; empty if all of it was."""
+    saved = ocp.tree.to_flat_dict(ocp.PyTreeCheckpointHandler().metadata(item).tree)
+    for path, like in ocp.tree.to_flat_dict(target).items():
+        name = "/".join(map(str, path))
+        if path not in saved:
+            return f"{name} is not in it"
+        there = saved[path]
+        if jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
+            like = jax.eval_shape(jax.random.key_data, like)
+        if there.shape != like.shape:
+            return (
+                f"{name}: an array of shape {there.shape} where {like.shape} is wanted"
+            )
+        if not np.can_cast(there.dtype, like.dtype, "safe"):
+            return f"{name}: {there.dtype} where {like.dtype} is wanted"
+    return ""
 
 
 def _hide_orbax(record: logging.LogRecord) -> bool:
@@ -263,14 +334,16 @@ def _crc32(path: Path) -> int:
     return value
 
 
-def _disk_failure(error: Exception) -> str | None:
-    """What the file system said, None for any other error."""
-    text = str(error)
+def _disk_failure(error: Exception) -> tuple[str, str] | None:
+    """What the file system said and what to do, None for any other error."""
+    text, number = str(error), getattr(error, "errno", None)
+    if found := re.search(r"os_error_code='?(\d+)", text):  # tensorstore's way
+        number = int(found[1])
     if "RESOURCE_EXHAUSTED" in text or "No space left" in text:
-        return "disk full"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror.lower()
-    return _first_line(error) if "os_error_code" in text else None
+        number = errno.ENOSPC
+    if number is None:
+        return None
+    return disk.reason(number), disk.remedy(number)
 
 
 def _first_line(error: Exception) -> str:

@@ -1,11 +1,9 @@
-"""What a user sees while a run goes on, and how the run is asked to stop."""
+"""What a user sees while a run goes on."""
 
 import os
-import signal
 import sys
 import time
-from collections.abc import Callable
-from types import FrameType
+from collections.abc import Callable, Collection
 from typing import Any, SupportsFloat
 
 from tqdm import tqdm
@@ -17,6 +15,7 @@ class Progress:
     Args:
       total: iterations of the whole run.
       start: iterations that earlier processes have done.
+      pauses: the iterations that begin with an evaluation.
       log_every: seconds between the plain lines; None for no lines.
       stream: the text stream to write to, stderr by default.
       clock: seconds, for tests.
@@ -26,6 +25,7 @@ class Progress:
         self,
         total: int,
         start: int = 0,
+        pauses: Collection[int] = (),
         log_every: SupportsFloat | None = 30,
         stream: Any = None,
         clock: Callable[[], float] = time.monotonic,
@@ -36,8 +36,10 @@ class Progress:
         self._log_every = None if log_every is None else float(log_every)
         self._clock = clock
         self._opened = self._last = self._logged = clock()
-        self._pace = 0.0
-        self._updates = 0
+        self._pauses = pauses
+        self._pause = 0.0
+        self._pace: float | None = None  # unknown until an iteration has not compiled
+        self._compiled = False
         self._bar: tqdm | None = None
         if self._stream.isatty():
             columns = os.get_terminal_size(self._stream.fileno()).columns
@@ -57,7 +59,8 @@ class Progress:
         seconds, self._last = max(now - self._last, 1e-9), now
         steps, self._done = iteration + 1 - self._done, iteration + 1
         text = f"reward {float(reward):.3f}, {images / seconds:.1f} images/s"
-        text += f", {_duration(self._left(seconds, steps))} left"
+        left = self._left(seconds / max(steps, 1))
+        text += "" if left is None else f", {_duration(left)} left"
         if self._bar is not None:
             self._bar.set_postfix_str(text, refresh=False)
             self._bar.update(steps)
@@ -73,8 +76,9 @@ class Progress:
         tqdm.write(text, file=self._stream)
 
     def skip(self) -> None:
-        """Leaves the time since the last update (an evaluation) out of the pace."""
-        self._last = self._clock()
+        """Leaves the time since the last update out of the pace: an evaluation's."""
+        now = self._clock()
+        self._pause, self._last = now - self._last, now
 
     def close(self) -> None:
         """Leaves the bar as it stands."""
@@ -87,64 +91,21 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _left(self, seconds: float, steps: int) -> float:
-        """Seconds to go at the recent pace."""
-        latest = seconds / max(steps, 1)
-        self._updates += 1
-        if self._updates <= 2:  # the first one also compiled
-            self._pace = latest
-        self._pace += 0.2 * (latest - self._pace)
-        return self._pace * (self._total - self._done)
+    def _left(self, latest: float) -> float | None:
+        """Seconds to go, iterations as of late and evaluations like the last one.
 
-
-class GracefulStop:
-    """SIGTERM and SIGINT (Ctrl-C) set `requested`; the loop stops where it can.
-
-    A second signal acts as if nothing had been installed: it ends the process. So does
-    the first one in a forked child, such as a worker of a reward's multiprocessing.Pool,
-    which is ended by SIGTERM.
-    """
-
-    _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
-    def __init__(self) -> None:
-        self.requested = False
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> "GracefulStop":
-        for number in self._SIGNALS:
-            self._before[number] = signal.signal(number, self._on_signal)
-        _installed.append(self)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        _installed.remove(self)
-        self.put_back()
-
-    def put_back(self) -> None:
-        """Install the handlers of before."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        name = signal.Signals(number).name
-        # not print: the signal may have come in the middle of one
-        os.write(2, f"\n{name}: stopping after this iteration (again: now)\n".encode())
-
-
-_installed: list[GracefulStop] = []
-
-
-def _put_back_in_child() -> None:
-    """A child that was forked inherits handlers that only take note of a signal."""
-    while _installed:
-        _installed.pop().put_back()
-
-
-os.register_at_fork(after_in_child=_put_back_in_child)
+        None after the first iteration of a process, which also compiled.
+        """
+        if self._compiled:
+            pace = latest if self._pace is None else self._pace
+            self._pace = pace + 0.2 * (latest - pace)
+        self._compiled = True
+        if self._done == self._total:
+            return 0.0
+        if self._pace is None:
+            return None
+        pauses = sum(pause >= self._done for pause in self._pauses)
+        return self._pace * (self._total - self._done) + self._pause * pauses
 
 
 def _duration(seconds: float) -> str:

@@ -1,6 +1,7 @@
 """Checkpoints: what is restored, and what survives kills, full disks and damage."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 from flax import struct
 
 from flowgrpo_jax.errors import UserError
-from flowgrpo_jax.runtime.checkpoint import Checkpointer, _disk_failure
+from flowgrpo_jax.runtime.checkpoint import Checkpointer, Schedule, _disk_failure
 
 
 @struct.dataclass
@@ -178,11 +179,15 @@ def test_a_save_that_fails_is_one_line_and_costs_no_earlier_checkpoint(tmp_path)
 def test_file_system_failures_are_told_from_mistakes_in_the_program():
     """Oracle: the messages tensorstore and the OS give for ENOSPC and EACCES."""
     full = "RESOURCE_EXHAUSTED: Failed to write: No space left on device"
-    assert _disk_failure(ValueError(full)) == "disk full"
-    assert _disk_failure(OSError(28, "No space left on device")) == "disk full"
+    assert _disk_failure(ValueError(full)) == ("disk full", "free some space")
+    assert _disk_failure(OSError(28, "No space left on device"))[0] == "disk full"
     assert _disk_failure(PermissionError(13, "Permission denied", "x")) == (
-        "permission denied"
+        "permission denied",
+        "make it writable",
     )
+    large = "OUT_OF_RANGE: Failed to write: File too large [os_error_code='27']"
+    reason, remedy = _disk_failure(ValueError(large))
+    assert reason == "file too large" and "ulimit -f" in remedy
     assert _disk_failure(ValueError("Cannot save arrays with zero size")) is None
 
 
@@ -238,6 +243,89 @@ def test_a_state_of_another_shape_and_missing_steps_are_refused(tmp_path):
         Checkpointer(tmp_path / "nowhere", read_only=True)
     with pytest.raises(UserError, match="checkpoint.keep: 0: at least 1"):
         Checkpointer(tmp_path, keep=0)
+
+
+@pytest.mark.parametrize(
+    "change, line",
+    [
+        ({"table": np.zeros(5, np.float32)}, "table: float64 where float32 is wanted"),
+        ({"table": np.zeros(5, np.int32)}, "table: float64 where int32 is wanted"),
+        ({"table": np.zeros((5, 1))}, "table: an array of shape"),
+        ({"other": np.zeros(5)}, "other is not in it"),
+        ({"other": jnp.zeros(5)}, "other is not in it"),
+        ({"params": {"dense": {"bias": jnp.zeros(2)}}}, "params/dense/bias is not in"),
+        ({"params": {"dense": jnp.zeros(2)}}, "params/dense is not in it"),
+        ({"table": {"inner": np.zeros(5)}}, "table/inner is not in it"),
+        ({"moments": (None, jnp.zeros(3, jnp.float16))}, "moments/1: bfloat16 where"),
+        ({"key": jnp.zeros(2, jnp.int32)}, "key: uint32 where int32"),
+        ({"key": jax.random.key(0, impl="rbg")}, "key: an array of shape"),
+        ({"iteration": np.float32(1.5)}, "iteration: int64 where float32"),
+    ],
+)
+@pytest.mark.parametrize("partial", [True, False])
+def test_what_was_not_saved_so_is_named(tmp_path, change, line, partial):
+    """Oracle: the rule; orbax would cast, or give back what was asked for as it is."""
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(1, state(1.0))
+        checkpointer.wait()
+        with pytest.raises(UserError, match=re.escape(line)):
+            checkpointer.restore(
+                change if partial else vars(state(0.0)) | change, partial=partial
+            )
+
+
+@pytest.mark.parametrize(
+    "sums",
+    [
+        *("{}", "[]", "3", "null", '"x"', "[" * 100_000, '{"../1/checksums.json": []}'),
+        *(
+            '{"state/a": [0, 0]}',
+            '{"\\u0000": [1, 2]}',
+            '{"' + "x" * 300 + '": [1, 2]}',
+        ),
+        *("\\xff", "1" * 5000),
+    ],
+)
+def test_checksums_that_are_none_are_refused(tmp_path, sums):
+    """Oracle: one line that names the folder; nothing is restored unchecked."""
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(1, state(1))
+        checkpointer.wait()
+        (tmp_path / "1" / "checksums.json").write_bytes(sums.encode("latin-1"))
+        with pytest.raises(UserError, match=f"{tmp_path / '1'}: cannot be restored"):
+            checkpointer.restore(state(0))
+
+
+def test_files_of_others_in_a_checkpoint(tmp_path):
+    """Oracle: the rule; those of a file manager are let be, any other one is named."""
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(1, state(1))
+        checkpointer.wait()
+        (tmp_path / "1" / "state" / ".DS_Store").touch()
+        assert_equal(checkpointer.restore(state(0)), state(1))
+        (tmp_path / "1" / "state" / "d" / "stray").write_text("x")
+        with pytest.raises(UserError, match="state/d/stray is not of this checkpoint"):
+            checkpointer.restore(state(0))
+
+
+def test_a_checkpoint_every_so_many_iterations_and_minutes():
+    """Oracle: a clock that the test holds, 100 s an iteration; counting by hand."""
+    now = [0.0]
+
+    def saved(every: int, minutes: float):
+        now[0] = 0.0
+        schedule = Schedule(every, minutes, lambda: now[0])
+        at = []
+        for iteration in range(20):
+            if iteration and schedule.due(iteration):
+                at.append(iteration)
+            now[0] += 100
+        return at
+
+    assert saved(7, 0.0) == [7, 14]
+    assert saved(50, 5.0) == [3, 6, 9, 12, 15, 18]
+    assert saved(7, 8.0) == [5, 7, 12, 14, 19]
+    assert saved(1, 1.0) == list(range(1, 20))
 
 
 def test_read_only_leaves_a_save_in_flight_alone(tmp_path):

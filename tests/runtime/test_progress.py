@@ -1,14 +1,10 @@
-"""The progress line and the graceful stop."""
+"""The progress line."""
 
 import io
 import os
 import pty
-import signal
-import subprocess
-import sys
-import time
 
-from flowgrpo_jax.runtime.progress import GracefulStop, Progress
+from flowgrpo_jax.runtime.progress import Progress
 
 
 class Clock:
@@ -77,82 +73,3 @@ def test_a_terminal_gets_a_bar_with_everything_on_it():
     os.close(master)
     assert "3/4, reward 0.625, 10.0 images/s, 0:02 left" in shown
     assert "evaluated" in shown
-
-
-LOOP = """
-import time
-from flowgrpo_jax.runtime.progress import GracefulStop
-with GracefulStop() as stop:
-    print("ready", flush=True)
-    while not stop.requested:
-        time.sleep(0.01)
-    print("stopping", flush=True)
-    time.sleep(60)
-"""
-
-
-def loop() -> subprocess.Popen:
-    child = subprocess.Popen(
-        [sys.executable, "-c", LOOP],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    child.stdout.readline()
-    return child
-
-
-def test_the_first_signal_asks_and_the_second_ends():
-    """Oracle: the exit status of the kernel's default action."""
-    for first, second in (
-        (signal.SIGTERM, signal.SIGTERM),
-        (signal.SIGINT, signal.SIGTERM),
-    ):
-        child = loop()
-        child.send_signal(first)
-        assert child.stdout.readline() == "stopping\n"
-        child.send_signal(second)
-        assert child.wait(10) == -second
-        assert f"{first.name}: stopping after this iteration" in child.stderr.read()
-
-
-def test_handlers_are_put_back():
-    """Oracle: the handlers before, with and without a signal in between."""
-    before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
-    with GracefulStop() as stop:
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(0.01)
-        assert stop.requested
-    assert before == [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
-
-
-FORK = """
-import os, signal, threading, time
-from flowgrpo_jax.runtime.progress import GracefulStop
-def fork():
-    child = os.fork()
-    if child == 0:
-        while signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            time.sleep(0.01)
-        os._exit(1)
-    time.sleep(0.1)
-    os.kill(child, signal.SIGTERM)
-    print(os.waitpid(child, 0)[1])
-with GracefulStop() as stop:
-    fork()
-    thread = threading.Thread(target=fork)
-    thread.start()
-    thread.join()
-    assert not stop.requested
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(0.01)
-    assert stop.requested
-"""
-
-
-def test_a_signal_ends_a_forked_child_of_any_thread():
-    """Oracle: the kernel's default action; the parent's own handler stays."""
-    done = subprocess.run(
-        [sys.executable, "-c", FORK], capture_output=True, text=True, timeout=60
-    )
-    assert (done.returncode, done.stdout) == (0, "15\n15\n"), done.stderr
