@@ -1,9 +1,12 @@
 """Whole runs of a tiny model: resume, compilations, pretraining, the report."""
 
 import dataclasses
+import functools
+import itertools
 import json
 import signal
 import types
+import time
 
 import jax
 import numpy as np
@@ -11,12 +14,14 @@ import pytest
 from flax import traverse_util
 from safetensors.numpy import load_file
 
-from flowgrpo_jax import assemble
+from flowgrpo_jax import assemble, evaluation
 from flowgrpo_jax import config as configs
 from flowgrpo_jax import run as running
 from flowgrpo_jax import train as trainer
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.rl import update as rl_update
+from flowgrpo_jax.rewards import scoring
+from flowgrpo_jax.runtime.checkpoint import Checkpointer, Schedule
 from flowgrpo_jax.runtime.metrics import read_metrics
 from flowgrpo_jax.sprites import model as sprites_model
 from tests.tiny import SIZE, tiny_model
@@ -99,21 +104,56 @@ def test_parameters_that_match_nothing_are_named(weights_file):
         assemble.trainable_part(config, model, loaded)
 
 
+def _signal_in(patch, owner, name, when):
+    """SIGTERM just before a call of `owner.name`, the first one that `when` holds for."""
+    call = getattr(owner, name)
+    sent = []
+
+    def interrupted(self, *arguments):
+        if not sent and when(self, *arguments):
+            sent.append(signal.raise_signal(signal.SIGTERM))
+            time.sleep(0.2)  # the thread that reads signals takes note
+        return call(self, *arguments)
+
+    patch.setattr(owner, name, interrupted)
+
+
+def _at_2(self, state, iteration):
+    return iteration == 2
+
+
+def _second(self, *_):
+    self.calls = getattr(self, "calls", 0) + 1
+    return self.calls == 2
+
+
+# Where the signal comes, and the rows that are there afterwards.
+MOMENTS = {
+    "between evaluation and step": (trainer.Run, "step", _at_2, (2, "eval")),
+    "in an evaluation": (evaluation.Evaluator, "__call__", _second, (1, "train")),
+    "in a reward": (scoring.Scorer, "finish", lambda self, *_: True, (1, "train")),
+    "in the last save": (Checkpointer, "save", lambda self, i, _: i == 4, (3, "train")),
+    "at the very end": (Checkpointer, "close", lambda self: True, (4, "eval")),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
 def test_a_stopped_run_goes_on_as_if_nothing_was(
-    weights_file, undisturbed, tmp_path, monkeypatch
+    moment, weights_file, undisturbed, tmp_path, monkeypatch
 ):
     """Oracle: an invariance; rows and weights equal those of the undisturbed run."""
-    step = trainer.Run.step
+    owner, name, when, last = MOMENTS[moment]
+    if moment == "in a reward":  # of the third rollout; evaluations have theirs
 
-    def interrupted(self, state, iteration):
-        if iteration == 2:  # after the checkpoint at 2: iteration 2 is done again
-            signal.raise_signal(signal.SIGTERM)
-        return step(self, state, iteration)
+        def when(self, batches, *_):
+            self.calls = getattr(self, "calls", 0) + (sum(b.size for b in batches) == 8)
+            return self.calls == 3
 
+        last = (2, "eval")
     with monkeypatch.context() as patch:
-        patch.setattr(trainer.Run, "step", interrupted)
+        _signal_in(patch, owner, name, when)
         assert not trainer.train(tiny_config(weights_file), tmp_path)
-    assert rows(tmp_path)[-1]["iteration"] == 2
+    assert (rows(tmp_path)[-1]["iteration"], rows(tmp_path)[-1]["kind"]) == last
     assert trainer.train(tiny_config(weights_file), tmp_path)
     assert json.dumps(rows(tmp_path)) == json.dumps(rows(undisturbed[0]))
     ours, theirs = (
@@ -122,6 +162,42 @@ def test_a_stopped_run_goes_on_as_if_nothing_was(
     )
     for name, value in theirs.items():
         np.testing.assert_array_equal(ours[name], value)
+
+
+def test_checkpoints_by_minutes_change_nothing(
+    weights_file, undisturbed, tmp_path, monkeypatch
+):
+    """Oracle: an invariance; and the steps on disk, an hour passing between two looks."""
+    hours = itertools.count()
+    late = functools.partial(Schedule, clock=lambda: 3600.0 * next(hours))
+    monkeypatch.setattr(trainer, "Schedule", late)
+    config = tiny_config(weights_file, checkpoint__every=100, checkpoint__keep=9)
+    assert trainer.train(config, tmp_path)
+    saved = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert saved == ["1", "2", "3", "4"]
+    assert json.dumps(rows(tmp_path)) == json.dumps(rows(undisturbed[0]))
+
+
+def test_a_run_that_is_done(weights_file, undisturbed, monkeypatch, capsys):
+    """Oracle: its rows stay; it is said, and fewer iterations than it has are refused."""
+    workdir, before = undisturbed[0], json.dumps(rows(undisturbed[0]))
+    monkeypatch.setattr(trainer, "_loop", None)  # nothing is done again
+    assert trainer.train(tiny_config(weights_file), workdir)
+    assert "finished before: " in capsys.readouterr().out
+    for fewer in (0, 3):
+        with pytest.raises(UserError, match=f"^num_iterations: {fewer}: .* of 4: take"):
+            trainer.train(tiny_config(weights_file, num_iterations=fewer), workdir)
+    assert json.dumps(rows(workdir)) == before
+
+
+def test_updates_without_anything_to_learn_from_do_not_count():
+    """Oracle: means by hand; gaps are those of the first update."""
+    info = {"ratio": np.float32([0, 1, 2]), "ratio_gap": np.float32([3, 4, 5])}
+    weight = np.zeros((3, 2, 4, 1))
+    assert running._flatten(info, weight) == {"ratio_gap": 3.0}
+    weight[1:, 0, 2] = 1
+    assert running._flatten(info, weight) == {"ratio": 1.5, "ratio_gap": 3.0}
+    assert running._flatten(info, weight + 1) == {"ratio": 1.0, "ratio_gap": 3.0}
 
 
 def test_pretraining_is_the_same_loop(tmp_path, monkeypatch):

@@ -100,12 +100,11 @@ class Progress:
             pace = latest if self._pace is None else self._pace
             self._pace = pace + 0.2 * (latest - pace)
         self._compiled = True
-        if self._done == self._total:
-            return 0.0
-        if self._pace is None:
+        iterations = self._total - self._done
+        if iterations and self._pace is None:
             return None
         pauses = sum(pause >= self._done for pause in self._pauses)
-        return self._pace * (self._total - self._done) + self._pause * pauses
+        return (self._pace or 0.0) * iterations + self._pause * pauses
 
 
 def _duration(seconds: float) -> str:

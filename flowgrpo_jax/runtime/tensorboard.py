@@ -5,6 +5,7 @@ written by the caller's thread: tensorboardX's own SummaryWriter hands them to a
 thread which dies silently on a full disk, and its `flush` then waits for ever.
 """
 
+import logging
 import sys
 import time
 import types
@@ -34,6 +35,8 @@ def _import_clu_interface() -> types.ModuleType:
 
 
 _interface: Any = _import_clu_interface()
+# It warns of every NaN, which is a value here: a diversity of one image is none.
+logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)
 
 
 class TensorBoardWriter(_interface.MetricWriter):

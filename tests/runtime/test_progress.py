@@ -28,7 +28,7 @@ def test_without_a_terminal_a_plain_line_every_half_minute_and_at_the_end():
     stream = io.StringIO()
     drive(stream, Clock(), [50.0, 10, 10, 10, 10])
     assert stream.getvalue().splitlines() == [
-        "iteration 1/5: reward 0.250, 0.4 images/s, 3:20 left",
+        "iteration 1/5: reward 0.250, 0.4 images/s",
         "iteration 4/5: reward 0.250, 2.0 images/s, 0:10 left",
         "iteration 5/5: reward 0.250, 2.0 images/s, 0:00 left",
     ]
@@ -57,14 +57,30 @@ def test_the_pace_leaves_evaluations_and_compilation_out():
     )
 
 
+def test_no_time_to_go_before_it_is_known_and_evaluations_count():
+    """Oracle: by hand: the first iteration compiles; an evaluation takes 100 s."""
+    clock, stream = Clock(), io.StringIO()
+    pauses = {0, 2, 4}
+    progress = Progress(4, 0, pauses, log_every=0, stream=stream, clock=clock)
+    for iteration in range(4):
+        if iteration in pauses:
+            clock.now += 300 if iteration == 0 else 100
+            progress.skip()
+        clock.now += 60 if iteration == 0 else 10
+        progress.update(iteration, 0.5, 10)
+    times = [line.split("images/s")[1] for line in stream.getvalue().splitlines()]
+    assert times == ["", ", 10:20 left", ", 1:50 left", ", 1:40 left"]
+
+
 def test_a_terminal_gets_a_bar_with_everything_on_it():
     """Oracle: the text on a pseudo-terminal."""
     master, slave = pty.openpty()
     with os.fdopen(slave, "w") as stream:
         clock = Clock()
-        with Progress(4, start=2, stream=stream, clock=clock) as progress:
-            clock.now = 2.0
-            progress.update(2, reward=0.625, images=20)
+        with Progress(4, start=1, stream=stream, clock=clock) as progress:
+            for iteration in (1, 2):
+                clock.now += 2.0
+                progress.update(iteration, reward=0.625, images=20)
             progress.message("evaluated")
         stream.flush()
         shown = ""

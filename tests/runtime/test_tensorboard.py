@@ -50,6 +50,19 @@ def test_tensorboard_reads_back_scalars_images_and_restarts(tmp_path):
     np.testing.assert_array_equal(pixels, np.round(image * 255).astype(np.uint8))
 
 
+def test_a_score_that_is_no_number_is_written_without_a_warning(tmp_path, caplog):
+    """Oracle: the event, and silence: the diversity of one image of a prompt is none."""
+    with MetricWriter(tmp_path, 0) as writer:
+        writer.write(0, {"eval_diversity": float("nan")}, kind="eval")
+    (value,) = [
+        value.simple_value
+        for event in events(tmp_path)
+        for value in event.summary.value
+        if value.tag == "eval_diversity"
+    ]
+    assert np.isnan(value) and not caplog.records
+
+
 def test_a_full_disk_under_tensorboard_is_one_line(tmp_path, monkeypatch):
     """Oracle: ENOSPC from the event file."""
     writer = MetricWriter(tmp_path, 0)
