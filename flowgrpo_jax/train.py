@@ -20,8 +20,8 @@ from flowgrpo_jax import config as configs
 from flowgrpo_jax.rewards import monitors
 from flowgrpo_jax.rewards.scoring import RewardFailure
 from flowgrpo_jax.run import Run
-from flowgrpo_jax.runtime import images as grids
 from flowgrpo_jax.runtime import environment, report
+from flowgrpo_jax.runtime import images as grids
 from flowgrpo_jax.runtime.checkpoint import Checkpointer, Schedule
 from flowgrpo_jax.runtime.metrics import MetricWriter, peak_memory_gb, read_metrics
 from flowgrpo_jax.runtime.progress import Progress
@@ -72,11 +72,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> bool:
                 jax.transfer_guard("disallow"),
             ):
                 if start or writer.rewritten:
-                    again = f": rows from there on are written again ({writer.rewritten})"
-                    progress.message(
-                        f"going on from iteration {start}"
-                        + (again if writer.rewritten else "")
-                    )
+                    progress.message(_going_on(start, writer.rewritten))
                 state, finished = _loop(
                     run, state, start, checkpoints, writer, stop, progress, place
                 )
@@ -88,6 +84,11 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> bool:
         if finished:
             run.warn_if_unmoved(state)
     return finished
+
+
+def _going_on(start: int, rewritten: int) -> str:
+    again = f": rows from there on are written again ({rewritten})"
+    return f"going on from iteration {start}" + (again if rewritten else "")
 
 
 def _pauses(config) -> frozenset[int]:

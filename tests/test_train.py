@@ -5,8 +5,8 @@ import functools
 import itertools
 import json
 import signal
-import types
 import time
+import types
 
 import jax
 import numpy as np
@@ -19,8 +19,8 @@ from flowgrpo_jax import config as configs
 from flowgrpo_jax import run as running
 from flowgrpo_jax import train as trainer
 from flowgrpo_jax.errors import UserError
-from flowgrpo_jax.rl import update as rl_update
 from flowgrpo_jax.rewards import scoring
+from flowgrpo_jax.rl import update as rl_update
 from flowgrpo_jax.runtime.checkpoint import Checkpointer, Schedule
 from flowgrpo_jax.runtime.metrics import read_metrics
 from flowgrpo_jax.sprites import model as sprites_model
@@ -176,18 +176,6 @@ def test_checkpoints_by_minutes_change_nothing(
     saved = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert saved == ["1", "2", "3", "4"]
     assert json.dumps(rows(tmp_path)) == json.dumps(rows(undisturbed[0]))
-
-
-def test_a_run_that_is_done(weights_file, undisturbed, monkeypatch, capsys):
-    """Oracle: its rows stay; it is said, and fewer iterations than it has are refused."""
-    workdir, before = undisturbed[0], json.dumps(rows(undisturbed[0]))
-    monkeypatch.setattr(trainer, "_loop", None)  # nothing is done again
-    assert trainer.train(tiny_config(weights_file), workdir)
-    assert "finished before: " in capsys.readouterr().out
-    for fewer in (0, 3):
-        with pytest.raises(UserError, match=f"^num_iterations: {fewer}: .* of 4: take"):
-            trainer.train(tiny_config(weights_file, num_iterations=fewer), workdir)
-    assert json.dumps(rows(workdir)) == before
 
 
 def test_updates_without_anything_to_learn_from_do_not_count():
