@@ -101,6 +101,22 @@ def unknown_flag(error: flags.UnrecognizedFlagError, known: Sequence[str]) -> Us
     )
 
 
+def wrong_value(told: str) -> UserError:
+    """absl's "flag --seed=x: invalid literal for int() ..." as a line of ours."""
+    for theirs, ours in (
+        (r"invalid literal for int.*", "must be a whole number"),
+        (r"Exceeds the limit.*", "must be a whole number"),
+        (r"could not convert string to float.*", "must be a number"),
+        (r"[^:]+", ""),
+    ):
+        if match := re.fullmatch(
+            rf"(?:flag )?--(\w+)=(.*): ({theirs})", told, re.DOTALL
+        ):
+            name, value, reason = match.groups()
+            return UserError(f"--{name}: {rules.shown(value)}: {ours or reason}")
+    return UserError(told)
+
+
 def _config_source(argv: Sequence[str]) -> str | None:
     """The last value of --config."""
     source = None

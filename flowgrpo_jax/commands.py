@@ -66,9 +66,14 @@ def parse(values: flags.FlagValues) -> None:
     except flags.UnrecognizedFlagError as error:
         raise command_line.unknown_flag(error, list(values)) from error
     except flags.Error as error:
-        raise UserError(str(error)) from error
+        raise command_line.wrong_value(str(error)) from error
     if rest:
         raise UserError(f"{rest[0]}: not a flag: values are given as --name=value")
+    from flowgrpo_jax.values import check_flag  # the networks' modules are slow to load
+
+    for name in values:
+        if values[name].present:
+            check_flag(name, values[name].value)
 
 
 def _unraisable(event: "sys.UnraisableHookArgs") -> None:

@@ -200,6 +200,30 @@ OPTIONS: dict[str, Rule] = {
     "uniform_share": _SHARE,
     "preference_weight": number(0),
 }
+# Flags of the commands; many stand in for a key, and are to be named themselves.
+FLAGS: dict[str, Rule] = {
+    "seed": _SEED,
+    "num_steps": _STEPS,
+    "guidance_scale": RULES["eval.guidance_scale"],
+    "negative_prompt": RULES["negative_prompt"],
+    "model": RULES["model"],
+    "prompts": RULES["prompts"],
+    "prompts_file": text("a .txt or .jsonl file", empty=False),
+    "workdir": text("the folder of a run", empty=False),
+    "output": text("a file or folder", empty=False),
+    "checkpoint": whole(0),
+    "num_images": whole(1, 100_000),
+    "max_prompts": whole(1),
+    "budget": whole(1),
+    "judged_steps": _STEPS,
+    "keep": number(0, 1, above=True),
+}
+
+
+def check_flag(name: str, value: Any) -> None:
+    """UserError that names the flag for a value that it cannot have; None was not given."""
+    if value is not None and name in FLAGS:
+        _apply(FLAGS[name], f"--{name}", value)
 
 
 def check(config: ml_collections.ConfigDict) -> None:

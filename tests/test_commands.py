@@ -1,5 +1,6 @@
 """Wrong command lines: one line that names key, value and remedy, exit status 2."""
 
+import copy
 import importlib
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from absl import flags
 
 from flowgrpo_jax import command_line, commands, main
 from flowgrpo_jax.errors import UserError
@@ -134,6 +136,60 @@ def test_home_is_the_home_folder_behind_an_equals_sign(parse, monkeypatch, tmp_p
         assert where == tmp_path / "runs" / "x"
     assert parse("--workdir", "~/y")["workdir"].value == str(tmp_path / "y")
     assert parse("--workdir=a~")["workdir"].value == "a~"
+
+
+COMMANDS = ("main", "sample", "compare", "evaluate", "export", "estimate")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_number_of_every_command_names_its_flag(name, monkeypatch):
+    """Oracle: the start of the line; each flag that is a number is tried."""
+    module = importlib.import_module(f"flowgrpo_jax.{name}")
+    for flag in list(module.FLAGS):
+        kind = module.FLAGS[flag].flag_type()
+        if kind not in ("int", "float"):
+            continue
+        for value in (
+            "-1",
+            "x",
+            "nan",
+            "1e400",
+            "99999999999999999999",
+            "",
+            "1" * 5000,
+        ):
+            values = flags.FlagValues()
+            values[flag] = copy.deepcopy(module.FLAGS[flag])
+            monkeypatch.setattr(sys, "argv", [name, f"--{flag}={value}"])
+            with pytest.raises(UserError) as caught:
+                commands.parse(values)
+            assert str(caught.value).startswith(f"--{flag}: "), value
+            assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize(
+    "argument, line",
+    [
+        ("--seed=-1", "--seed: -1: must be at least 0, at most 4294967295"),
+        ("--num_steps=0", "--num_steps: 0: must be at least 1, at most 1000"),
+        ("--num_steps=x", "--num_steps: x: must be a whole number"),
+        ("--guidance_scale=nan", "--guidance_scale: nan: must be at least 0"),
+        ("--guidance_scale=a:b", "--guidance_scale: a:b: must be a number"),
+        ("--keep=0", "--keep: 0.0: must be above 0, at most 1"),
+        ("--checkpoint=-5", "--checkpoint: -5: must be at least 0"),
+        ("--workdir=", "--workdir: '': must be the folder of a run"),
+        ("--output=", "--output: '': must be a file or folder"),
+        ("--search=best", "--search: best: value should be one of <best_of_n|"),
+        ("--num_images=0", "--num_images: 0: "),
+    ],
+)
+def test_a_flag_of_sample_is_named(argument, line, monkeypatch):
+    """Oracle: how the line begins, by hand."""
+    module = importlib.reload(importlib.import_module("flowgrpo_jax.sample"))
+    monkeypatch.setattr(sys, "argv", ["sample", "--prompt=x", argument])
+    with pytest.raises(UserError) as caught:
+        commands.parse(module.FLAGS)
+    assert str(caught.value).startswith(line)
 
 
 def test_overrides_need_a_config(parse):
