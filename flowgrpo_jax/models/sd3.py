@@ -1,6 +1,7 @@
 """Stable Diffusion 3 as a FlowModel: from a diffusers folder, and back to one."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,8 @@ class PromptEncoders:
     def encoding(self) -> Callable[[Sequence[str]], TextEmbedding]:
         """Loads the encoders; what it returns embeds prompts and holds them."""
         config = self._config()
-        tokenize = sd3_text.SD3Tokenizer(self.folder, self.max_sequence_length)
+        tokenize = self._tokenizer()
+        tokenize.check(config)
         like = sd3_text.shapes(config)
         params = jax.device_put(sd3_text.read(self.folder, like))
         run = jax.jit(sd3_text.SD3Text(config).apply)
@@ -92,9 +94,21 @@ class PromptEncoders:
 
         return encode
 
+    def cut(self, texts: Sequence[str]) -> dict[str, list[str]]:
+        """The texts of which an encoder does not see the end, by that encoder."""
+        return self._tokenizer().cut(texts)
+
+    def _tokenizer(self) -> sd3_text.SD3Tokenizer:
+        return _tokenizer(self.folder, self.max_sequence_length)
+
     def _config(self) -> sd3_text.SD3TextConfig:
         config = sd3_text.SD3TextConfig.from_folder(self.folder)
         return config.with_dtype(jnp.dtype(self.dtype))
+
+
+@functools.lru_cache(1)
+def _tokenizer(folder: str, max_sequence_length: int) -> sd3_text.SD3Tokenizer:
+    return sd3_text.SD3Tokenizer(folder, max_sequence_length)
 
 
 def make_model(
@@ -120,6 +134,7 @@ def make_model(
         coder = vae.VAEConfig.from_folder(folder / "vae")
         kind = jnp.dtype(dtype).name
         prompts = PromptEncoders(str(folder), max_sequence_length, kind)
+    _check_latents(config, coder, folder)
     side = _latent_side(config, coder, resolution)
     patches = side // config.patch_size
     config = dataclasses.replace(
@@ -137,6 +152,22 @@ def make_model(
         prompts=prompts,
         shift=Shift() if folder is None else sd3_folder.shift(folder, patches**2),
     )
+
+
+def _check_latents(
+    config: MMDiTConfig, coder: vae.VAEConfig, folder: Path | None
+) -> None:
+    """UserError for a transformer and an autoencoder that do not fit together."""
+    sides = config.in_channels, config.out_channels
+    if sides != (coder.latent_channels,) * 2:
+        raise UserError(
+            f"model: {folder}: transformer/config.json: in_channels and out_channels: "
+            f"{sides[0]} and {sides[1]}: latents of the vae have {coder.latent_channels}"
+        )
+    if (coder.in_channels, coder.out_channels) != (3, 3):
+        raise UserError(
+            f"model: {folder}: vae/config.json: in_channels and out_channels: must be 3"
+        )
 
 
 def _latent_side(config: MMDiTConfig, coder: vae.VAEConfig, resolution: int) -> int:

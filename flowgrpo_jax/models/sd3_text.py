@@ -19,6 +19,7 @@ from jaxtyping import Array, Int
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.models import clip_weights, config_json, sd3_folder, t5, tensors
 from flowgrpo_jax.models.clip import CLIPText, CLIPTextConfig
+from flowgrpo_jax.models.mmdit_config import MMDiTConfig
 from flowgrpo_jax.models.text import TextEmbedding
 from flowgrpo_jax.models.tokenizers import Tokenizer
 
@@ -44,14 +45,15 @@ class SD3TextConfig:
         """
         folder = Path(folder)
         clip_l, clip_g = (
-            CLIPTextConfig.from_folder(folder / name)
-            for name in ("text_encoder", "text_encoder_2")
+            _clip(folder / name) for name in ("text_encoder", "text_encoder_2")
         )
+        large = None
         if sd3_folder.has_t5(folder):
             large = t5.T5Config.from_folder(folder / "text_encoder_3")
-            return cls(clip_l, clip_g, large, large.d_model)
-        transformer = config_json.read(folder / "transformer")
-        return cls(clip_l, clip_g, None, transformer["joint_attention_dim"])
+        transformer = MMDiTConfig.from_folder(folder / "transformer")
+        config = cls(clip_l, clip_g, large, transformer.joint_attention_dim)
+        _check_widths(config, transformer.pooled_projection_dim, folder)
+        return config
 
     def with_dtype(self, dtype: DTypeLike) -> "SD3TextConfig":
         """The same encoders computing, and kept, in `dtype`."""
@@ -62,6 +64,39 @@ class SD3TextConfig:
             clip_g=dataclasses.replace(self.clip_g, dtype=dtype),
             t5=large,
         )
+
+
+def _clip(folder: Path) -> CLIPTextConfig:
+    """One of the two; the pipeline reads it by the class with a projection."""
+    values, class_ = config_json.read(folder), "CLIPTextModelWithProjection"
+    where = f"model: {folder / 'config.json'}"
+    config = CLIPTextConfig.from_dict(values | {"architectures": [class_]}, where)
+    if config.projection_dim is None or config.max_position_embeddings < CLIP_TOKENS:
+        raise UserError(
+            f"{where}: projection_dim must be a number, and max_position_embeddings "
+            f"{CLIP_TOKENS} or more"
+        )
+    return config
+
+
+def _check_widths(config: SD3TextConfig, pooled: int, folder: Path) -> None:
+    """UserError for encoders that do not fit the transformer."""
+    clip_l, clip_g = config.clip_l, config.clip_g
+    where = f"model: {folder / 'transformer' / 'config.json'}"
+    projected = (clip_l.projection_dim or 0) + (clip_g.projection_dim or 0)
+    if projected != pooled:
+        raise UserError(
+            f"{where}: pooled_projection_dim: {pooled}: the two CLIPs give {projected}"
+        )
+    width = clip_l.hidden_size + clip_g.hidden_size
+    if config.t5 is not None and config.t5.d_model != config.context_width:
+        width = config.t5.d_model
+    elif width <= config.context_width:
+        return
+    raise UserError(
+        f"{where}: joint_attention_dim: {config.context_width}: the text encoders give "
+        f"{width}"
+    )
 
 
 class SD3Tokenizer:
@@ -88,11 +123,34 @@ class SD3Tokenizer:
         if sd3_folder.has_t5(folder):
             large = Tokenizer(folder / "tokenizer_3", "t5", max_sequence_length)
             self._parts.append(large)
+        if (most := self._parts[0].model_max_length) != CLIP_TOKENS:
+            raise UserError(
+                f"model: {folder / 'tokenizer'}: model_max_length: {most}: only "
+                f"{CLIP_TOKENS} is implemented"
+            )
 
     def __call__(self, prompts: Sequence[str]) -> Int[np.ndarray, "prompt token"]:
         """Ids [prompt, 2 * 77 + max_sequence_length]."""
         ids = np.concatenate([part(prompts) for part in self._parts], axis=1)
         return np.pad(ids, ((0, 0), (0, self._length - ids.shape[1])))
+
+    def check(self, config: SD3TextConfig) -> None:
+        """UserError if a tokenizer has ids that its encoder does not know."""
+        encoders = (config.clip_l, config.clip_g, config.t5)
+        for part, encoder in zip(self._parts, encoders, strict=False):
+            if encoder is not None and part.size > encoder.vocab_size:
+                raise UserError(
+                    f"model: {part.folder}: {part.size} tokens: its text encoder knows "
+                    f"{encoder.vocab_size} (vocab_size)"
+                )
+
+    def cut(self, prompts: Sequence[str]) -> dict[str, list[str]]:
+        """The prompts of which an encoder does not see the end, by that encoder."""
+        found: dict[str, list[str]] = {}
+        for name, part in zip(("CLIP", "CLIP", "T5"), self._parts, strict=False):
+            if longer := part.cut(prompts):
+                found[f"{name} ({part.length} tokens)"] = longer
+        return found
 
 
 class SD3Text(nn.Module):

@@ -1,5 +1,6 @@
 """Tokenizers of a diffusers folder, by way of transformers' fast ones."""
 
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 from jaxtyping import Int
 
 from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.models import config_json
 
 # Class in transformers, and the sets of files that it can be read from. Without one of
 # them transformers would make an empty vocabulary and say nothing.
@@ -35,6 +37,7 @@ class Tokenizer:
             raise UserError(
                 f"model: {folder}: no tokenizer: the folder must have {files}"
             )
+        _check_files(folder)
         import transformers  # seconds that a run of the embedded model spares
 
         try:
@@ -47,6 +50,9 @@ class Tokenizer:
                 f"model: {folder}: the tokenizer cannot be read ({reason})"
             ) from error
         self._tokenizer = tokenizer
+        self.folder = folder
+        self.size = len(tokenizer)  # ids are below it
+        self.model_max_length = tokenizer.model_max_length
         self.length = length or tokenizer.model_max_length
 
     def __call__(self, prompts: Sequence[str]) -> Int[np.ndarray, "prompt token"]:
@@ -59,3 +65,29 @@ class Tokenizer:
             return_tensors="np",
         ).input_ids
         return ids.astype(np.int32)
+
+    def cut(self, prompts: Sequence[str]) -> list[str]:
+        """The prompts that have more tokens than `length`, start and end included."""
+        ids = self._tokenizer(list(prompts), verbose=False).input_ids
+        return [
+            prompt
+            for prompt, tokens in zip(prompts, ids, strict=True)
+            if len(tokens) > self.length
+        ]
+
+
+def _check_files(folder: Path) -> None:
+    """UserError, naming the file, for what transformers would tell less of."""
+    for path in sorted(file for file in folder.iterdir() if file.is_file()):
+        if path.suffix == ".json":
+            config_json.load(path)
+        with path.open("rb") as stream:
+            if config_json.is_pointer(stream.read(100)):
+                raise UserError(f"model: {path}: {config_json.POINTER}")
+    alone = not (folder / "tokenizer.json").is_file()
+    piece = folder / "spiece.model"
+    if alone and piece.is_file() and not importlib.util.find_spec("sentencepiece"):
+        raise UserError(
+            f"model: {piece}: without a tokenizer.json beside it sentencepiece is "
+            "needed: pip install sentencepiece"
+        )

@@ -3,6 +3,7 @@
 A small random pipeline (torch, fp32) is the oracle, its tokenizers included.
 """
 
+import importlib.util
 import json
 import shutil
 
@@ -14,11 +15,13 @@ import torch
 
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.models import sd3_text
+from flowgrpo_jax.models.sd3 import PromptEncoders
 from flowgrpo_jax.models.sd3_text import SD3Text, SD3TextConfig, SD3Tokenizer
 from flowgrpo_jax.models.tokenizers import Tokenizer
 from tests.parity.oracle import assert_close
 from tests.parity.tiny_sd3 import write_pipeline
 
+LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:0"
 # Empty, unknown characters, upper case and blanks, and two that are cut: by T5 at 20
 # tokens, and by CLIP at 77.
 PROMPTS = [
@@ -128,6 +131,23 @@ def test_ids_with_the_files_of_the_hub(made, tmp_path):
     assert (tokenizer([""])[0, 2:] == told["vocab"]["!"]).all()
 
 
+def test_what_is_cut_is_known(made):
+    """Oracle: lengths that the pipeline's own tokenizers give without cutting."""
+    pipeline, folder = made
+    exact = " ".join(["red"] * 75)  # 77 with start and end
+    texts = [*PROMPTS, exact, exact + " red"]
+    found = SD3Tokenizer(folder, 20).cut(texts)
+    for name, tokenizer, most in (
+        ("CLIP (77 tokens)", pipeline.tokenizer, 77),
+        ("T5 (20 tokens)", pipeline.tokenizer_3, 20),
+    ):
+        longer = [text for text in texts if len(tokenizer(text).input_ids) > most]
+        assert found[name] == longer and 0 < len(longer) < len(texts)
+    assert exact + " red" in found["CLIP (77 tokens)"]
+    assert exact not in found["CLIP (77 tokens)"]
+    assert SD3Tokenizer(folder, 20).cut(["red", ""]) == {}
+
+
 @pytest.mark.parametrize("length", [0, 513])
 def test_length_out_of_range(made, length):
     with pytest.raises(UserError, match=rf"max_sequence_length: {length}: .*1 \.\.\. "):
@@ -142,9 +162,90 @@ def test_no_tokenizer(tmp_path, kind):
 
 def test_damaged_tokenizer(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{")
-    with pytest.raises(UserError, match="the tokenizer cannot be read") as error:
+    with pytest.raises(UserError, match="tokenizer.json: is not JSON") as error:
         Tokenizer(tmp_path, "t5")
     assert "\n" not in str(error.value)
+
+
+@pytest.fixture
+def copy(made, tmp_path):
+    """The pipeline's folder, to be spoilt."""
+    return shutil.copytree(made[1], tmp_path / "copy")
+
+
+@pytest.mark.parametrize(
+    "file, values, message",
+    [
+        (
+            "tokenizer/tokenizer_config.json",
+            {"model_max_length": 64},
+            "_max_length: 64",
+        ),
+        (
+            "text_encoder/config.json",
+            {"max_position_embeddings": 64},
+            "max_position_emb",
+        ),
+        ("text_encoder_2/config.json", {"projection_dim": None}, "projection_dim"),
+        (
+            "text_encoder_2/config.json",
+            {"vocab_size": 100},
+            "tokenizer_2: .* knows 100",
+        ),
+        ("text_encoder_3/config.json", {"vocab_size": 99}, "tokenizer_3: .* knows 99"),
+        ("transformer/config.json", {"joint_attention_dim": 50}, "encoders give 48"),
+        ("transformer/config.json", {"pooled_projection_dim": 50}, "CLIPs give 40"),
+        ("text_encoder/config.json", {"num_attention_heads": 3}, "hidden_size: 16"),
+        (
+            "text_encoder/config.json",
+            {"use_attention_mask": True},
+            "use_attention_mask",
+        ),
+        ("text_encoder/config.json", {"hidden_act": "gelu_new"}, "hidden_act"),
+    ],
+)
+def test_what_does_not_fit_is_named(copy, file, values, message):
+    """Oracle: the line, by hand: the file or folder, and the key."""
+    edit(copy / file, **values)
+    encoders = PromptEncoders(str(copy), 20, "float32")
+    with pytest.raises(UserError, match=f"model: {copy}.*{message}") as caught:
+        encoders.encoding()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "file, text, message",
+    [
+        ("tokenizer/tokenizer.json", "{", "is not JSON"),
+        ("tokenizer_2/tokenizer_config.json", '{"a": 1', "is not JSON"),
+        ("tokenizer_3/special_tokens_map.json", "[]", "holds no JSON object"),
+        ("tokenizer/merges.txt", f"{LFS}", "is a git LFS pointer"),
+        ("tokenizer_3/tokenizer.json", f"{LFS}", "is a git LFS pointer"),
+        ("text_encoder_3/config.json", f"{LFS}", "is a git LFS pointer"),
+    ],
+)
+def test_damaged_files_are_named(copy, file, text, message):
+    """Oracle: the line, by hand; it has the file, not only the folder."""
+    (copy / file).write_text(text)
+    with pytest.raises(UserError, match=f"model: {copy / file}: {message}") as caught:
+        PromptEncoders(str(copy), 20, "float32").encoding()
+    assert "\n" not in str(caught.value)
+
+
+def test_pieces_alone_need_sentencepiece(copy):
+    """Oracle: the line that tells what to install; transformers' own names tiktoken."""
+    if importlib.util.find_spec("sentencepiece"):
+        pytest.skip("sentencepiece is installed")
+    (copy / "tokenizer_3" / "tokenizer.json").rename(copy / "tokenizer_3/spiece.model")
+    with pytest.raises(UserError, match="spiece.model: .*pip install sentencepiece"):
+        SD3Tokenizer(copy, 20)
+
+
+def test_the_class_is_that_of_the_index(copy, made):
+    """Oracle: diffusers, which reads by model_index.json whatever `architectures` says."""
+    edit(copy / "text_encoder" / "config.json", architectures=["CLIPModel"])
+    config = SD3TextConfig.from_folder(copy)
+    assert config == SD3TextConfig.from_folder(made[1])
 
 
 def test_folder_without_an_index(made, tmp_path):
