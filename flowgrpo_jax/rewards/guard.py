@@ -230,27 +230,25 @@ def _is_open(stream: Any) -> bool:
 
 @contextlib.contextmanager
 def _signals(came: list[int]) -> Iterator[None]:
-    """Handlers stay what they are; `came` gets the numbers of signals that came.
+    """Handlers stay what they are; `came` is told of a real Ctrl-C.
 
-    Only the main thread can set handlers, so only there they can be changed.
+    Only in the main thread can handlers be set, and does one raise anything. Those of
+    `stopping`, which raise nothing, stay in place: a signal is theirs meanwhile.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before: dict[int, Any] = {number: signal.getsignal(number) for number in _STOPS}
+    before = {number: signal.getsignal(number) for number in _STOPS}
 
-    def note(number: int, frame: FrameType | None) -> None:
+    def interrupt(number: int, frame: FrameType | None) -> None:
         came.append(number)
-        before[number](number, frame)
+        signal.default_int_handler(number, frame)
 
-    for number, handler in before.items():
-        if callable(handler):
-            signal.signal(number, note)
+    if before[signal.SIGINT] is signal.default_int_handler:
+        signal.signal(signal.SIGINT, interrupt)
     try:
         yield
     finally:
         for number, handler in before.items():
-            # A handler that was called may have set others in place of itself.
-            ours = signal.getsignal(number) is note
-            if handler is not None and (ours or not came):
+            if handler is not None and signal.getsignal(number) != handler:
                 signal.signal(number, handler)
