@@ -20,6 +20,7 @@ from flowgrpo_jax.data.prompts import Prompt
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.rewards.detection import Images
 from flowgrpo_jax.rewards.registry import Reward
+from flowgrpo_jax.runtime.workdir import close_in_children
 
 # Options that say where and how patiently, not what is asked.
 _NO_MATTER = frozenset(
@@ -53,6 +54,7 @@ class Replay:
             local.parent.mkdir(parents=True, exist_ok=True)
             self._file = local.open("a+b")
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            close_in_children(self._file)
         except BlockingIOError as error:
             raise UserError(f"{where}: in use by another run: take another") from error
         except OSError as error:

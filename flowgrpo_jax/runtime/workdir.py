@@ -18,6 +18,7 @@ import json
 import math
 import os
 import tempfile
+import weakref
 from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from pathlib import Path
@@ -224,7 +225,27 @@ def _lock(path: Path) -> IO[str] | None:
     file.truncate(0)
     file.write(f"{os.getpid()}\n")
     file.flush()
+    close_in_children(file)
     return file
+
+
+def close_in_children(file: IO) -> None:
+    """Forked processes (workers of a reward) do not share this lock.
+
+    One that outlives the run would hold the workdir for as long.
+    """
+    _locks.add(file)
+
+
+_locks: weakref.WeakSet[IO] = weakref.WeakSet()
+
+
+def _close_locks() -> None:
+    for file in list(_locks):
+        file.close()
+
+
+os.register_at_fork(after_in_child=_close_locks)
 
 
 def _check_config(

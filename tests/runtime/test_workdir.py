@@ -116,6 +116,31 @@ def test_two_processes_cannot_share_a_workdir(tmp_path):
     open_workdir(tmp_path, {"seed": 1}).close()
 
 
+FORK = """
+import os, sys, time
+from flowgrpo_jax.runtime.workdir import open_workdir
+held = open_workdir(sys.argv[1], {"seed": 1})
+child = os.fork()
+if child == 0:
+    time.sleep(60)
+    os._exit(0)
+time.sleep(0.2)
+print(child, flush=True)
+os._exit(1)
+"""
+
+
+def test_a_worker_that_outlives_the_run_does_not_hold_the_workdir(tmp_path):
+    """Oracle: the next start opens it while the forked process still lives."""
+    parent = subprocess.Popen(
+        [sys.executable, "-c", FORK, tmp_path], stdout=subprocess.PIPE, text=True
+    )
+    child = int(parent.stdout.readline())
+    parent.wait()
+    open_workdir(tmp_path, {"seed": 1}).close()
+    os.kill(child, signal.SIGKILL)  # ProcessLookupError if it had ended
+
+
 def test_a_full_disk_costs_nothing_that_was_there(tmp_path, monkeypatch):
     """Oracle: ENOSPC from the file system; the old file stays, no litter."""
     target = tmp_path / "config.json"
