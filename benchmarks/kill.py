@@ -1,47 +1,183 @@
 """Kill a run at random moments, start it again each time, compare with a quiet one.
 
-Command: python benchmarks/kill.py --kills=20
-Every process is killed with SIGKILL (and one more with SIGTERM) a random time after it
-wrote a random number of rows, until enough kills are done; then the run may finish.
-metrics.jsonl without its time fields and the final weights must be equal.
+    python -m benchmarks.kill --folder=DIR            # 100 SIGKILL, 50 SIGTERM, 50 SIGINT
+    python -m benchmarks.kill --folder=DIR --sigkill=5 --sigterm=0 --sigint=0
+
+A tiny run of the embedded model, from the first import to the report. A kill comes
+after a random share of the processor's seconds that the undisturbed run took, so it can
+fall everywhere, however busy the machine is. A run is killed a few times, then it may
+finish: metrics.jsonl without its time fields and the weights must be the undisturbed
+run's. A signal must end the process: exit code 143 or 130, no traceback; or the
+run's own end came first. What is done is kept in DIR, and the same command goes on.
 """
 
+import argparse
 import json
+import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
+from collections import Counter
 from pathlib import Path
+from typing import IO, Any
 
-from absl import app, flags
+from benchmarks import sections
 
-_KILLS = flags.DEFINE_integer("kills", 20, "SIGKILLs before the run may finish.")
-_MODEL = flags.DEFINE_string("model", "sprites", "Weights to start from.")
-_SEED = flags.DEFINE_integer("seed", 0, "Of the moments.")
-_OVERRIDES = [
-    "--config.num_iterations=120",
-    "--config.prompts_per_iteration=4",
+IN_A_ROW = 5  # kills of one run before it may finish
+TITLE = "Killed at random moments"
+OVERRIDES = [
+    "--config.num_iterations=4",
+    "--config.prompts_per_iteration=2",
     "--config.group_size=4",
-    "--config.eval.every=7",
-    "--config.eval.images_per_task=4",
-    "--config.eval.final_images_per_task=4",
-    "--config.sample.eval_num_steps=4",
-    "--config.checkpoint.every=3",
+    "--config.microbatch=4",
+    "--config.updates_per_iteration=1",
+    "--config.train.decay_iterations=0",
+    "--config.sample.num_steps=3",
+    "--config.sample.sde_window_range=(0,2)",
+    "--config.sample.guidance_scale=1.0",
+    "--config.sample.eval_num_steps=2",
+    "--config.eval.guidance_scale=1.0",
+    "--config.eval.every=2",
+    "--config.eval.images_per_task=1",
+    "--config.eval.final_images_per_task=1",
+    "--config.checkpoint.every=1",
 ]
+PROMPTS = [
+    {"prompt": f"a {color} {name}", "tag": "single_object"}
+    | {"include": [{"class": name, "count": 1, "color": color}]}
+    for color, name in (("red", "circle"), ("blue", "square"))
+]
+# What a process said last -> where the kill has found it.
+PHASES = {
+    "loading": "set-up",
+    "plan:": "set-up",
+    "iteration:": "set-up",
+    "memory of": "set-up",
+    "evaluating": "evaluation",
+    "compiling": "first step",
+    "iteration 4\n": "end, report",
+    "iteration": "steps",
+    "accuracy": "end, report",
+}
 
 
-def start(workdir: Path) -> subprocess.Popen:
-    return subprocess.Popen(
-        [
-            *(sys.executable, "-m", "flowgrpo_jax.main"),
-            *("--config=configs/geneval.py", f"--workdir={workdir}"),
-            *(f"--config.model={_MODEL.value}", *_OVERRIDES),
-        ],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+class Campaign:
+    """A folder with the undisturbed run, the compiled programs and what was done."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.quiet, self.killed = folder / "quiet", folder / "killed"
+        self._file = folder / "kills.json"
+        self.chance = random.Random()
+        folder.mkdir(parents=True, exist_ok=True)
+        prompts = "".join(json.dumps(record) + "\n" for record in PROMPTS)
+        (folder / "prompts.jsonl").write_text(prompts)
+        self.done: dict[str, Any] = {"seconds": 0.0, "kills": [], "runs": []}
+        if self._file.exists():
+            self.done = json.loads(self._file.read_text())
+        else:
+            self._undisturbed()
+
+    def keep(self) -> None:
+        self._file.write_text(json.dumps(self.done))
+
+    def start(self, workdir: Path, log: IO[bytes]) -> subprocess.Popen:
+        prompts = self.folder / "prompts.jsonl"
+        return subprocess.Popen(
+            [
+                *(sys.executable, "-m", "flowgrpo_jax.main"),
+                *("--config=configs/geneval.py", f"--workdir={workdir}", *OVERRIDES),
+                f"--config.prompts={prompts}",
+                f"--config.eval.prompts={prompts}",
+            ],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=os.environ
+            | {"HOME": str(self.folder / "home"), "JAX_PLATFORMS": "cpu"}
+            | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"},
+        )
+
+    def finish(self, workdir: Path) -> float:
+        """Let a run end; the processor's seconds that it took."""
+        with (self.folder / "log").open("wb") as log:
+            process = self.start(workdir, log)
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+        told = (self.folder / "log").read_text()
+        assert process.returncode == 0, told
+        return usage.ru_utime + usage.ru_stime
+
+    def _undisturbed(self) -> None:
+        """Twice: the second one takes its compiled programs from the folder, as all do."""
+        self.finish(self.quiet)
+        again = self.folder / "again"
+        self.done["seconds"] = self.finish(again)
+        assert same(self.quiet, again), "two undisturbed runs differ"
+        shutil.rmtree(again)
+        self.keep()
+
+    def kill(self, number: signal.Signals) -> bool:
+        """One start of the run, and its kill; False if it ended before."""
+        share = self.chance.random()
+        path = self.folder / "log"
+        with path.open("wb") as log:
+            process = self.start(self.killed, log)
+            while cpu_seconds(process) < share * self.done["seconds"]:
+                if process.poll() is not None:
+                    assert process.returncode == 0, path.read_text()
+                    return False
+                time.sleep(0.01)
+            time.sleep(self.chance.uniform(0, 0.05))
+            before = path.read_text()
+            sent = time.monotonic()
+            process.send_signal(number)
+            process.wait()
+        told = path.read_text()
+        self.done["kills"].append(
+            {
+                "signal": number.name,
+                "phase": phase(before),
+                "seconds": time.monotonic() - sent,
+                "right": process.returncode in allowed(number, before, told)
+                and "Traceback" not in told,
+                "code": process.returncode,
+                "told": told[-2000:],
+            }
+        )
+        self.keep()
+        return True
+
+
+def allowed(number: signal.Signals, before: str, told: str) -> tuple[int, ...]:
+    """Exit codes: the signal's; 0 where the run's own end came first."""
+    if number == signal.SIGKILL:
+        return (-number, 0)
+    codes: tuple[int, ...] = (128 + number,)
+    if not before:  # the interpreter itself is still starting
+        codes += (-number,)
+    return (*codes, 0) if "report: " in told else codes
+
+
+def cpu_seconds(process: subprocess.Popen) -> float:
+    """User and system time of a process, 0 once it is gone."""
+    try:
+        fields = (
+            Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+        )
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def phase(told: str) -> str:
+    for line in reversed(told.splitlines(keepends=True)):
+        for begin, name in PHASES.items():
+            if line.startswith(begin):
+                return name
+    return "imports"
 
 
 def rows(workdir: Path) -> list[dict]:
@@ -52,45 +188,84 @@ def rows(workdir: Path) -> list[dict]:
     ]
 
 
-def wait_for_progress(process: subprocess.Popen, workdir: Path) -> None:
-    """Until the process has written something of its own, or ended."""
-    path = workdir / "metrics.jsonl"
-    before = path.stat().st_mtime if path.exists() else 0.0
-    while process.poll() is None:
-        if path.exists() and path.stat().st_mtime != before:
-            return
-        time.sleep(0.02)
+def same(one: Path, other: Path) -> bool:
+    """Rows and weights."""
+    name = "weights.safetensors"
+    return rows(one) == rows(other) and (
+        (one / name).read_bytes() == (other / name).read_bytes()
+    )
 
 
-def main(_):
-    chance = random.Random(_SEED.value)
-    with tempfile.TemporaryDirectory() as folder:
-        quiet, killed = Path(folder) / "quiet", Path(folder) / "killed"
-        assert start(quiet).wait() == 0, "the undisturbed run failed"
-        done = 0
-        while done <= _KILLS.value:
-            process = start(killed)
-            for _ in range(chance.randint(2, 14)):
-                wait_for_progress(process, killed)
-            time.sleep(chance.uniform(0.0, 0.5))
-            if process.poll() is not None:
+def table(done: dict[str, Any]) -> str:
+    """What became of the kills, by signal, and of the runs."""
+    names = ["imports", *dict.fromkeys(PHASES.values())]
+    lines = [
+        "| signal | kills | " + " | ".join(names) + " | right | slowest end, s |",
+        "|---|---|" + "---|" * len(names) + "---|---|",
+    ]
+    for name in ("SIGKILL", "SIGTERM", "SIGINT"):
+        kills = [kill for kill in done["kills"] if kill["signal"] == name]
+        found = Counter(kill["phase"] for kill in kills)
+        slowest = max((kill["seconds"] for kill in kills), default=0.0)
+        right = sum(kill["right"] for kill in kills)
+        cells = [name, len(kills), *(found[p] for p in names), right, f"{slowest:.1f}"]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    equal = sum(run["equal"] for run in done["runs"])
+    killed = sum(run["kills"] for run in done["runs"] if run["equal"])
+    lines += [
+        "",
+        f"{len(done['runs'])} runs were killed up to {IN_A_ROW} times each and then "
+        f"finished: rows and weights of {equal} of them, with {killed} of "
+        f"{sum(run['kills'] for run in done['runs'])} kills, are the undisturbed run's. "
+        f"The undisturbed run takes {done['seconds']:.0f} s of processor time.",
+    ]
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--sigkill", type=int, default=100)
+    parser.add_argument("--sigterm", type=int, default=50)
+    parser.add_argument("--sigint", type=int, default=50)
+    parser.add_argument("--write", action="store_true", help="to docs/reliability.md")
+    chosen = parser.parse_args()
+    campaign = Campaign(chosen.folder.absolute())
+    done = campaign.done
+    wanted = {
+        signal.SIGKILL: chosen.sigkill,
+        signal.SIGTERM: chosen.sigterm,
+        signal.SIGINT: chosen.sigint,
+    }
+    while True:
+        counted = Counter(kill["signal"] for kill in done["kills"])
+        left = [
+            n for n, count in wanted.items() for _ in range(count - counted[n.name])
+        ]
+        if not left:
+            break
+        shutil.rmtree(campaign.killed, ignore_errors=True)
+        kills = 0
+        for number in campaign.chance.sample(left, min(IN_A_ROW, len(left))):
+            if not campaign.kill(number):
                 break
-            number = signal.SIGTERM if done == _KILLS.value else signal.SIGKILL
-            process.send_signal(number)
-            process.wait()
-            done += 1
-            print(f"{number.name} {done}: row {rows_seen(killed)}", flush=True)
-        assert start(killed).wait() == 0, "the resumed run failed"
-        same_rows = rows(quiet) == rows(killed)
-        name = "weights.safetensors"
-        same_weights = (quiet / name).read_bytes() == (killed / name).read_bytes()
-        print(f"{done} kills; rows equal: {same_rows}; weights equal: {same_weights}")
-        sys.exit(not (same_rows and same_weights and done > _KILLS.value))
-
-
-def rows_seen(workdir: Path) -> int:
-    return (workdir / "metrics.jsonl").read_bytes().count(b"\n")
+            kills += 1
+        campaign.finish(campaign.killed)
+        equal = same(campaign.quiet, campaign.killed)
+        done["runs"].append({"kills": kills, "equal": equal})
+        campaign.keep()
+        print(f"{len(done['kills'])} kills, {len(done['runs'])} runs", flush=True)
+    text = table(done)
+    print(text)
+    bad = [kill for kill in done["kills"] if not kill["right"]]
+    for kill in bad:
+        print(
+            f"--- {kill['signal']} in {kill['phase']}: {kill['code']}\n{kill['told']}"
+        )
+    if chosen.write:
+        sections.write(TITLE, "python -m benchmarks.kill --folder=DIR --write", text)
+    return 1 if bad or not all(run["equal"] for run in done["runs"]) else 0
 
 
 if __name__ == "__main__":
-    app.run(main)
+    sys.exit(main())

@@ -32,7 +32,8 @@ def configure(cache_dir: str | Path | None = None) -> None:
     with contextlib.suppress(OSError):  # a home that cannot be written to: no cache
         cache.mkdir(parents=True, exist_ok=True)
         jax.config.update("jax_compilation_cache_dir", str(cache))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 
 def quiet_libtpu(devices: str | Path = "/dev") -> None:
