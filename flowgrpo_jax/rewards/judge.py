@@ -11,16 +11,23 @@ import re
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from flowgrpo_jax.data.prompts import Prompt
 from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.rewards import wire
 from flowgrpo_jax.rewards.detection import Images
-from flowgrpo_jax.rewards.endpoint import Endpoint, token_of
+from flowgrpo_jax.rewards.endpoint import (
+    Endpoint,
+    check_positive,
+    check_url,
+    check_whole,
+    token_of,
+)
 from flowgrpo_jax.rewards.registry import Context
-from flowgrpo_jax.rewards.wire import image_file
 
 _JSON = "application/json"
 UNIFIED_REWARD = """\
@@ -70,13 +77,28 @@ class Judge:
         retries: int = 5,
         concurrency: int = 8,
     ):
+        check_positive(name, deadline=deadline, scale=scale)
+        check_whole(name, 1, max_tokens=max_tokens, concurrency=concurrency)
+        check_whole(name, 0, size=size)
+        for key, text in (("model", model), ("template", template)):
+            if not isinstance(text, str):
+                raise UserError(f"reward_options.{name}.{key}: {text}: must be a text")
+        for key, number in (("lowest", lowest), ("unparsed", unparsed)):
+            if not (number is None or _is_finite(number)) or lowest is None:
+                raise UserError(
+                    f"reward_options.{name}.{key}: {number!r}: must be a finite number"
+                )
+        if lowest >= scale:
+            raise UserError(
+                f"reward_options.{name}.lowest: {lowest}: must be below scale ({scale})"
+            )
         self._name, self._model, self._template = name, model, template
         self._lowest, self._scale, self._unparsed = lowest, scale, unparsed
         self._size, self._max_tokens = size, max_tokens
         self._deadline, self._threads = deadline, concurrency
         try:
             self._pattern = re.compile(pattern)
-        except re.error as error:
+        except (re.error, TypeError, RecursionError, OverflowError) as error:
             raise UserError(
                 f"reward_options.{name}.pattern: {pattern}: {error}"
             ) from error
@@ -88,12 +110,14 @@ class Judge:
         token = token_of(name, token_env)
         self._endpoint = Endpoint(name, url, token, timeout, retries)
         until = time.monotonic() + deadline
-        self._endpoint.ask("GET", "/models", None, "", json.loads, until)
+        self._endpoint.ask("GET", "/models", None, "", _models, until)
 
     def __call__(
         self, images: Images, prompts: Sequence[Prompt]
     ) -> dict[str, np.ndarray]:
         until = time.monotonic() + self._deadline
+        for prompt in prompts:
+            wire.check_named(self._name, _asked(prompt), "json")
         with ThreadPoolExecutor(self._threads) as threads:
             answers = list(
                 threads.map(
@@ -109,8 +133,12 @@ class Judge:
             f"{self._name}_unparsed": np.array([float(n is None) for n in numbers]),
         }
 
+    def check_prompt(self, prompt: Prompt) -> None:
+        """ValueError, which goes on from "the prompt", for one that cannot be asked."""
+        wire.check_prompt(_asked(prompt), "json")
+
     def _ask(self, image: np.ndarray, prompt: Prompt, until: float) -> str:
-        picture = base64.b64encode(image_file(self._resized(image))).decode()
+        picture = base64.b64encode(wire.image_file(self._resized(image))).decode()
         text = self._template.replace("{prompt}", prompt.text)
         content = [
             {
@@ -153,10 +181,25 @@ class Judge:
         return number / self._scale
 
 
+def _asked(prompt: Prompt) -> Prompt:
+    """What is sent of it: its record stays here."""
+    return Prompt(prompt.text, {}, prompt.index)
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and bool(np.isfinite(value))
+
+
+def _models(data: bytes) -> None:
+    """ValueError unless it may be the answer of such a server."""
+    if not isinstance(wire.load(data, "json"), dict):
+        raise ValueError(f"is no server of models: {data[:80]!r}")
+
+
 def _text_of(data: bytes) -> str:
     """The model's words; ValueError for an answer that has none."""
     try:
-        text = json.loads(data)["choices"][0]["message"]["content"]
+        text = wire.load(data, "json")["choices"][0]["message"]["content"]
     except (KeyError, IndexError, TypeError) as error:
         raise ValueError(f"an answer without a message: {data[:80]!r}") from error
     if not isinstance(text, str):
@@ -164,9 +207,15 @@ def _text_of(data: bytes) -> str:
     return text
 
 
+def _made(name: str, options: dict[str, Any]) -> Judge:
+    if "url" in options:  # before a line of another option can tell all of them
+        check_url(name, options["url"])
+    return Judge(name, **options)
+
+
 def judge(context: Context, **options) -> Judge:
     """Any model: `model`, `template` and `pattern` are the user's."""
-    return Judge("judge", **options)
+    return _made("judge", options)
 
 
 def unified_reward(context: Context, **options) -> Judge:
@@ -177,7 +226,7 @@ def unified_reward(context: Context, **options) -> Judge:
         "template": UNIFIED_REWARD,
         "pattern": rf"Final Score:\s*\**\s*{_NUMBER}",
     }
-    return Judge("unifiedreward", **defaults | options)
+    return _made("unifiedreward", defaults | options)
 
 
 def qwen_vl(context: Context, **options) -> Judge:
@@ -188,4 +237,4 @@ def qwen_vl(context: Context, **options) -> Judge:
         "template": QWEN_VL,
         "pattern": rf"<Score>\s*{_NUMBER}\s*</Score>",
     }
-    return Judge("qwenvl", **defaults | options)
+    return _made("qwenvl", defaults | options)

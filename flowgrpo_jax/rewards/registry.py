@@ -90,6 +90,8 @@ def make(name: str, context: Context | None = None) -> Reward:
 
 def _make(name: str, context: Context, options: Mapping[str, Any]) -> Reward:
     if "server" in options:
+        # Before a line of another option can tell all of them.
+        _module("endpoint").check_url(name, options["server"])
         return built(name, _module("remote").Remote, name, **options)
     if name not in REWARDS and "." in name:
         return _module("custom").from_path(name, options)

@@ -3,6 +3,8 @@
 Names in configs and metrics are those of the reward itself, wherever it runs.
 """
 
+import math
+import reprlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,9 +16,16 @@ from flowgrpo_jax.data.prompts import Prompt
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.rewards import geneval_records, ocr, wire
 from flowgrpo_jax.rewards.detection import Images
-from flowgrpo_jax.rewards.endpoint import Endpoint, token_of
+from flowgrpo_jax.rewards.endpoint import (
+    Endpoint,
+    check_positive,
+    check_whole,
+    printable,
+    token_of,
+)
 
-Answer = dict[str, list[float | int]]
+Answer = dict[str, list[float]]
+_NO_LIMIT = 1 << 62
 
 
 class _Protocol(NamedTuple):
@@ -70,7 +79,8 @@ class Remote:
       token_env: name of the environment variable that holds the bearer token.
       timeout, retries: of one request, see `Endpoint`.
       deadline: seconds for all requests of one call together.
-      batch: images per request; `concurrency`: requests at once.
+      batch: images per request, fewer where the server takes fewer pixels at once;
+        `concurrency`: requests at once.
       format: png (exact to 8 bits) or jpeg; encoding: json or msgpack.
     """
 
@@ -99,8 +109,10 @@ class Remote:
                     f"reward_options.{name}.{key}: {value}: must be one of "
                     f"{', '.join(allowed)}"
                 )
+        check_positive(name, deadline=deadline)
+        check_whole(name, 1, batch=batch, concurrency=concurrency)
         self._name, self._protocol = name, PROTOCOLS[protocol]
-        self.check_prompt = _CHECKS.get(name)
+        self._max_pixels = _NO_LIMIT
         self._deadline, self._batch, self._threads = deadline, batch, concurrency
         self._format, self._encoding = format, encoding
         token = token_of(name, token_env)
@@ -113,18 +125,32 @@ class Remote:
     ) -> dict[str, np.ndarray]:
         until = time.monotonic() + self._deadline
         host = np.asarray(images)
-        starts = range(0, len(host), self._batch)
+        for prompt in prompts:
+            wire.check_named(self._name, prompt, self._encoding)
+        pixels = host.shape[1] * host.shape[2]
+        batch = max(1, min(self._batch, self._max_pixels // pixels))
+        starts = range(0, len(host), batch)
 
         def ask(start):
-            part = slice(start, start + self._batch)
+            part = slice(start, start + batch)
             return self._ask(host[part], prompts[part], until)
 
         with ThreadPoolExecutor(self._threads) as threads:
             answers = list(threads.map(ask, starts))
+        if any(set(answer) != set(answers[0]) for answer in answers):
+            raise UserError(
+                f"reward.{self._name}: {self._endpoint.url}: measures other things in "
+                "every request"
+            )
         return {
             key: np.concatenate([np.asarray(one[key], np.float64) for one in answers])
             for key in answers[0]
         }
+
+    def check_prompt(self, prompt: Prompt) -> None:
+        """ValueError, which goes on from "the prompt", for one that cannot be scored."""
+        wire.check_prompt(prompt, self._encoding)
+        _CHECKS.get(self._name, lambda prompt: None)(prompt)
 
     def _ask(self, images, prompts, until: float) -> Answer:
         files = [wire.image_file(image, self._format) for image in images]
@@ -140,33 +166,56 @@ class Remote:
 
     def _read(self, data: bytes, count: int) -> Answer:
         """The measurements; ValueError for garbage, which is worth another attempt."""
+        body = wire.load(data, self._encoding)
         try:
-            answer = self._protocol.answer(self._name, wire.load(data, self._encoding))
-            fits = all(len(values) == count for values in answer.values())
-            numbers = all(
-                isinstance(value, int | float)
-                for values in answer.values()
-                for value in values
-            )
-        except (KeyError, TypeError, AttributeError) as error:
+            answer = self._protocol.answer(self._name, body)
+            columns = {key: list(values) for key, values in answer.items()}
+            scores = columns[self._name]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"an answer without scores: {data[:80]!r}") from error
-        if not fits or not numbers:
+        if not all(isinstance(key, str) and key.isprintable() for key in columns):
+            raise ValueError("a measurement without a name that can be printed")
+        if not all(len(values) == count for values in columns.values()):
             raise ValueError(f"not one number for each of {count} images")
-        return answer
+        table = {key: [_number(v) for v in vs] for key, vs in columns.items()}
+        if not np.isfinite(table[self._name]).all():
+            raise ValueError(f"scores {reprlib.repr(scores)}: must be finite")
+        return table
 
     def _check(self) -> None:
         """UserError unless the server is ready and has this reward."""
 
-        def read(data: bytes) -> list[str]:
+        def read(data: bytes) -> tuple[list[str], int]:
             body = wire.load(data, "json")
-            if not isinstance(body, Mapping) or "rewards" not in body:
+            names = body.get("rewards") if isinstance(body, Mapping) else None
+            if not isinstance(names, list) or not all(
+                isinstance(name, str) for name in names
+            ):
                 raise ValueError(f"is no reward server: {data[:80]!r}")
-            return body["rewards"]
+            most = body.get("max_pixels", _NO_LIMIT)  # older servers do not tell
+            if not isinstance(most, int) or most < 1:
+                raise ValueError(f"max_pixels: {reprlib.repr(most)}: is no number")
+            return names, most
 
         until = time.monotonic() + self._deadline
-        names = self._endpoint.ask("GET", "/rewards", None, "", read, until)
+        names, self._max_pixels = self._endpoint.ask(
+            "GET", "/rewards", None, "", read, until
+        )
         if self._name not in names:
             raise UserError(
                 f"reward.{self._name}: {self._endpoint.url}: has only "
-                f"{', '.join(names)}: start it with --rewards={self._name}"
+                f"{printable(', '.join(names))[:200]}: start it with "
+                f"--rewards={self._name}"
             )
+
+
+def _number(value: Any) -> float:
+    """A measurement; null is one that the server has not. ValueError for no number."""
+    if value is None:
+        return math.nan
+    if not isinstance(value, int | float):
+        raise ValueError(f"{reprlib.repr(value)}: is no number")
+    try:
+        return float(value)
+    except OverflowError:  # an integer of more than 308 digits
+        return math.inf

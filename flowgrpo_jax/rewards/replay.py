@@ -4,13 +4,14 @@ A resumed run makes the images of its last iterations again, bit for bit, and fi
 their scores in a file: `reward_options.NAME.replay` names it.
 """
 
+import contextlib
 import fcntl
 import hashlib
 import json
 import os
+import sys
 import threading
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,7 @@ class Replay:
     """
 
     def __init__(
-        self, name: str, reward: Reward, path: str | Path, options: Mapping[str, Any]
+        self, name: str, reward: Reward, path: Any, options: Mapping[str, Any]
     ):
         self._reward, self._lock = reward, threading.Lock()
         self.on_device = getattr(reward, "on_device", False)
@@ -59,9 +60,11 @@ class Replay:
             raise UserError(f"{where}: in use by another run: take another") from error
         except OSError as error:
             raise UserError(f"{where}: {error.strerror or error}") from error
+        except (ValueError, TypeError) as error:  # a NUL in it, a list
+            raise UserError(f"{where}: must be the path of a file: {error}") from error
         try:
             self._known = _read(self._file)
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise UserError(f"{where}: holds no scores: take another file") from error
 
     def __call__(
@@ -94,8 +97,13 @@ class Replay:
         return digest.hexdigest()
 
     def _add(self, keys: list[str], measured: Mapping[str, Any]) -> None:
-        """Write what was measured, then know it; what is no number is not kept."""
+        """Write what was measured, then know it; what is no number is not kept.
+
+        All lines or none: a torn one in the middle would spoil the file.
+        """
         columns = {name: np.asarray(v, np.float64) for name, v in measured.items()}
+        if any(values.shape != (len(keys),) for values in columns.values()):
+            raise ValueError(f"not one number for each of {len(keys)} images")
         rows = [
             {name: float(v[n]) for name, v in columns.items()} for n in range(len(keys))
         ]
@@ -104,11 +112,15 @@ class Replay:
             for key, row in zip(keys, rows, strict=True)
             if np.isfinite(list(row.values())).all()
         ]
+        whole = os.fstat(self._file.fileno()).st_size
         try:
-            self._file.write("".join(f"{line}\n" for line in lines).encode())
-            self._file.flush()
+            data = "".join(f"{line}\n" for line in lines).encode()
+            while data:
+                data = data[os.write(self._file.fileno(), data) :]
             os.fsync(self._file.fileno())
         except OSError as error:
+            with contextlib.suppress(OSError):
+                os.truncate(self._file.fileno(), whole)
             raise UserError(
                 f"{self._where}: {(error.strerror or str(error)).lower()}: free some "
                 "space or name another file; what it holds is intact"
@@ -126,4 +138,19 @@ def _read(file: Any) -> dict[str, dict[str, float]]:
             raise ValueError("another kind of file")
         file.truncate(whole)
     lines = [json.loads(line) for line in data[:whole].splitlines()]
-    return {line["key"]: line["scores"] for line in lines}
+    known = {}
+    for line in lines:
+        if not isinstance(line["key"], str) or not isinstance(line["scores"], dict):
+            raise ValueError("another kind of line")
+        known[line["key"]] = {
+            str(name): _number(value) for name, value in line["scores"].items()
+        }
+    return known
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{type(value).__name__} is no score")
+    if not abs(value) <= sys.float_info.max:  # NaN, or more than 308 digits
+        raise ValueError("a score must be finite")
+    return float(value)

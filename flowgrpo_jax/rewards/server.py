@@ -12,235 +12,94 @@ token protects it; put it behind a proxy for TLS.
 
 import argparse
 import ast
-import hmac
-import json
+import contextlib
+import ctypes
+import functools
 import os
 import signal
+import socket
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from flowgrpo_jax.errors import UserError
-from flowgrpo_jax.rewards import registry, wire
+from flowgrpo_jax.rewards import registry
+from flowgrpo_jax.rewards.limits import Limits
 from flowgrpo_jax.rewards.registry import Combined, Reward
-from flowgrpo_jax.rewards.scoring import RewardFailure, Scorer
+from flowgrpo_jax.rewards.scoring import Scorer
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
-_ENCODINGS = {content_type: name for name, content_type in wire.TYPES.items()}
-_METHODS = {"/health": "GET", "/rewards": "GET", "/score": "POST"}
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What a server takes on at once."""
-
-    body: int = 256 << 20  # bytes of a request
-    pixels: int = 1 << 26  # of all its images together
-    requests: int = 16  # being read or scored
-    seconds: float = 60.0  # to send a request
-    deadline: float = 600.0  # seconds to score it
+_DEFAULT = Limits()
 
 
-class Refused(Exception):
-    """A request that is answered by a status and one line."""
+class RewardServer:
+    """Serves `rewards` once they are there: `load` may be called after the start.
 
-    def __init__(self, status: int, line: str, **headers: str):
-        super().__init__(line)
-        self.status, self.headers = status, headers
+    It runs on a thread that does not keep the process alive. OSError for an address
+    that cannot be had, UserError without the packages of the extra `server`.
+    """
 
+    def __init__(
+        self, address: tuple[str, int], token: str = "", limits: Limits = _DEFAULT
+    ):
+        try:
+            import uvicorn
 
-class RewardServer(ThreadingHTTPServer):
-    """Serves `rewards` once they are there: `load` may be called after the start."""
-
-    daemon_threads = False  # what was begun is finished before `server_close` returns
-    request_queue_size = 64
-
-    def __init__(self, address: tuple[str, int], token: str = "", limits=Limits()):
-        super().__init__(address, _Handler)
-        self.token, self.limits = token, limits
-        self.scorers: dict[str, Scorer] | None = None
-        self.slots = threading.BoundedSemaphore(limits.requests)
+            from flowgrpo_jax.rewards.connections import Connection
+            from flowgrpo_jax.rewards.routes import Routes
+        except ImportError as error:
+            raise UserError(
+                f"rewards.server: {error.name} is missing: pip install "
+                "'flowgrpo_jax[server]'"
+            ) from error
+        family = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)[0][0]
+        self._socket = socket.create_server(address, family=family, backlog=256)
+        self.server_port: int = self._socket.getsockname()[1]
+        self._limits, self._routes = limits, Routes(token, limits)
+        config = uvicorn.Config(
+            self._routes.app,
+            http=functools.partial(Connection, limits=limits),  # type: ignore[arg-type]
+            loop="asyncio",
+            ws="none",
+            lifespan="off",
+            headers=[("connection", "close")],
+            server_header=False,
+            access_log=False,
+            log_config=None,
+            log_level="critical",
+            timeout_graceful_shutdown=limits.grace,  # type: ignore[arg-type]
+        )
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(
+            target=self._server.run, args=([self._socket],), daemon=True
+        )
 
     def load(self, rewards: Mapping[str, Reward]) -> None:
         """From now on it is ready, with these rewards."""
-        self.scorers = {
-            name: Scorer(Combined({name: reward}, {name: 1.0}), self.limits.deadline)
+        self._routes.scorers = {
+            name: Scorer(Combined({name: reward}, {name: 1.0}), self._limits.deadline)
             for name, reward in rewards.items()
         }
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that goes away is no news; anything else is told on stderr."""
-        if not isinstance(sys.exception(), OSError):
-            traceback.print_exc()
+    def start(self) -> None:
+        self._thread.start()
 
-    def score(self, body: Any) -> dict[str, Any]:
-        """The answer to a request to score; Refused if it cannot be."""
-        if self.scorers is None:
-            raise Refused(503, "the rewards are being loaded")
-        if not isinstance(body, dict):
-            raise Refused(400, "body: must be an object")
-        names = body.get("rewards", list(self.scorers))
-        if not isinstance(names, list) or not names:
-            raise Refused(400, "rewards: must be a list of names")
-        unknown = [str(name)[:40] for name in names if name not in list(self.scorers)]
-        if unknown:
-            raise Refused(404, f"rewards: {unknown[0]}: not among {_names(self)}")
-        try:
-            images = wire.images_from(body.get("images"), self.limits.pixels)
-            prompts = wire.prompts_from(body.get("prompts"), len(images))
-        except wire.TooLarge as error:
-            raise Refused(413, str(error)) from error
-        except ValueError as error:
-            raise Refused(400, str(error)) from error
-        begun = {name: self.scorers[name].start(images, prompts) for name in names}
-        return {"rewards": {n: self._finish(n, begun[n]) for n in begun}}
+    def stop(self) -> None:
+        """Take no more requests and finish what was begun, for `Limits.grace` seconds."""
+        self._server.should_exit = True
+        self._thread.join(self._limits.grace + 1.5)
 
-    def _finish(self, name: str, batch: Any) -> dict[str, list[float]]:
-        assert self.scorers is not None
-        try:
-            table = self.scorers[name].finish([batch])
-        except RewardFailure as error:
-            wrong_input = isinstance(error.__cause__, UserError)
-            if error.__cause__ is not None and not wrong_input:
-                traceback.print_exception(error.__cause__)
-            raise Refused(400 if wrong_input else 500, str(error)) from error
-        return {key: v.tolist() for key, v in table.items() if key != "avg"}
+    def __enter__(self) -> "RewardServer":
+        self.start()
+        return self
 
-
-def _names(server: RewardServer) -> str:
-    return ", ".join(server.scorers or ())
-
-
-class _Handler(BaseHTTPRequestHandler):
-    """One request; a connection carries no second one."""
-
-    server: RewardServer
-    server_version, sys_version = "flowgrpo_jax", ""
-    default_request_version = "HTTP/1.0"  # a broken request gets a status, too
-    timeout = 30.0  # seconds without a byte
-    _unread = 0  # bytes of a body that nobody has asked for yet
-
-    def _answer(self) -> None:
-        headers: dict[str, str] = {}
-        try:
-            status, body, encoding = 200, *self._route()
-        except Refused as refused:
-            status, headers = refused.status, refused.headers
-            body, encoding = {"error": str(refused)}, "json"
-        except OSError:  # the client has gone
-            self.close_connection = True
-            return
-        except Exception:
-            traceback.print_exc()
-            status, body, encoding = 500, {"error": "internal error"}, "json"
-        self._send(status, wire.dump(body, encoding), wire.TYPES[encoding], headers)
-        self._discard()
-
-    do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = do_HEAD = do_OPTIONS = _answer
-
-    def _route(self) -> tuple[Any, str]:
-        """(body, encoding) of the answer."""
-        self._unread = self._length() or 0
-        path = self.path.partition("?")[0]
-        if path not in _METHODS:
-            raise Refused(404, f"no such path; there are {', '.join(_METHODS)}")
-        if self.command != _METHODS[path]:
-            raise Refused(405, f"must be {_METHODS[path]}", Allow=_METHODS[path])
-        ready = self.server.scorers is not None
-        if path == "/health":
-            if not ready:
-                raise Refused(503, "the rewards are being loaded")
-            return {"status": "ready"}, "json"
-        self._check_token()
-        if path == "/rewards":
-            if not ready:
-                raise Refused(503, "the rewards are being loaded")
-            return {"rewards": list(self.server.scorers or ())}, "json"
-        encoding = self._check_headers()
-        if not self.server.slots.acquire(blocking=False):
-            raise Refused(503, f"busy with {self.server.limits.requests} requests")
-        try:
-            return self.server.score(self._body(encoding)), encoding
-        finally:
-            self.server.slots.release()
-
-    def _check_token(self) -> None:
-        wanted = f"Bearer {self.server.token}".encode()
-        given = self.headers.get("Authorization", "").encode("utf-8", "replace")
-        if self.server.token and not hmac.compare_digest(given, wanted):
-            challenge = {"WWW-Authenticate": "Bearer"}
-            raise Refused(
-                401, "a bearer token is needed, and this is not it", **challenge
-            )
-
-    def _length(self) -> int | None:
-        given = self.headers.get("Content-Length", "")
-        return int(given) if given.isascii() and given.isdigit() else None
-
-    def _check_headers(self) -> str:
-        """The encoding of the body, when all that stands before it is well."""
-        length, most = self._length(), self.server.limits.body
-        if length is None:
-            raise Refused(411, "Content-Length: must be there, a number of bytes")
-        if length > most:
-            raise Refused(413, f"a body of {length} bytes: at most {most}")
-        kind = self.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-        if kind not in _ENCODINGS:
-            raise Refused(415, f"Content-Type: must be {' or '.join(_ENCODINGS)}")
-        return _ENCODINGS[kind]
-
-    def _body(self, encoding: str) -> Any:
-        until = time.monotonic() + self.server.limits.seconds
-        pieces = []
-        while self._unread:
-            piece = self.rfile.read1(min(self._unread, 1 << 20))
-            if not piece or time.monotonic() > until:
-                raise Refused(400, "body: shorter than Content-Length, or too slow")
-            self._unread -= len(piece)
-            pieces.append(piece)
-        try:
-            return wire.load(b"".join(pieces), encoding)
-        except ValueError as error:
-            raise Refused(400, str(error)) from error
-
-    def _discard(self) -> None:
-        """Take some of a body that was refused: the client reads the answer only then."""
-        until = time.monotonic() + 2.0
-        self.connection.settimeout(1.0)
-        try:
-            while self._unread > 0 and time.monotonic() < until:
-                piece = self.rfile.read1(min(self._unread, 1 << 20))
-                self._unread = self._unread - len(piece) if piece else 0
-        except OSError:
-            return
-
-    def _send(
-        self, status: int, data: bytes, kind: str, headers: Mapping[str, str]
-    ) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(data)))
-        self.send_header("Connection", "close")
-        for key, value in headers.items():
-            self.send_header(key, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(data)
-        self.wfile.flush()
-
-    def send_error(self, code: int, message: Any = None, explain: Any = None) -> None:
-        """What the base class refuses (a broken request line) in the same form."""
-        line = json.dumps({"error": str(message or code)}).encode()
-        self.close_connection = True
-        self._send(code, line, wire.TYPES["json"], {})
-
-    def log_message(self, format: str, *values: Any) -> None:
-        """Successful requests are no news."""
+    def __exit__(self, *_: Any) -> None:
+        self.stop()
 
 
 def make_rewards(
@@ -252,8 +111,54 @@ def make_rewards(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Serve until SIGTERM or Ctrl-C; what was begun is finished first."""
+    """Serve until SIGTERM or Ctrl-C, of which a second one ends the process at once.
+
+    What was begun is finished first.
+    """
     flags = _flags(arguments)
+    _give_memory_back()
+    server = _server(flags)
+    ends: list[UserError | None] = []  # why it ends; None for a signal
+
+    def load() -> None:
+        try:
+            server.load(make_rewards(flags.rewards.split(","), flags.reward_options))
+            print(f"ready: {flags.rewards}", file=sys.stderr, flush=True)
+        except UserError as error:
+            ends.append(error)
+        except BaseException as error:  # a reward may do anything when it is made
+            traceback.print_exc()
+            text = f"{type(error).__name__}: {error}"
+            ends.append(UserError(f"--rewards: {flags.rewards}: {text}"))
+
+    def stop(number: int, _: Any) -> None:
+        if None in ends:
+            os._exit(128 + number)
+        ends.append(None)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    host = f"[{flags.host}]" if ":" in flags.host else flags.host
+    where = f"http://{host}:{server.server_port}"
+    print(f"rewards {flags.rewards} on {where}", file=sys.stderr, flush=True)
+    threading.Thread(target=load, daemon=True).start()
+    with server:
+        while not ends:
+            time.sleep(0.1)
+    if ends[0] is not None:
+        raise ends[0]
+    return 0
+
+
+def _give_memory_back() -> None:
+    """What is freed goes back to the system: by default glibc keeps blocks of up to
+    32 MB in a heap for each thread (mallopt(3), M_MMAP_THRESHOLD)."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
+        ctypes.CDLL(None).mallopt(-3, 1 << 20)
+
+
+def _server(flags: argparse.Namespace) -> RewardServer:
+    """A server as the flags say; UserError for those that cannot be."""
     token = os.environ.get(flags.token_env, "") if flags.token_env else ""
     if flags.token_env and not token:
         raise UserError(f"--token_env: {flags.token_env}: this variable is empty")
@@ -261,34 +166,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise UserError(
             f"--host: {flags.host}: without --token_env anyone could use it: give one"
         )
-    limits = Limits(flags.max_bytes, flags.max_pixels, flags.max_requests)
+    if not 0 <= flags.port < 1 << 16:
+        raise UserError(f"--port: {flags.port}: must be in [0, 65535]")
+    limits = {}
+    for name in ("bytes", "pixels", "requests", "connections"):
+        limits[name] = getattr(flags, f"max_{name}")
+        if limits[name] < 1:
+            raise UserError(f"--max_{name}: {limits[name]}: must be at least 1")
     try:
-        server = RewardServer((flags.host, flags.port), token, limits)
+        return RewardServer(
+            (flags.host, flags.port),
+            token,
+            Limits(
+                body=limits["bytes"],
+                bodies=max(limits["bytes"], Limits.bodies),
+                pixels=limits["pixels"],
+                requests=limits["requests"],
+                connections=limits["connections"],
+            ),
+        )
+    except socket.gaierror as error:
+        raise UserError(f"--host: {flags.host}: {error.strerror}") from error
     except OSError as error:
         raise UserError(f"--port: {flags.port}: {error.strerror or error}") from error
-    failure: list[UserError] = []
-
-    def load() -> None:
-        try:
-            server.load(make_rewards(flags.rewards.split(","), flags.reward_options))
-            print(f"ready: {_names(server)}", file=sys.stderr, flush=True)
-        except UserError as error:
-            failure.append(error)
-            server.shutdown()
-
-    def stop(*_: Any) -> None:  # not from the thread that serves: it waits for it
-        threading.Thread(target=server.shutdown).start()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
-    where = f"http://{flags.host}:{server.server_port}"
-    print(f"rewards {flags.rewards} on {where}", file=sys.stderr, flush=True)
-    threading.Thread(target=load, daemon=True).start()
-    with server:
-        server.serve_forever(poll_interval=0.1)
-    if failure:
-        raise failure[0]
-    return 0
 
 
 def _flags(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -304,8 +204,9 @@ def _flags(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--port", type=int, default=18085, help="0 takes a free one")
     add("--token_env", default="", help="environment variable with the bearer token")
     add("--max_bytes", type=int, default=Limits.body, help="of a request")
-    add("--max_pixels", type=int, default=Limits.pixels, help="of all its images")
+    add("--max_pixels", type=int, default=Limits.pixels, help="scored at once")
     add("--max_requests", type=int, default=Limits.requests, help="at once")
+    add("--max_connections", type=int, default=Limits.connections, help="open at once")
     return parser.parse_args(arguments)
 
 
@@ -313,13 +214,18 @@ def _options(text: str) -> dict[str, dict[str, Any]]:
     try:
         options = ast.literal_eval(text)  # as in --config.reward_options: values only
         return {str(name): dict(values) for name, values in options.items()}
-    except (ValueError, SyntaxError, AttributeError, TypeError) as error:
+    except (
+        *(ValueError, SyntaxError, AttributeError, TypeError),
+        *(RecursionError, MemoryError),
+    ) as error:
         raise argparse.ArgumentTypeError(f"{text}: must be a dict of dicts") from error
 
 
 if __name__ == "__main__":
     try:
-        sys.exit(main())
+        code = main()
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        code = 2
+    sys.stderr.flush()
+    os._exit(code)  # a reward that hangs must not be waited for

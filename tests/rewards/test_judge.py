@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from flowgrpo_jax.data.prompts import Prompt
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.rewards import registry
 from flowgrpo_jax.rewards.registry import Context
@@ -78,9 +79,59 @@ def test_wrong_judges_are_named():
         judge(url)
 
 
-def test_garbage_is_one_line():
+@pytest.mark.parametrize(
+    "answer, line",
+    [
+        ({"choices": []}, "an answer without a message"),
+        ({"choices": [{"message": {"content": None}}]}, "an answer without text"),
+        ({"choices": [{"message": "?"}]}, "an answer without a message"),
+        (b"[" * 100_000, "body: not json"),
+        (b'{"choices": %s}' % (b"9" * 5000), "body: not json"),
+        (b"5", "an answer without a message"),
+        (b"", "body: not json"),
+        (b"\x1b[31m", "body: not json"),
+        (b" " * ((1 << 24) + 1), "an answer of more than 16777216 bytes"),
+    ],
+)
+def test_garbage_is_one_line(answer, line):
     """Oracle: the line, by hand."""
     models = (200, {"data": []})
-    with answering(models, (200, {"choices": []})) as (url, _):
-        with pytest.raises(UserError, match="an answer without a message"):
+    with answering(models, (200, answer)) as (url, _):
+        with pytest.raises(UserError, match=line) as error:
             judge(url)(IMAGES, PROMPTS)
+        assert str(error.value).isprintable()
+
+
+@pytest.mark.parametrize("answer", [b"[" * 100_000, b"9" * 5000, b"[]", b"null"])
+def test_servers_without_models(answer):
+    with answering((200, answer)) as (url, _):
+        with pytest.raises(UserError, match=f"^reward.unifiedreward: {url}/v1: "):
+            judge(url)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"lowest": v} for v in (float("nan"), float("inf"), 5.0)),
+        *({"scale": v} for v in (0.0, float("nan"), -1.0)),
+        *({"unparsed": v} for v in (float("nan"), float("inf"))),
+        *({key: 0} for key in ("max_tokens", "concurrency")),
+        *({key: 0.0} for key in ("deadline", "timeout")),
+        *({key: -1} for key in ("size", "retries")),
+    ],
+)
+def test_options_that_are_none(options):
+    [key] = options
+    with pytest.raises(UserError, match=f"^reward_options.qwenvl.{key}: "):
+        judge("http://127.0.0.1:9", "qwenvl", **options)
+
+
+def test_a_prompt_that_cannot_be_asked_is_named():
+    """Oracle: the line; what only the record holds is not sent and does not matter."""
+    prompts = [Prompt("a", {"half": "\ud83d", "nan": float("nan")}, 3)] * 2
+    with answering(says("Final Score: 4", "Final Score: 4")) as (url, asked):
+        one = judge(url, template="{prompt} 0")
+        one.check_prompt(prompts[0])
+        one(IMAGES[:2], prompts)
+        with pytest.raises(UserError, match=r"prompt 9 \('\\ud83d'\) holds half"):
+            one(IMAGES[:1], [Prompt("\ud83d", {}, 9)])

@@ -1,5 +1,8 @@
 """Scores that are kept: nothing is asked twice, and a crash costs one line at most."""
 
+import errno
+import os
+
 import numpy as np
 import pytest
 
@@ -114,3 +117,50 @@ def test_a_disk_that_is_full_is_one_line(reward, tmp_path, monkeypatch):
         UserError, match="^reward_options.paid.replay: ~/kept.jsonl: no"
     ):
         kept(IMAGES, PROMPTS)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"key": "a", "scores": [1]}',
+        '{"key": 1, "scores": {"paid": 1}}',
+        '{"key": "a", "scores": {"paid": "1"}}',
+        '{"key": "a", "scores": {"paid": NaN}}',
+        '{"key": "a", "scores": {"paid": %s}}' % ("9" * 400),
+        '{"key": "a", "scores": {"paid": %s}}' % ("9" * 5000),
+        "[" * 100_000,
+    ],
+)
+def test_files_of_something_else(reward, tmp_path, line):
+    """Oracle: the line, by hand, and the file as it was."""
+    path = tmp_path / "kept.jsonl"
+    path.write_text(f"{line}\n")
+    with pytest.raises(UserError, match="kept.jsonl: holds no scores: take another"):
+        replay(reward, path)
+    assert path.read_text() == f"{line}\n"
+
+
+@pytest.mark.parametrize("path", ["a\0b", 5, ["a"]])
+def test_paths_that_are_none(reward, path):
+    with pytest.raises(UserError, match="^reward_options.paid.replay: "):
+        replay(reward, path)
+
+
+def test_a_disk_that_is_full_tears_no_line(reward, asked, tmp_path, monkeypatch):
+    """Oracle: whole lines only, and what was written before is still known."""
+    path = tmp_path / "kept"
+    kept = replay(reward, path)
+    kept(IMAGES[:2], PROMPTS[:2])
+    before, write = path.read_bytes(), os.write
+
+    def full(fd, data):
+        write(fd, bytes(data[:9]))
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", full)
+        with pytest.raises(UserError, match="^reward_options.paid.replay: .*no space"):
+            kept(IMAGES, PROMPTS)
+    assert path.read_bytes() == before
+    kept(IMAGES, PROMPTS)
+    assert asked == [2, 2, 2]
