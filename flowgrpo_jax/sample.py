@@ -24,7 +24,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from flowgrpo_jax import commands
-from flowgrpo_jax.data.prompt_files import load_prompts
+from flowgrpo_jax.data.prompt_files import checked, load_prompts
 from flowgrpo_jax.data.prompts import Prompt
 from flowgrpo_jax.errors import UserError
 
@@ -113,8 +113,8 @@ PIPELINE_STEPS, PIPELINE_GUIDANCE = 28, 7.0
 
 
 def main() -> None:
+    from flowgrpo_jax import checks, restore
     from flowgrpo_jax import config as configs
-    from flowgrpo_jax import restore
 
     workdir = _WORKDIR.value
     for flag in (_CHECKPOINT, _WEIGHTS):
@@ -434,13 +434,16 @@ def with_metadata(config: ConfigDict, prompts: Sequence[Prompt]) -> list[Prompt]
 
 
 def _prompts() -> list[Prompt]:
-    prompts = [Prompt(text.strip()) for text in _PROMPT.value]
+    prompts = []
+    for text in _PROMPT.value:
+        try:
+            prompts.append(Prompt(checked(text)))
+        except ValueError as error:
+            raise UserError(f"--prompt: {ascii(text[:60])}: {error}") from error
     if _PROMPTS_FILE.value is not None:
         prompts += load_prompts(_PROMPTS_FILE.value, "--prompts_file")
     if not prompts:
         raise UserError("--prompt: missing: give one, or a file with --prompts_file")
-    if not all(prompt.text for prompt in prompts):
-        raise UserError("--prompt: '': an empty prompt: say what to draw")
     return prompts
 
 

@@ -100,7 +100,15 @@ def test_unknown_words_are_found():
     "arguments, line",
     [
         ((), "--prompt: missing"),
-        (("--prompt= ",), "--prompt: '': an empty prompt"),
+        (("--prompt= ",), "--prompt: ' ': empty prompt"),
+        (
+            ("--prompt=a \udcff circle",),
+            "--prompt: 'a \\udcff circle': \\udcff is half of",
+        ),
+        (
+            ("--prompt=a circle", "--negative_prompt=\udcff"),
+            "--negative_prompt: ",
+        ),
         (("--prompts_file=no.txt",), "--prompts_file: no.txt: cannot be read"),
         ((f"--prompt={RED}", "--checkpoint=3"), "--checkpoint: 3: give its --workdir"),
         ((f"--prompt={RED}", "--weights=ema"), "--weights: ema: give its --workdir"),

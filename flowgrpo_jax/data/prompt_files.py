@@ -37,7 +37,7 @@ def load_prompts(path: str | Path, key: str = "prompts") -> list[Prompt]:
             if not line:
                 raise ValueError("empty prompt: remove the line or fill it")
             text, record = parse(line)
-            prompts.append(Prompt(_checked(text), record, index))
+            prompts.append(Prompt(checked(text), record, index))
         except ValueError as error:
             raise UserError(f"{key}: {path}:{index + 1}: {error}") from error
     if not prompts:
@@ -65,8 +65,9 @@ def _lines(path: Path, key: str) -> list[str]:
     return lines if text else []
 
 
-def _checked(text: str) -> str:
+def checked(text: str) -> str:
     """The text without spaces around it; ValueError if it can be no prompt."""
+    _check_characters(text)
     if all(unicodedata.category(letter) in _BLANK for letter in text):
         raise ValueError("empty prompt: has no visible character")
     if "\0" in text:
@@ -110,14 +111,18 @@ def _record(line: str) -> Any:
     if _is_deep(record):
         raise ValueError(_TOO_DEEP)
     if "\\u" in line:  # only so a text can hold half of a character
-        try:
-            json.dumps(record, ensure_ascii=False).encode()
-        except UnicodeEncodeError as error:
-            half = f"\\u{ord(error.object[error.start]):04x}"
-            raise ValueError(
-                f"{half} is half of a character (a cut emoji): remove or repair it"
-            ) from error
+        _check_characters(json.dumps(record, ensure_ascii=False))
     return record
+
+
+def _check_characters(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(text[error.start]):04x}"
+        raise ValueError(
+            f"{half} is half of a character (a cut emoji): remove or repair it"
+        ) from error
 
 
 def _whole_number(digits: str) -> int:

@@ -1,5 +1,7 @@
 """The TFDS builder of GenEval prompts; import it lazily, TFDS is slow to import."""
 
+import contextlib
+import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -86,8 +88,12 @@ def prepared(prompt_set: PromptSet, data_dir: str | Path | None) -> GenevalPromp
         )
 
     result = builder()
+    if not Path(result.data_dir).exists():
+        print(f"preparing {prompt_set.name} prompts in {result.data_dir}")
+    tfds.disable_progress_bar()
     try:
-        result.download_and_prepare()
+        with contextlib.redirect_stdout(io.StringIO()):  # it speaks of downloads
+            result.download_and_prepare()
     except OSError:
         # Another process may have renamed its finished copy into place first.
         if not Path(result.data_dir).exists():

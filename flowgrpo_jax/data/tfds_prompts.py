@@ -8,6 +8,7 @@ only when a set is loaded, because importing TFDS takes seconds.
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -93,4 +94,13 @@ def load(
             f"prompts: {config.name}: {place}: {(error.strerror or str(error)).lower()}: "
             "prompt sets are kept there: set TFDS_DATA_DIR to a folder that can be "
             "written to"
+        ) from error
+    except (ImportError, UserError):
+        raise
+    except Exception as error:  # TFDS and its C++ say each damage otherwise
+        root = data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
+        raise UserError(
+            f"prompts: {config.name}: {root}/geneval_prompts/{config.config_name}: is "
+            f"damaged ({' '.join(str(error).split())[:200]}): delete this folder, it "
+            "will be made again"
         ) from error

@@ -1,5 +1,6 @@
 """Prompt sets through TFDS; preparing one takes a second, importing TFDS two."""
 
+import shutil
 import subprocess
 import sys
 
@@ -80,6 +81,48 @@ def test_another_process_may_finish_first(tmp_path, monkeypatch):
 
     monkeypatch.setattr(PromptSet, "generate", overtaken)
     assert load(SHAPES, "test", tmp_path) == inner[1] == generate(SHAPES, "test")
+
+
+def _damage(name, change):
+    def at(folder):
+        [path] = folder.rglob(name)
+        path.write_bytes(change(path.read_bytes()))
+
+    return at
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        _damage("*test.array_record*", lambda data: data[:20_000]),
+        _damage("*test.array_record*", lambda data: b""),
+        _damage("*test.array_record*", lambda data: data[:100] + b"x" + data[101:]),
+        _damage("dataset_info.json", lambda data: b"{"),
+        _damage("dataset_info.json", lambda data: b"[]"),
+        lambda folder: next(folder.rglob("*test.array_record*")).unlink(),
+    ],
+)
+def test_a_damaged_copy_is_named(tmp_path, damage):
+    """Oracle: one line with the folder that is to be deleted; without it all is well."""
+    wanted = load(SHAPES, "test", tmp_path)
+    damage(tmp_path)
+    with pytest.raises(UserError, match="is damaged .*: delete this folder") as caught:
+        load(SHAPES, "test", tmp_path)
+    line = str(caught.value)
+    folder = tmp_path / "geneval_prompts" / SHAPES.config_name
+    assert "\n" not in line and str(folder) in line
+    shutil.rmtree(folder)
+    assert load(SHAPES, "test", tmp_path) == wanted
+
+
+def test_the_first_use_is_one_line(tmp_path, capfd):
+    """Oracle: what is printed, by TFDS and its bars too; nothing at the second use."""
+    load(SHAPES, "test", tmp_path)
+    told = capfd.readouterr()
+    assert told.out.startswith("preparing shapes prompts in ") and not told.err
+    assert told.out.count("\n") == 1
+    load(SHAPES, "test", tmp_path)
+    assert capfd.readouterr().out == ""
 
 
 def test_a_changed_description_has_other_files():
