@@ -113,8 +113,8 @@ PIPELINE_STEPS, PIPELINE_GUIDANCE = 28, 7.0
 
 
 def main() -> None:
-    from flowgrpo_jax import checks, restore
     from flowgrpo_jax import config as configs
+    from flowgrpo_jax import restore
 
     workdir = _WORKDIR.value
     for flag in (_CHECKPOINT, _WEIGHTS):
