@@ -25,7 +25,7 @@ from flowgrpo_jax.worlds import WORLDS
 
 NAMES = {"ema": "the EMA", "learner": "the learner"}
 _FILE = "base_model.json"
-_BLOCK = 1 << 22  # elements of a host array that are summed at once
+_BLOCK = 1 << 18  # elements of a host array that are summed at once: a cache's worth
 
 
 def at(
@@ -135,11 +135,11 @@ def _sum(leaf: Any) -> Any:
         return jax.device_get(_sum_on_devices(leaf))
     flat = np.ascontiguousarray(leaf).reshape(-1)
     bits = flat.view(f"u{flat.dtype.itemsize}")
-    total = 0
+    odd, total = 2 * np.arange(_BLOCK, dtype=np.uint32) + 1, 0
     for start in range(0, len(bits), _BLOCK):
         part = bits[start : start + _BLOCK].astype(np.uint32)
-        place = np.arange(start, start + len(part), dtype=np.uint32)
-        total += int(np.sum(part * (2 * place + 1), dtype=np.uint32))
+        total += int(np.sum(part * odd[: len(part)], dtype=np.uint32))
+        total += 2 * start * int(np.sum(part, dtype=np.uint32))
     return total % 2**32
 
 
