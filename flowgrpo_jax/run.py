@@ -334,7 +334,7 @@ class Run:
         """The embeddings of an iteration's prompts; of the next ones too, if need be."""
         texts = [prompt.text for prompt in prompts]
         if self._text.lacks(texts):
-            self._text.add(self._coming_texts(iteration))
+            self._text.add(self._coming_texts(iteration), self.check)
         return self._text.rows(texts)
 
     def _place(self, tree: Any, spec: Any = programs.WHOLE) -> Any:
