@@ -160,7 +160,7 @@ def _output(workdir: str | None) -> Path | None:
 
     UserError, before any work, for one that cannot be written to.
     """
-    if not _OUTPUT.value:
+    if _OUTPUT.value is None:
         commands.writable_folder(Path(workdir or "."), "--output")
         return None
     output = commands.writable_folder(Path(_OUTPUT.value), "--output")
@@ -200,21 +200,10 @@ def model_config(model: str) -> ConfigDict:
     return config
 
 
-# Config keys that flags stand for here.
-_FLAGS_OF_KEYS = {
-    "eval.seed": "--seed",
-    "eval.guidance_scale": "--guidance_scale",
-    "sample.eval_num_steps": "--num_steps",
-}
-
-
 def with_options(
     config: ConfigDict, seed: int, guidance_scale: float | None, num_steps: int | None
 ) -> ConfigDict:
-    """The config with these options of its evaluation sampler; None leaves one.
-
-    UserError, which names the flag, for a value that cannot be.
-    """
+    """The config with these options of its evaluation sampler; None leaves one."""
     from flowgrpo_jax import checks
     from flowgrpo_jax import config as configs
 
@@ -224,11 +213,7 @@ def with_options(
         config.eval.guidance_scale = guidance_scale
     if num_steps is not None:
         config.sample.eval_num_steps = num_steps
-    try:
-        checks.check(config)
-    except UserError as error:
-        key, colon, rest = str(error).partition(":")
-        raise UserError(f"{_FLAGS_OF_KEYS.get(key, key)}{colon}{rest}") from error
+    checks.check(config)
     return config
 
 

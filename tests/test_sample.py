@@ -29,7 +29,7 @@ def draw(monkeypatch, weights_file, tmp_path):
     def command(*arguments, output="out"):
         folder = tmp_path / output
         argv = ["sample", "--num_steps=2", "--guidance_scale=1"]
-        argv += [f"--output={folder}", *map(str, arguments)]
+        argv += [f"--output={folder}"] * bool(output) + [*map(str, arguments)]
         if not any(word.startswith(("--search", "--num_images")) for word in argv):
             argv += ["--num_images=2"]
         monkeypatch.setattr(sys, "argv", argv)
@@ -74,15 +74,8 @@ def test_options_fall_back_to_the_config():
     changed = sample.with_options(config, 5, None, 7)
     assert changed.eval.seed == 5 and changed.eval.guidance_scale == 3.0
     assert changed.sample.eval_num_steps == 7 and config.eval.seed == 0
-    for options, flag in [
-        ((0, None, 0), "--num_steps: 0: must be at least 1"),
-        ((-1, None, None), "--seed: -1: must be at least 0"),
-        ((2**32, None, None), f"--seed: {2**32}: must be "),
-        ((0, -1.0, None), "--guidance_scale: -1.0: "),
-        ((0, float("nan"), None), "--guidance_scale: nan: "),
-    ]:
-        with pytest.raises(UserError, match=f"^{flag}"):
-            sample.with_options(config, *options)
+    with pytest.raises(UserError, match=r"^sample\.eval_num_steps: 0: "):
+        sample.with_options(config, 0, None, 0)
 
 
 def test_unknown_words_are_found():
@@ -112,12 +105,12 @@ def test_unknown_words_are_found():
         (("--prompts_file=no.txt",), "--prompts_file: no.txt: cannot be read"),
         ((f"--prompt={RED}", "--checkpoint=3"), "--checkpoint: 3: give its --workdir"),
         ((f"--prompt={RED}", "--weights=ema"), "--weights: ema: give its --workdir"),
-        ((f"--prompt={RED}", "--weights=best"), "flag --weights=best: "),
+        ((f"--prompt={RED}", "--weights=best"), "--weights: best: "),
         ((f"--prompt={RED}", "--seed=-1"), "--seed: -1: must be at least 0"),
         ((f"--prompt={RED}", "--num_steps=0"), "--num_steps: 0: must be at least 1"),
-        ((f"--prompt={RED}", "--num_images=0"), "flag --num_images=0: "),
+        ((f"--prompt={RED}", "--num_images=0"), "--num_images: 0: "),
         ((f"--prompt={RED}", "--workdir=no"), "workdir: no: holds no config.json"),
-        (("--search=best", f"--prompt={RED}"), "flag --search=best: "),
+        (("--search=best", f"--prompt={RED}"), "--search: best: "),
         (("--budget=9", f"--prompt={RED}"), "--budget: 9: needs --search"),
         (("--keep=0.5", f"--prompt={RED}"), "--keep: 0.5: needs --search"),
         (
@@ -205,7 +198,7 @@ def test_images_go_to_a_new_folder(draw, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     drawn = tmp_path / "drawn"
     for number in range(2):
-        draw(f"--prompt={RED}", "--num_images=1", "--output=", f"--seed={number}")
+        draw(f"--prompt={RED}", "--num_images=1", f"--seed={number}", output="")
         told = capsys.readouterr().out.split()[-1]
         assert told == f"drawn/{number:03d}/grid.png" and (tmp_path / told).is_file()
     first, second = (pixels(drawn / f"{n:03d}" / "grid.png") for n in range(2))
