@@ -199,16 +199,29 @@ def _end_workers() -> None:
         worker.kill()
 
 
+def _hold_signals() -> None:
+    """Until the child has its own handlers: what is sent to it would go to our pipe,
+    and the parent take it for its own (a pool ends its workers with SIGTERM)."""
+    _forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+
+def _let_signals() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _forking.mask)
+
+
 def _as_before() -> None:
     """A forked process (a worker of a user's pool) has no such thread: it just ends."""
     global _pipe, _current, _is_command
-    if _pipe is None:
-        return
-    signal.set_wakeup_fd(-1)
-    for number in SIGNALS:
-        if signal.getsignal(number) is _on_signal:
-            signal.signal(number, signal.SIG_DFL)
-    _pipe, _current, _is_command = None, None, False
+    if _pipe is not None:
+        signal.set_wakeup_fd(-1)
+        for number in SIGNALS:
+            if signal.getsignal(number) is _on_signal:
+                signal.signal(number, signal.SIG_DFL)
+        _pipe, _current, _is_command = None, None, False
+    _let_signals()
 
 
-os.register_at_fork(after_in_child=_as_before)
+_forking = threading.local()
+os.register_at_fork(
+    before=_hold_signals, after_in_parent=_let_signals, after_in_child=_as_before
+)

@@ -211,6 +211,34 @@ def test_a_signal_ends_a_forked_child_of_any_thread():
     assert (done.returncode, done.stdout) == (0, "15\n15\n"), done.stderr
 
 
+EARLY = """
+import os, signal, time
+def at_once():  # before any hook of ours: what comes first is called first
+    os.kill(os.getpid(), signal.SIGTERM)
+os.register_at_fork(after_in_child=at_once)
+from flowgrpo_jax.runtime.stopping import GracefulStop
+with GracefulStop() as stop:
+    child = os.fork()
+    if child == 0:
+        os._exit(1)
+    print(os.waitpid(child, 0)[1])
+    time.sleep(0.5)
+    print(stop.requested)
+    os.kill(os.getpid(), signal.SIGTERM)
+    while not stop.requested:
+        time.sleep(0.01)
+"""
+
+
+def test_a_signal_to_a_child_that_has_just_begun_is_its_own():
+    """Oracle: the kernel's default action; the parent hears nothing of it, but of its
+    own signals still."""
+    done = subprocess.run(
+        [sys.executable, "-c", EARLY], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (0, "15\n0\n"), done.stderr
+
+
 # What may hold a process that has printed its last line.
 HELD = """
 import atexit, multiprocessing, sys, threading, time
