@@ -131,14 +131,14 @@ class Checkpointer:
         folder = self.directory / str(step)
         self._verify(folder, step)
         target = jax.tree.map(_abstract, state_like)
-        if reason := _misfit(target, folder / _ITEM):
-            raise self._unreadable(folder, step, reason)
         args = ocp.args.PyTreeRestore(
             item=target,
             restore_args=ocp.checkpoint_utils.construct_restore_args(target),
             partial_restore=partial,
         )
         try:
+            if reason := _misfit(target, folder / _ITEM):
+                raise ValueError(reason)
             restored = self._manager.restore(
                 step, args=ocp.args.Composite(**{_ITEM: args})
             )[_ITEM]
