@@ -64,6 +64,25 @@ PHASES = {
 }
 
 
+def start(folder: Path, workdir: Path, log: IO[bytes]) -> subprocess.Popen:
+    """The tiny run; prompts and compiled programs are kept in `folder`."""
+    prompts = folder / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps(record) + "\n" for record in PROMPTS))
+    return subprocess.Popen(
+        [
+            *(sys.executable, "-m", "flowgrpo_jax.main"),
+            *("--config=configs/geneval.py", f"--workdir={workdir}", *OVERRIDES),
+            f"--config.prompts={prompts}",
+            f"--config.eval.prompts={prompts}",
+        ],
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        env=os.environ
+        | {"HOME": str(folder / "home"), "JAX_PLATFORMS": "cpu"}
+        | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"},
+    )
+
+
 class Campaign:
     """A folder with the undisturbed run, the compiled programs and what was done."""
 
@@ -73,8 +92,6 @@ class Campaign:
         self._file = folder / "kills.json"
         self.chance = random.Random()
         folder.mkdir(parents=True, exist_ok=True)
-        prompts = "".join(json.dumps(record) + "\n" for record in PROMPTS)
-        (folder / "prompts.jsonl").write_text(prompts)
         self.done: dict[str, Any] = {"seconds": 0.0, "kills": [], "runs": []}
         if self._file.exists():
             self.done = json.loads(self._file.read_text())
@@ -84,26 +101,10 @@ class Campaign:
     def keep(self) -> None:
         self._file.write_text(json.dumps(self.done))
 
-    def start(self, workdir: Path, log: IO[bytes]) -> subprocess.Popen:
-        prompts = self.folder / "prompts.jsonl"
-        return subprocess.Popen(
-            [
-                *(sys.executable, "-m", "flowgrpo_jax.main"),
-                *("--config=configs/geneval.py", f"--workdir={workdir}", *OVERRIDES),
-                f"--config.prompts={prompts}",
-                f"--config.eval.prompts={prompts}",
-            ],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=os.environ
-            | {"HOME": str(self.folder / "home"), "JAX_PLATFORMS": "cpu"}
-            | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"},
-        )
-
     def finish(self, workdir: Path) -> float:
         """Let a run end; the processor's seconds that it took."""
         with (self.folder / "log").open("wb") as log:
-            process = self.start(workdir, log)
+            process = start(self.folder, workdir, log)
             _, status, usage = os.wait4(process.pid, 0)
             process.returncode = os.waitstatus_to_exitcode(status)
         told = (self.folder / "log").read_text()
@@ -124,7 +125,7 @@ class Campaign:
         share = self.chance.random()
         path = self.folder / "log"
         with path.open("wb") as log:
-            process = self.start(self.killed, log)
+            process = start(self.folder, self.killed, log)
             while cpu_seconds(process) < share * self.done["seconds"]:
                 if process.poll() is not None:
                     assert process.returncode == 0, path.read_text()
