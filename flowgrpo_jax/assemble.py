@@ -283,6 +283,7 @@ def try_rewards(
     within `reward_deadline` or returns something else than scores. The context holds
     the rewards, to be used. Without `training` those of evaluations only.
     """
+    jax.devices()  # taken before a user's module may hide them (CUDA_VISIBLE_DEVICES)
     context = reward_context(config)
     combined, prompts = [], {}
     if training and config.train.objective != "flow_matching":

@@ -1,5 +1,9 @@
 """From the config to rewards that were tried before anything else is done."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -62,3 +66,32 @@ def test_a_run_whose_reward_fails_does_not_begin(where, tmp_path, monkeypatch):
     with pytest.raises(RewardFailure, match="^reward.broken: SystemExit: 1$"):
         trainer.train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+HIDING = """
+import os
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=3"
+def even(images, prompts):
+    return [0.0] * len(images)
+"""
+DEVICES = """
+import jax
+from flowgrpo_jax import assemble
+from flowgrpo_jax import config as configs
+assemble.try_rewards(configs.make(reward={"hiding.even": 1.0}))
+print(jax.device_count())
+"""
+
+
+def test_a_reward_does_not_choose_the_devices_of_the_run(tmp_path):
+    """Oracle: one device, as without the flags that its module sets."""
+    (tmp_path / "hiding.py").write_text(HIDING)
+    paths = os.pathsep.join([str(tmp_path), os.getcwd()])
+    done = subprocess.run(
+        [sys.executable, "-c", DEVICES],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"PYTHONPATH": paths, "XLA_FLAGS": ""},
+    )
+    assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
