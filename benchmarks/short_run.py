@@ -72,7 +72,7 @@ def main() -> int:
             agree &= agrees(told, seen)
             lines.append(row(rate, told, seen))
             print(lines[-1], flush=True)
-    sections.write("A short run", COMMAND, "\n".join(lines))
+            sections.write("A short run", COMMAND, "\n".join(lines))
     return 0 if agree else 1
 
 

@@ -78,11 +78,11 @@ def _compare() -> Iterator[str | None]:
         np.zeros((1, 1, 8, 8, 3), np.float32),
         {MARK: np.zeros((1, 1)), "avg": np.zeros((1, 1))},
     )
-    config = configs.make()
-    for where, name, prompt in (
-        ("prompt", "run", MARK),
-        ("workdir", MARK, "a"),
-        ("reward", "run", "a"),
+    for where, name, prompt, fact in (
+        ("prompt", "run", MARK, "a"),
+        ("workdir", MARK, "a", "a"),
+        ("reward", "run", "a", "a"),
+        ("command", "run", "a", MARK),
     ):
-        made = compare.page(name, config, [Prompt(prompt)], side, side)
+        made = compare.page(name, [fact], [Prompt(prompt)], side, side, "report.html")
         yield _raw(made, f"compare: {where}")
