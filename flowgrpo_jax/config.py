@@ -345,7 +345,7 @@ def _assign(config: ml_collections.ConfigDict, key: str, value: Any) -> None:
         )
     try:
         node[last] = value
-    except TypeError as error:
+    except (TypeError, OverflowError) as error:
         raise UserError(
             f"{key}: {rules.shown(value)}: must be like {rules.shown(current)}"
         ) from error

@@ -204,6 +204,7 @@ def test_a_range_of_sigmas_that_is_empty_is_refused():
         {"nope": {}},
         {"reward": {"": 1, "a..b": 1}},
         {"train.beta": "x"},
+        {"train": {"beta": 10**400}},
         {"sample": {"branch_steps": [[0]]}},
         {"sample": {"branch_steps": 0}},
     ],

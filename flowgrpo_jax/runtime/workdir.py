@@ -24,7 +24,7 @@ from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import IO, Any
 
-from flowgrpo_jax import paths
+from flowgrpo_jax import paths, rules
 from flowgrpo_jax.errors import UserError
 
 _CONFIG = "config.json"
@@ -107,7 +107,7 @@ def locate(path: str | Path) -> Path:
         length = len(str(place).encode())
     except UnicodeEncodeError as error:
         raise UserError(
-            f"workdir: {os.fsencode(path)!r}: must be named in UTF-8: take another "
+            f"workdir: {rules.shown(str(path))}: must be named in UTF-8: take another "
             "--workdir"
         ) from error
     if length > _LONGEST or "\0" in str(place):
@@ -311,10 +311,8 @@ def _check_digests(path: Path, digests: Mapping[str, str]) -> None:
         return
     try:
         held = parse_json(file.read_text())
-        changed = [
-            key for key in digests if held.get(key, digests[key]) != digests[key]
-        ]
-    except (OSError, ValueError, AttributeError) as error:
+        changed = [key for key in digests if held[key] != digests[key]]
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(
             f"workdir: {file}: cannot be read ({error}): delete it if the prompts are "
             "those that the run began with"

@@ -246,7 +246,7 @@ def test_prompts_that_were_edited_are_noticed(tmp_path):
     after = {path.name: path.read_bytes() for path in tmp_path.glob("*.json")}
     assert after == before and set(after) == {"config.json", "prompts.json"}
     open_workdir(tmp_path, CONFIG, digests=first).close()
-    for broken in ("[", "3", "[" * 100_000):
+    for broken in ("[", "3", "{}", "[" * 100_000):
         (tmp_path / "prompts.json").write_text(broken)
         with pytest.raises(UserError, match="prompts.json: cannot be read"):
             open_workdir(tmp_path, CONFIG, digests=first)
@@ -280,6 +280,7 @@ def test_a_name_that_cannot_be_is_refused_before_anything_is_made(tmp_path):
     for name, line in (
         (os.fsdecode(b"a\xff"), "must be named in UTF-8"),
         ("/".join(["x" * 200] * 20), "at most 3,800 bytes"),
+        ("a\ud800", r"a.ud800: must be named in UTF-8"),
         ("a\0b", "none of them 0"),
         ("x" * 256, "file name too long: take another --workdir, with shorter names"),
     ):
