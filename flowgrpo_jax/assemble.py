@@ -293,7 +293,10 @@ def try_rewards(
         prompts = dict.fromkeys(config.reward, ours)
     evaluated = config.eval.reward or config.reward
     combined.append(registry.combine(evaluated.to_dict(), context))
-    held_out = monitors.held_out(config.monitors) if monitored else []
+    held_out = []
+    if monitored:
+        make_monitor(config, context)  # their names and options
+        held_out = monitors.held_out(config.monitors)
     ours = load_prompt_set(config.eval.prompts, "test", "eval.prompts")
     check_prompts(config, context, ours, "eval.prompts")
     prompts = dict.fromkeys([*evaluated, *held_out], ours) | prompts

@@ -10,6 +10,7 @@ import pytest
 from flowgrpo_jax import assemble
 from flowgrpo_jax import config as configs
 from flowgrpo_jax import train as trainer
+from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.rewards import registry
 from flowgrpo_jax.rewards.scoring import RewardFailure
 
@@ -66,6 +67,22 @@ def test_a_run_whose_reward_fails_does_not_begin(where, tmp_path, monkeypatch):
     with pytest.raises(RewardFailure, match="^reward.broken: SystemExit: 1$"):
         trainer.train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_monitors_are_made_with_them(seen):
+    """Oracle: how the lines begin, by hand; before any model."""
+    for values, line in [
+        ({"monitors": ("thre",)}, "monitors: thre: must be one of"),
+        (
+            {
+                "monitors": ("clip_diversity",),
+                "reward_options": {"clip_diversity": {"nosuch": 1}},
+            },
+            "reward: clip_diversity: options",
+        ),
+    ]:
+        with pytest.raises(UserError, match=f"^{line}"):
+            assemble.try_rewards(configs.make(reward={"one": 1.0}, **values))
 
 
 HIDING = """

@@ -52,6 +52,9 @@ def make(
             raise UserError(
                 f"monitors: {name}: is optimised: it has a weight in reward"
             )
+    for name in (*PIXELS, "objects"):
+        if context.options.get(name):
+            raise UserError(f"reward_options.{name}: this monitor has no options")
     if "objects" in names and context.detector is None:
         raise UserError("monitors: objects: needs a detector, and this model has none")
     rewards = {

@@ -136,6 +136,10 @@ def test_a_held_out_reward_that_fails_stops_nothing(monkeypatch, capfd):
 
 def test_wrong_options_of_a_monitor_are_one_line():
     """Oracle: the line names the monitor and the option."""
-    context = registry.Context(options={"clip_diversity": {"nosuch": 1}})
-    with pytest.raises(UserError, match="clip_diversity: options .*nosuch"):
-        monitors.make(["clip_diversity"], {}, context)
+    for name, line in [
+        ("clip_diversity", "reward: clip_diversity: options .*nosuch"),
+        ("saturation", "reward_options.saturation: this monitor has no options"),
+    ]:
+        context = registry.Context(options={name: {"nosuch": 1}})
+        with pytest.raises(UserError, match=f"^{line}"):
+            monitors.make([name], {}, context)
