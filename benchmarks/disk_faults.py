@@ -30,7 +30,7 @@ from benchmarks import kill, sections
 TITLE = "Disk faults"
 FAULTS = ("disk full", "read-only", "no permission", "removed")
 PLACES = ("checkpoint", "metrics", "samples", "report", "cache")
-_MEGABYTES = 24
+_MEGABYTES = 96
 
 CACHE = """
 import sys
@@ -141,7 +141,7 @@ def of_a_run(
         "samples": workdir / "samples",
         "report": workdir,
     }[place]
-    row = (4, "eval") if place == "report" else (1, "train")
+    row = (4, "eval") if place == "report" else (2, "train")
     at_start = place == "metrics" and fault in ("read-only", "no permission")
     with log.open("ab") as file:
         process = kill.start(folder, workdir, file)

@@ -68,6 +68,8 @@ class Run:
             self.images_per_iteration *= len(self.work.planner.kinds[0].leaves)
         self._set_up_weights()
         self._set_up_data()
+        judge = assemble.make_eval_reward(config, self._reward_context)
+        self._reward.check = judge.check = self._check
         self._evaluator = evaluation.Evaluator(
             config,
             self.model,
@@ -75,10 +77,13 @@ class Run:
             self.work.variables_specs,
             self._eval_prompts,
             self._text,
-            assemble.make_eval_reward(config, self._reward_context),
+            judge,
             assemble.make_monitor(config, self._reward_context),
-            check=lambda: self.check(),
+            check=self._check,
         )
+
+    def _check(self) -> None:
+        self.check()
 
     # -- set-up --------------------------------------------------------------------
 

@@ -176,4 +176,5 @@ def surface() -> core.Surface:
         check,
         seeds=[pristine()["2/checksums.json"], *_SUMS],
         check_bytes=check_bytes,
+        seconds=60.0,  # it reads and writes files: on a busy machine that may take long
     )

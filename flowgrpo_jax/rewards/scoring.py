@@ -9,6 +9,7 @@ import functools
 import queue
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -28,6 +29,7 @@ from flowgrpo_jax.rewards.registry import LARGEST, Combined, Reward
 Images = Float[Array | np.ndarray, "image height width channel"]
 FAILURES = ("stop", "skip")
 Table = dict[str, np.ndarray]
+_LOOK = 0.2  # seconds between two looks at whether to wait any longer
 
 
 class Batch(NamedTuple):
@@ -46,9 +48,12 @@ class Scorer:
 
     Args:
       deadline: seconds that `finish` waits for all that it is asked for.
+
+    `check` is called again and again meanwhile; what it raises comes out.
     """
 
     def __init__(self, combined: Combined, deadline: float = 600.0):
+        self.check: Callable[[], None] = lambda: None
         self._combined, self._deadline = combined, deadline
         self._lines = {name: _Line(name) for name in combined.rewards}
         self._shown: set[str] = set()
@@ -75,7 +80,10 @@ class Scorer:
         the line is only printed, and what is missing is NaN.
         """
         _wait(
-            [call for b in batches for call in b.calls.values()], self._deadline, skip
+            [call for b in batches for call in b.calls.values()],
+            self._deadline,
+            skip,
+            self.check,
         )
         tables = {}
         for name in self._combined.rewards:
@@ -122,13 +130,25 @@ def try_out(
     return tables
 
 
-def _wait(calls: Sequence[Future], deadline: float, for_all: bool) -> None:
+def _wait(
+    calls: Sequence[Future],
+    deadline: float,
+    for_all: bool,
+    check: Callable[[], None] = lambda: None,
+) -> None:
     """Until the calls are done; or, not `for_all`, raise the first failure at once."""
     until = "ALL_COMPLETED" if for_all else "FIRST_EXCEPTION"
-    concurrent.futures.wait(calls, min(deadline, threading.TIMEOUT_MAX), until)
-    for call in calls:
-        if not for_all and call.done() and (failure := call.exception()):
-            raise failure
+    end = time.monotonic() + min(deadline, threading.TIMEOUT_MAX)
+    while True:
+        check()
+        left = max(0.0, end - time.monotonic())
+        done, waiting = concurrent.futures.wait(calls, min(_LOOK, left), until)
+        failures = [call.exception() for call in calls if call in done]
+        for failure in failures:
+            if failure and not for_all:
+                raise failure
+        if not waiting or not left:
+            return
 
 
 def _ready(name: str, call: Future, deadline: float) -> Table:

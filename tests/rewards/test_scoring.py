@@ -133,6 +133,22 @@ def test_whatever_goes_wrong_is_one_line(reward, line):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("skip", [False, True])
+def test_waiting_can_be_given_up(skip):
+    """Oracle: what the check raises, long before the deadline."""
+    looked = []
+
+    def stop():
+        looked.append(0)
+        if len(looked) == 3:
+            raise KeyError("stop")
+
+    scorer = scorer_of(deadline=600.0, slow=lambda images, prompts: time.sleep(60))
+    scorer.check = stop
+    with pytest.raises(KeyError, match="stop"):
+        scorer.finish(halves(scorer), skip)
+
+
 def test_a_reward_that_hangs_stops_at_the_deadline():
     """Oracle: the clock; and the thread that hangs keeps nothing from ending."""
     forever = threading.Event()
