@@ -4,7 +4,6 @@ A workdir keeps a digest of the base model's weights, so that they may lie elsew
 the next start, and others in their place are noticed.
 """
 
-import functools
 import hashlib
 import json
 from pathlib import Path
@@ -122,17 +121,21 @@ def digest(variables: Variables) -> str:
     are weighted by place, so that it matters where a value stands.
     """
     flat = traverse_util.flatten_dict(variables, sep="/")
+    placed = {name: leaf for name, leaf in flat.items() if isinstance(leaf, jax.Array)}
+    sums = jax.device_get(_sums_on_devices(placed))
     told = {
-        name: [list(leaf.shape), jnp.dtype(leaf.dtype).name, int(_sum(leaf))]
+        name: [
+            list(leaf.shape),
+            jnp.dtype(leaf.dtype).name,
+            int(sums[name]) if name in sums else _sum_on_host(leaf),
+        ]
         for name, leaf in flat.items()
     }
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
-def _sum(leaf: Any) -> Any:
+def _sum_on_host(leaf: Any) -> int:
     """Sum of bits times odd numbers that count up, modulo 2^32."""
-    if isinstance(leaf, jax.Array):
-        return jax.device_get(_sum_on_devices(leaf))
     flat = np.ascontiguousarray(leaf).reshape(-1)
     bits = flat.view(f"u{flat.dtype.itemsize}")
     odd, total = 2 * np.arange(_BLOCK, dtype=np.uint32) + 1, 0
@@ -143,8 +146,13 @@ def _sum(leaf: Any) -> Any:
     return total % 2**32
 
 
-@functools.partial(jax.jit)
+@jax.jit  # of all leaves together: there are as many shapes as kinds of layers
+def _sums_on_devices(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    return {name: _sum_on_devices(leaf) for name, leaf in leaves.items()}
+
+
 def _sum_on_devices(leaf: jax.Array) -> jax.Array:
+    """The sum of `_sum_on_host`."""
     bits = jax.lax.bitcast_convert_type(leaf, f"uint{8 * leaf.dtype.itemsize}")
     place = jnp.zeros(leaf.shape, jnp.uint32)
     step = 1
