@@ -188,9 +188,9 @@ def report(results: Sequence[dict], folder: Path) -> None:
             "\\* Measured before the row became what its authors run "
             "(docs/algorithms.md): the last step of dance_grpo and",
             "branch_grpo had noise, awm made two updates with clip 1e-4 and an EMA of "
-            ".3, grpo_guard divided by the global std. All runs of that time are from "
-            "before an EMA moved at every update",
-            "while it is young.",
+            ".3, grpo_guard divided by the global std.",
+            "All runs of that time are from before an EMA moved at every update while "
+            "it is young.",
         ]
     (folder / "arena.md").write_text("\n".join(lines) + "\n")
     curves = []

@@ -152,14 +152,14 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _is_deep(value: Any) -> bool:
     level = [value]
-    for _ in range(DEEPEST + 1):
+    for _ in range(DEEPEST):
         level = [
             inner
             for outer in level
             if isinstance(outer, dict | list)
             for inner in (outer.values() if isinstance(outer, dict) else outer)
         ]
-    return bool(level)
+    return any(isinstance(value, dict | list) for value in level)
 
 
 _PARSERS: dict[str, Callable[[str], tuple[str, Mapping[str, Any]]]] = {

@@ -159,6 +159,18 @@ def test_what_editors_and_other_systems_write_is_read(tmp_path, monkeypatch):
     assert [p.text for p in load_prompts("~/a.txt")] == ["a cat", "a \U0001f600 dog"]
 
 
+def test_the_deepest_record_that_is_read(tmp_path):
+    """Oracle: brackets counted by hand, the record's own with them."""
+    for inside, value in ((DEEPEST - 1, "1"), (DEEPEST - 1, ""), (DEEPEST, "")):
+        nested = "[" * inside + value + "]" * inside
+        (tmp_path / "a.jsonl").write_text(f'{{"prompt": "a", "x": {nested}}}')
+        if inside < DEEPEST:
+            assert load_prompts(tmp_path / "a.jsonl")[0].text == "a"
+        else:
+            with pytest.raises(UserError, match="nested more than"):
+                load_prompts(tmp_path / "a.jsonl")
+
+
 def test_a_long_line_is_read(tmp_path):
     """Oracle: its length."""
     (tmp_path / "a.jsonl").write_text(json.dumps({"prompt": "x" * 10_000_000}))
