@@ -146,7 +146,7 @@ def surface() -> Surface:
         st.sampled_from(sorted(recipes.RECIPES)),
         st.lists(_change(), min_size=1, max_size=3),
     )
-    return Surface("configs", inputs, check, seconds=20.0)
+    return Surface("configs", inputs, check, seconds=60.0)
 
 
 # -- what becomes of it ----------------------------------------------------------------

@@ -12,6 +12,7 @@ _REMEDIES = {
     errno.EPERM: "let this user change it (see lsattr: it may be immutable)",
     errno.ENOENT: "put it back",
     errno.ENOTDIR: "put the folder back",
+    errno.ENAMETOOLONG: "give shorter names",
     errno.EIO: "see to the disk",
     errno.EMFILE: "raise the number of open files (ulimit -n)",
 }

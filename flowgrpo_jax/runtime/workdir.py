@@ -26,6 +26,7 @@ from typing import IO, Any
 
 from flowgrpo_jax import paths, rules
 from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.runtime import disk
 
 _CONFIG = "config.json"
 _PROMPTS = "prompts.json"
@@ -179,28 +180,17 @@ def atomic_write(path: str | Path, content: str | bytes) -> None:
             raise
 
 
-_FREE_SPACE = "what was there is intact; free some space and start again"
-_REMEDIES = {
-    errno.ENOSPC: _FREE_SPACE,
-    errno.EDQUOT: _FREE_SPACE,
-    errno.EFBIG: "what was there is intact; let files be larger (ulimit -f) and start "
-    "again",
-    errno.EPERM: "take another --workdir, or lift what forbids it (lsattr shows an "
-    "immutable file)",
-    errno.EROFS: "take another --workdir: this file system is mounted read-only",
-    errno.ENAMETOOLONG: "take another --workdir, with shorter names",
-}
-
-
 @contextlib.contextmanager
 def user_errors(path: str | Path) -> Iterator[None]:
     """Turns what the file system refuses at `path` into one line for the user."""
     try:
         yield
     except OSError as error:
-        remedy = _REMEDIES.get(
-            error.errno or 0, "take another --workdir, or make this one writable"
-        )
+        remedy = disk.remedy(error.errno)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            remedy = f"what was there is intact; {remedy} and start again"
+        else:
+            remedy = f"take another --workdir, or {remedy}"
         raise UserError(
             f"workdir: {path}: {(error.strerror or str(error)).lower()}: {remedy}"
         ) from error

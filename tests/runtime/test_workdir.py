@@ -282,7 +282,10 @@ def test_a_name_that_cannot_be_is_refused_before_anything_is_made(tmp_path):
         ("/".join(["x" * 200] * 20), "at most 3,800 bytes"),
         ("a\ud800", r"a.ud800: must be named in UTF-8"),
         ("a\0b", "none of them 0"),
-        ("x" * 256, "file name too long: take another --workdir, with shorter names"),
+        (
+            "x" * 256,
+            "file name too long: take another --workdir, or give shorter names",
+        ),
     ):
         with pytest.raises(UserError, match=line):
             open_workdir(tmp_path / name, CONFIG)
@@ -327,8 +330,8 @@ def test_home_and_relative_names_are_made_absolute_once(tmp_path, monkeypatch):
     [
         (errno.EFBIG, "ulimit -f"),
         (errno.EPERM, "lsattr"),
-        (errno.EROFS, "mounted read-only"),
-        (errno.EACCES, "make this one writable"),
+        (errno.EROFS, "mount that file system"),
+        (errno.EACCES, "make it writable"),
     ],
 )
 def test_each_refusal_of_the_file_system_has_its_remedy(number, told):
