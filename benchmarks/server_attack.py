@@ -151,7 +151,7 @@ def post(url: str, data: bytes, encoding: str) -> int:
     headers = {"Content-Type": wire.TYPES[encoding]}
     request = urllib.request.Request(f"{url}/score", data, headers)
     try:
-        with urllib.request.urlopen(request, timeout=30) as response:
+        with urllib.request.urlopen(request, timeout=120) as response:
             return response.status
     except urllib.error.HTTPError as error:
         return error.code

@@ -23,7 +23,7 @@ from flowgrpo_jax.rewards.limits import Bodies, Limits, Pixels, Refused
 from flowgrpo_jax.rewards.scoring import Batch, RewardFailure, Scorer
 
 _ENCODINGS = {content_type: name for name, content_type in wire.TYPES.items()}
-_LINGER = 5.0  # seconds for the rest of a body that is refused
+_LINGER = 30.0  # seconds for the rest of a body that is refused
 _PATHS = "/health, /rewards, /score"
 
 
