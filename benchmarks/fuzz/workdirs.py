@@ -231,7 +231,7 @@ def _rows_are_there(before: bytes, rows: list[dict], start: int) -> None:
             iteration, kind = row["iteration"], row["kind"]
         except (ValueError, TypeError, KeyError, RecursionError):
             continue
-        if type(iteration) is not int or not isinstance(kind, str):
+        if type(iteration) is not int or iteration < 0 or not isinstance(kind, str):
             continue
         if iteration >= start:
             break

@@ -182,7 +182,9 @@ def _row(line: bytes) -> dict[str, Any] | None:
     """The row of a line; None for a line that we have not written."""
     try:
         row = parse_json(line)
-        if type(row["iteration"]) is not int or not isinstance(row["kind"], str):
+        if type(row["iteration"]) is not int or row["iteration"] < 0:
+            return None
+        if not isinstance(row["kind"], str):
             return None
         return {name: _from_json(name, value) for name, value in row.items()}
     except (ValueError, KeyError, TypeError, AttributeError):

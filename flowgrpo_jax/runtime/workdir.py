@@ -291,7 +291,8 @@ def _iterations(path: Path) -> list[int]:
         lines = path.read_bytes().split(b"\n") if path.exists() else []
     for line in lines:
         with contextlib.suppress(ValueError, KeyError, TypeError):
-            found.append(int(parse_json(line)["iteration"]))
+            iteration = parse_json(line)["iteration"]
+            found += [iteration] if type(iteration) is int else []
     return found
 
 

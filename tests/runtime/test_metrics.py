@@ -133,6 +133,7 @@ GARBAGE = [
     b"{}",
     b'{"iteration": 0}',
     b'{"iteration": Infinity, "kind": "train"}',
+    b'{"iteration": -1, "kind": "train"}',
     b'{"iteration": true, "kind": "train"}',
     b'{"iteration": 1, "kind": "train", "loss": "much"}',
     b'{"iteration": 1, "kind": "train", "loss": [1]}',

@@ -230,6 +230,10 @@ def test_rows_without_their_checkpoints_are_not_cut(tmp_path, rows, folder, fine
         return
     with pytest.raises(UserError, match="of its checkpoints there is none: put them"):
         open_workdir(tmp_path, SAVING)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"iteration": Infinity}\n3\n[\n')  # for `metrics` to name
+    with pytest.raises(UserError, match="of its checkpoints there is none: put them"):
+        open_workdir(tmp_path, SAVING)
     (tmp_path / "metrics.jsonl").unlink()  # as told
     open_workdir(tmp_path, SAVING).close()
 
