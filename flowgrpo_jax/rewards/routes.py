@@ -23,7 +23,7 @@ from flowgrpo_jax.rewards.limits import Bodies, Limits, Pixels, Refused
 from flowgrpo_jax.rewards.scoring import Batch, RewardFailure, Scorer
 
 _ENCODINGS = {content_type: name for name, content_type in wire.TYPES.items()}
-_LINGER = 30.0  # seconds for the rest of a body that is refused
+_LINGER, _PAUSE = 30.0, 2.0  # seconds for the rest of a refused body, and without any
 _PATHS = "/health, /rewards, /score"
 
 
@@ -222,7 +222,8 @@ class _Answer(Response):
         try:
             async with asyncio.timeout(_LINGER):
                 while not scope.get("body_is_read"):
-                    message = await receive()
+                    async with asyncio.timeout(_PAUSE):
+                        message = await receive()
                     scope["body_is_read"] = not message.get("more_body")
         except TimeoutError:
             pass
