@@ -1,12 +1,14 @@
 """Train two iterations, export, load in diffusers: does the image differ, and is it so told?
 
 Command: python -m benchmarks.short_run   # writes a section of docs/reliability.md
+         python -m benchmarks.short_run --rates 0.0003
 The commands are run as a user runs them, on a random pipeline of the SD3 family that
 diffusers has written (tests/parity/tiny_sd3.py), with the EMA as the configs have it.
 Diffusers then draws the prompts of `compare` from the same noise with and without the
 exported LoRA, and the run's reward scores both. The exit code is 1 if the two disagree.
 """
 
+import argparse
 import re
 import subprocess
 import sys
@@ -58,6 +60,9 @@ def get_config(arg=None):
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rates", type=float, nargs="+", default=RATES)
+    rates = parser.parse_args().rates
     lines = [
         "| learning rate | `compare`: reward, base and tuned | the same pictures | "
         "diffusers: reward, without and with the LoRA | pixels that differ, most |",
@@ -67,12 +72,13 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "model"
         tiny_sd3.write_pipeline(model)
-        for rate in RATES:
+        for rate in rates:
             told, seen = measure(Path(folder) / f"{rate:g}", model, rate)
             agree &= agrees(told, seen)
             lines.append(row(rate, told, seen))
             print(lines[-1], flush=True)
-            sections.write("A short run", COMMAND, "\n".join(lines))
+            given = " ".join([COMMAND, *sys.argv[1:]])
+            sections.write("A short run", given, "\n".join(lines))
     return 0 if agree else 1
 
 
