@@ -261,11 +261,8 @@ def main() -> None:
     print(HEAD)
     table = "\n".join([HEAD, *rows(flags.tries, flags.parallel)])
     if flags.tries >= 60:
-        sections.write(
-            "Bad rewards",
-            f"python -m benchmarks.bad_rewards --tries={flags.tries}",
-            table,
-        )
+        told = f"--tries={flags.tries} --parallel={flags.parallel}"
+        sections.write("Bad rewards", f"python -m benchmarks.bad_rewards {told}", table)
 
 
 if __name__ == "__main__":
