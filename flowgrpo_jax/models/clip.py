@@ -68,7 +68,8 @@ class CLIPTextConfig(TowerConfig):
         kinds = {"model_type": ("clip_text_model", "clip")}
         config = config_json.build(cls, values, SUPPORTED | kinds, where)
         _check_heads(config, where)
-        if "CLIPTextModelWithProjection" in (values.get("architectures") or ()):
+        classes = values.get("architectures")
+        if isinstance(classes, list) and "CLIPTextModelWithProjection" in classes:
             return config
         return dataclasses.replace(config, projection_dim=None)
 

@@ -114,6 +114,11 @@ def _check(config: MMDiTConfig, caption_width: int, where: str) -> None:
             f"{where}: attention_head_dim: {config.attention_head_dim}: times "
             "num_attention_heads it must be a multiple of 4, for the positional table"
         )
+    if config.sample_size < config.patch_size:
+        raise UserError(
+            f"{where}: sample_size: {config.sample_size}: must be at least patch_size, "
+            f"{config.patch_size}"
+        )
     if not set(config.dual_attention_layers) <= set(range(config.num_layers)):
         raise UserError(
             f"{where}: dual_attention_layers: {config.dual_attention_layers}: must "

@@ -42,9 +42,9 @@ _SUPPORTED: dict[str, tuple] = {
     "time_shift_type": ("exponential", "linear"),
     "invert_sigmas": (False,),
     "shift_terminal": (None, 0, 0.0),
-    "use_karras_sigmas": (False, None),
-    "use_exponential_sigmas": (False, None),
-    "use_beta_sigmas": (False, None),
+    "use_karras_sigmas": (False,),
+    "use_exponential_sigmas": (False,),
+    "use_beta_sigmas": (False,),
     "stochastic_sampling": (False,),
 }
 # With their defaults in diffusers.
@@ -67,8 +67,7 @@ def check_index(folder: Path) -> None:
     )
     for part, classes in _PARTS.items():
         entry = held.get(part, [None, None])
-        found = entry[1] if isinstance(entry, list) and len(entry) == 2 else entry
-        if found not in classes:
+        if not isinstance(entry, list) or len(entry) != 2 or entry[1] not in classes:
             choices = " or ".join(str(name) for name in classes if name)
             raise UserError(f"{where}: {part}: {entry}: must be of class {choices}")
 
