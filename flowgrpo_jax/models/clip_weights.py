@@ -121,6 +121,17 @@ OPEN_CLIP_TABLE: Table = [
 ]
 
 
+# Of open_clip's configuration: what is read, and what only training looks at.
+_OPEN_CLIP_KEYS = {
+    "model": ("embed_dim", "quick_gelu", "text_cfg", "vision_cfg", "init_logit_scale"),
+    "text": ("context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio"),
+    "vision": (
+        *("image_size", "layers", "width", "head_width", "patch_size", "mlp_ratio"),
+        "patch_dropout",
+    ),
+}
+
+
 def stored_text_table(path: str | Path) -> Table:
     """The table of the text tower in this file or folder, with its prefix or without."""
     names = weight_folders.contents(path)
@@ -172,6 +183,11 @@ def open_clip_config(values: Mapping[str, Any]) -> CLIPConfig:
     """From open_clip_config.json; UserError for towers that are no plain CLIP."""
     model = values.get("model_cfg", values)
     text, vision = model.get("text_cfg", {}), model.get("vision_cfg", {})
+    for part, given in (("model", model), ("text", text), ("vision", vision)):
+        where = f"model: open_clip_config.json: {part}_cfg"
+        if not isinstance(given, Mapping):
+            raise UserError(f"{where}: must be an object")
+        config_json.check_known(given, {}, _OPEN_CLIP_KEYS[part], where)
     try:
         width, layers = vision["width"], vision["layers"]
         shared = {
