@@ -129,6 +129,18 @@ def number(values: Mapping[str, Any], key: str, default: float, where: str) -> f
     return _value(values.get(key, default), float, f"{where}: {key}")
 
 
+def numbers(
+    values: Mapping[str, Any], key: str, default: Sequence[float], where: str
+) -> tuple[float, ...]:
+    """As many finite numbers as the default has; UserError for anything else."""
+    found = values.get(key, list(default))
+    if not isinstance(found, list) or len(found) != len(default):
+        raise UserError(
+            f"{where}: {key}: {_told(found)}: must be {len(default)} numbers"
+        )
+    return tuple(_value(value, float, f"{where}: {key}") for value in found)
+
+
 def _fields(config: type) -> list[str]:
     names = [field.name for field in dataclasses.fields(config)]
     return [name for name in names if name != "dtype"]

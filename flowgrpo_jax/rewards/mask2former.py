@@ -32,6 +32,17 @@ OPTION = "reward_options.geneval.detector"
 FILES = ("*.json", "model*.safetensors")
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet
 STD = (0.229, 0.224, 0.225)
+# What preprocessor_config.json may hold: steps that must be taken, and keys that are
+# read, or that are of labels.
+_SUPPORTED = {
+    **dict.fromkeys(("do_resize", "do_rescale", "do_normalize"), (True,)),
+    "rescale_factor": preprocess.BYTE,
+}
+_KEYS = (
+    *("size", "max_size", "size_divisor", "resample", "image_mean", "image_std"),
+    *("ignore_index", "num_labels", "reduce_labels", "do_reduce_labels"),
+    *("image_processor_type", "feature_extractor_type", "processor_class"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +66,13 @@ class Processor:
     def from_folder(cls, folder: str | Path) -> "Processor":
         """From preprocessor_config.json; UserError for what is not implemented."""
         values = config_json.read(folder, "preprocessor_config.json")
+        where = f"{OPTION}: {folder}: preprocessor_config.json"
+        config_json.check_known(values, _SUPPORTED, _KEYS, where)
         size, filter_name = values.get("size", {}), values.get("resample", 2)
+        if not isinstance(size, dict) or type(filter_name) is not int:
+            raise UserError(
+                f"{where}: size and resample: must be an object and a number"
+            )
         longest = size.get("longest_edge") or values.get("max_size")
         if filter_name not in preprocess.RESAMPLE or not (
             {"height", "width"} <= set(size) or ("shortest_edge" in size and longest)
@@ -72,8 +89,8 @@ class Processor:
             longest=None if fixed else longest,
             divisor=values.get("size_divisor", 32) or 1,
             filter_name=preprocess.RESAMPLE[filter_name],
-            mean=tuple(values.get("image_mean", MEAN)),
-            std=tuple(values.get("image_std", STD)),
+            mean=config_json.numbers(values, "image_mean", MEAN, where),
+            std=config_json.numbers(values, "image_std", STD, where),
         )
 
     def size(self, height: int, width: int) -> tuple[int, int]:

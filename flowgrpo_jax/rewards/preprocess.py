@@ -82,6 +82,14 @@ def resize(
     return to_8_bit(jnp.einsum("uh,nhwc->nuwc", rows, images, precision=exact))
 
 
+BYTE = (1 / 255,)  # the only factor that brings bytes to [0, 1]
+_KEYS = (
+    *("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb"),
+    *("size", "crop_size", "resample", "image_mean", "image_std", "default_to_square"),
+    *("image_processor_type", "feature_extractor_type", "processor_class"),
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class Preprocess:
     """To a square of `size` pixels, normalised.
@@ -107,6 +115,8 @@ class Preprocess:
         if not path.is_file():
             return cls(size)
         values = config_json.read(folder, path.name)
+        where = f"model: {path}"
+        config_json.check_known(values, {"rescale_factor": BYTE}, _KEYS, where)
         skipped = [
             step
             for step in ("resize", "center_crop", "rescale", "normalize")
@@ -119,7 +129,8 @@ class Preprocess:
                 raise UserError(
                     f"model: {path}: {key}: {found}: the network takes {size}"
                 )
-        if (resample := values.get("resample", 3)) not in RESAMPLE:
+        resample = values.get("resample", 3)
+        if type(resample) is not int or resample not in RESAMPLE:
             raise UserError(
                 f"model: {path}: resample: {resample}: must be one of "
                 f"{', '.join(map(str, RESAMPLE))}"
@@ -127,8 +138,8 @@ class Preprocess:
         return cls(
             size,
             RESAMPLE[resample],
-            tuple(values.get("image_mean", MEAN)),
-            tuple(values.get("image_std", STD)),
+            config_json.numbers(values, "image_mean", MEAN, where),
+            config_json.numbers(values, "image_std", STD, where),
         )
 
     def __call__(

@@ -124,6 +124,11 @@ def test_of_a_folder(tmp_path):
         ({"do_center_crop": False}, "do_center_crop"),
         ({"size": {"shortest_edge": 64}}, "64: the network takes 32"),
         ({"resample": 0}, "resample: 0"),
+        ({"resample": [3]}, r"resample: \[3\]"),
+        ({"rescale_factor": 1.0}, "rescale_factor: 1.0"),
+        ({"do_pad": True}, "do_pad: true: not followed"),
+        ({"image_mean": [0.5]}, r"image_mean: \[0.5\]: must be 3 numbers"),
+        ({"image_std": [1.0, "x", 1.0]}, "image_std: "),
     ],
 )
 def test_what_is_not_implemented(tmp_path, values, word):
