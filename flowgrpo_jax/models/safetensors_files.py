@@ -98,7 +98,7 @@ def read_header(file: Path) -> Contents:
         if not text.startswith(b"{"):
             raise ValueError("its header is no JSON object")
         header = json.loads(text.decode(), object_pairs_hook=_once)
-        metadata = header.pop(_METADATA, None) or {}
+        metadata = header.pop(_METADATA, {})
         if not all(isinstance(value, str) for value in metadata.values()):
             raise ValueError("its metadata are not all texts")
         tensors = {

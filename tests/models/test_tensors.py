@@ -445,6 +445,7 @@ def header(entries, data=bytes(8)):
         (header({"a": {"dtype": "F32", "shape": [1.0], "data_offsets": [0, 4]}}), "sh"),
         (header({"__metadata__": {"a": 1}}, b""), "metadata"),
         (header({"__metadata__": [1]}, b""), "not a readable"),
+        (header({"__metadata__": False}, b""), "not a readable"),
     ],
 )
 def test_damaged_files_are_one_line(tmp_path, data, message):
