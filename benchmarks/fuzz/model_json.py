@@ -29,6 +29,7 @@ from flowgrpo_jax.models.t5 import T5Config
 from flowgrpo_jax.models.vae import VAEConfig
 
 STEPS, TOKENS = 8, 1024
+UNKNOWN = ("quantization_config", "a_new_key")
 SCHEDULER = diffusers.FlowMatchEulerDiscreteScheduler
 ODD = st.sampled_from(
     [None, True, False, 0, 1, -1, 2.5, 1e300, math.nan, math.inf, 10**400, "", "x"]
@@ -95,7 +96,7 @@ def _keys(name: str) -> list[str]:
         known = set(inspect.signature(NETWORKS[name][1].__init__).parameters)
     else:
         known = set(NETWORKS[name][1]().to_dict())
-    return sorted(known - {"self"}) + ["quantization_config", "a_new_key"]
+    return [*sorted(known - {"self"}), *UNKNOWN]
 
 
 KEYS = {name: _keys(name) for name in NETWORKS}
@@ -193,7 +194,9 @@ def _check_network(name: str, folder: Path) -> str:
     held = {
         key: float(value) if type(vars(ours).get(key)) is float else value
         for key, value in config_json.read(folder).items()
-        if key not in harmless and key not in config_json.BOOKKEEPING
+        if key not in harmless
+        and key not in config_json.BOOKKEEPING
+        and (value or key not in UNKNOWN)  # off
     }
     try:
         theirs, defaults = _their_config(writer, held)
