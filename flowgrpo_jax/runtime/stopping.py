@@ -96,7 +96,7 @@ def status() -> int:
     return 128 + (_asked or signal.SIGTERM)
 
 
-def finish(status: int, seconds: float = 2.0) -> NoReturn:
+def finish(status: int, seconds: float = 1.0) -> NoReturn:
     """End a command as Python does, but after `seconds` whatever still holds it.
 
     Results are on disk by now. What may hold it: threads of a user's reward, pools, or
@@ -125,15 +125,17 @@ def leave(status: int, line: str = "") -> NoReturn:
 def _listen() -> None:
     """Handlers on this module's pipe, and the one thread that reads it."""
     global _pipe
+    reading = None
     if _pipe is None:
         reading, _pipe = os.pipe()
         os.set_blocking(_pipe, False)
-        threading.Thread(
-            target=_watch, args=(reading,), name="signals", daemon=True
-        ).start()
     signal.set_wakeup_fd(_pipe, warn_on_full_buffer=False)
     for number in SIGNALS:
         signal.signal(number, _on_signal)
+    if reading is not None:  # last: starting a thread waits, which a signal could end
+        threading.Thread(
+            target=_watch, args=(reading,), name="signals", daemon=True
+        ).start()
 
 
 def _on_signal(number: int, frame: FrameType | None) -> None:

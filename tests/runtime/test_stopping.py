@@ -123,9 +123,10 @@ def behind_one_that_is_closed():
     while True:
         time.sleep(0.01)
 def beside_workers():
+    time.sleep(60)
+if sys.argv[1] == "beside_workers":
     import multiprocessing
     multiprocessing.get_context("fork").Process(target=asleep).start()
-    time.sleep(60)
 print("ready", flush=True)
 globals()[sys.argv[1]]()
 """
@@ -163,6 +164,29 @@ def test_a_command_has_the_handlers_before_its_own_imports():
     plain = "import flowgrpo_jax, signal; print(signal.getsignal(15) is signal.SIG_DFL)"
     done = subprocess.run([sys.executable, "-c", plain], stdout=subprocess.PIPE)
     assert done.stdout == b"True\n"
+
+
+SETTING = """
+import os, signal, sys, threading
+start = threading.Thread.start
+def interrupted(thread):
+    threading.Thread.start = start
+    os.kill(os.getpid(), getattr(signal, sys.argv[1]))
+    start(thread)
+threading.Thread.start = interrupted
+print(flush=True)
+from flowgrpo_jax.runtime import stopping
+stopping.install()
+threading.Event().wait(60)
+"""
+
+
+@pytest.mark.parametrize("number", STATUS)
+def test_a_signal_while_the_handlers_are_being_set(number):
+    """Oracle: exit status and stderr, by hand; Python's own would be a traceback."""
+    child = start(SETTING, number.name)
+    assert child.communicate(timeout=30)[1] == f"{number.name}: stopped\n"
+    assert child.returncode == STATUS[number]
 
 
 def test_handlers_are_put_back():
