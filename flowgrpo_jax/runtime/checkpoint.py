@@ -35,6 +35,7 @@ Result = TypeVar("Result")
 
 _ITEM = "state"
 _CHECKSUMS = "checksums.json"
+_ABOUT = "_CHECKPOINT_METADATA"  # orbax's file about a step
 _BLOCK = 1 << 22
 _PATTERN = re.compile(r"[*?\[\\]")
 
@@ -64,10 +65,32 @@ class Checkpointer:
             read_only=read_only,
             async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
         )
-        self._manager = self._writing(
-            lambda: ocp.CheckpointManager(
-                self._plainly_named(), options=options, item_names=(_ITEM,)
+        try:
+            self._manager = self._writing(
+                lambda: ocp.CheckpointManager(
+                    self._plainly_named(), options=options, item_names=(_ITEM,)
+                )
             )
+        except UserError:
+            raise
+        except Exception as error:  # it reads a file of every step, and trusts it
+            raise self._damaged(error) from error
+
+    def _damaged(self, error: Exception) -> UserError:
+        """Names the step whose file about itself is none, and what it can be."""
+        for path in sorted(self.directory.glob(f"*/{_ABOUT}")):
+            try:
+                fine = isinstance(json.loads(path.read_text()), dict)
+            except (OSError, ValueError, RecursionError):
+                fine = False
+            if not fine:
+                return UserError(
+                    f"checkpoint: {path.parent}: {_ABOUT} is damaged: delete that "
+                    "folder to fall back to an earlier step"
+                )
+        return UserError(
+            f"checkpoint: {self.directory}: cannot be read ({_first_line(error)}): "
+            "delete the newest step in it, or take another --workdir"
         )
 
     def _plainly_named(self) -> Path:

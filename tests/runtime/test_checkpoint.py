@@ -296,6 +296,24 @@ def test_checksums_that_are_none_are_refused(tmp_path, sums):
             checkpointer.restore(state(0))
 
 
+@pytest.mark.parametrize(
+    "about", ["1", "[" * 100_000, "{", "", '"x"', "{}", '{"a": 1}']
+)
+def test_what_orbax_notes_of_a_step_may_be_damaged_too(tmp_path, about):
+    """Oracle: one line that names the folder, or the values as they were."""
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(1, state(1))
+    (tmp_path / "1" / "_CHECKPOINT_METADATA").write_text(about)
+    try:
+        with Checkpointer(tmp_path, read_only=True) as checkpointer:
+            restored = checkpointer.restore(state(0))
+    except UserError as error:
+        assert f"checkpoint: {tmp_path / '1'}: " in str(error)
+        assert "\n" not in str(error) and len(str(error)) < 1000
+    else:
+        assert_equal(restored, state(1))
+
+
 def test_files_of_others_in_a_checkpoint(tmp_path):
     """Oracle: the rule; those of a file manager are let be, any other one is named."""
     with Checkpointer(tmp_path) as checkpointer:
