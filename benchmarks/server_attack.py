@@ -43,11 +43,12 @@ _HANGS = "import time\n\ndef hangs(images, prompts):\n    time.sleep(3600)\n"
 class Server:
     """The command, in a process of its own."""
 
-    def __init__(self, rewards: str, folder: str = "."):
+    def __init__(self, rewards: str, folder: str = ".", *flags: str):
         self.process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "flowgrpo_jax.rewards.server", "--port=0"),
                 f"--rewards={rewards}",
+                *flags,
             ],
             stderr=subprocess.PIPE,
             text=True,

@@ -10,10 +10,17 @@ import argparse
 import sys
 
 from benchmarks import sections
-from benchmarks.attacks import answers, pages, prompts, workdirs
+from benchmarks.attacks import answers, pages, prompts, requests, signals, workdirs
 from benchmarks.attacks.table import HEAD
 
-GROUPS = {"prompts": prompts, "pages": pages, "answers": answers, "workdirs": workdirs}
+GROUPS = {
+    "signals": signals,
+    "workdirs": workdirs,
+    "requests": requests,
+    "answers": answers,
+    "prompts": prompts,
+    "pages": pages,
+}
 
 
 def main() -> int:
