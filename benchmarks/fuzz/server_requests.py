@@ -71,7 +71,7 @@ PICTURES = (
     Picture(_file("png", (8, 65), 0)),
     Picture(_file("png", (1000, 1000), 0, "1")),
     Picture(_file("gif", (8, 8), 0, "L")),
-    Picture(_RED[:-20]),
+    Picture(_RED[:45]),
     Picture(_RED[:40]),
     Picture(_RED.replace(b"IHDR", b"IHDr")),
     Picture(_RED[:16] + b"\x7f\xff\xff\xff" + _RED[20:]),

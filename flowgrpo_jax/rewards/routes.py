@@ -103,7 +103,8 @@ class Routes:
         length, most = int(given), self._limits.body  # h11 takes up to 20 digits
         if length > most:
             raise Refused(413, f"a body of {length} bytes: at most {most}")
-        kind = request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+        kinds = request.headers.getlist("Content-Type")
+        kind = ", ".join(kinds).partition(";")[0].strip().lower()  # two are none
         if kind not in _ENCODINGS:
             raise Refused(415, f"Content-Type: must be {' or '.join(_ENCODINGS)}")
         return _ENCODINGS[kind], length

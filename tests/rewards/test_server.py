@@ -431,6 +431,7 @@ def test_as_many_values_as_are_allowed():
         (b"Content-Length: 5, 6", 400),
         (b"Content-Length: 5\r\nContent-Length: 6", 400),
         (b"Content-Length: 5\r\nTransfer-Encoding: chunked", 411),
+        (b"Content-Length: 5\r\nContent-Type: text/plain", 415),
         (b"Transfer-Encoding: gzip", 400),
         (b"X: " + b"a" * 100_000, 411),
         (b"X: \x00", 400),
