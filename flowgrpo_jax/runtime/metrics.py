@@ -222,7 +222,9 @@ def _keep_rows(path: Path, start: int) -> tuple[list[dict[str, Any]], int]:
     whole = next((n for n, row in enumerate(rows[:end]) if row is None), end)
     before = rows[whole - 1] if whole else None
     complete = (
-        bool(before) and before["kind"] == "train" and before["iteration"] == start - 1
+        before is not None
+        and before["kind"] == "train"
+        and before["iteration"] == start - 1
     )
     complete &= not any(row and row["iteration"] < start for row in rows[whole:])
     if start == 0 or complete:
