@@ -89,7 +89,8 @@ def broken(fault: str, disk: Path, place: Path) -> Iterator[None]:
     elif fault == "no permission":
         run("chattr", "+i", place)
     elif place.is_dir():
-        shutil.rmtree(place)
+        while place.exists():  # the run may be writing into it
+            shutil.rmtree(place, ignore_errors=True)
     else:
         place.unlink()
     try:

@@ -15,6 +15,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 from jax.typing import DTypeLike
 
 from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.runtime import stopping
 
 AXES = ("data", "fsdp")
 AnyMesh = Mesh | AbstractMesh  # the second has no devices: for plans
@@ -29,6 +30,7 @@ def make_mesh(
     One axis may be -1, "the rest". UserError if the shape misfits.
     """
     devices = jax.devices() if devices is None else devices
+    stopping.reinstall()  # libtpu brings handlers that print a stack
     sizes = _sizes(shape, len(devices))
     chosen = np.array(devices[: int(np.prod(sizes))]).reshape(sizes)
     return Mesh(chosen, AXES, axis_types=(AxisType.Auto,) * len(AXES))
