@@ -159,7 +159,8 @@ def allowed(number: signal.Signals, before: str, told: str) -> tuple[int, ...]:
     codes: tuple[int, ...] = (128 + number,)
     if not before and "flowgrpo_jax" not in told:  # Python itself was still starting
         codes += (-number, 1)  # and says so of a SIGINT, before it has read our name
-    return (*codes, 0) if "report: " in told else codes
+    # After its last line Python has put the kernel's own handlers back.
+    return (*codes, 0, -number) if "report: " in told else codes
 
 
 def cpu_seconds(process: subprocess.Popen) -> float:

@@ -160,7 +160,8 @@ class Checkpointer:
             partial_restore=partial,
         )
         try:
-            if reason := _misfit(target, folder / _ITEM):
+            item = Path(self._manager.directory) / str(step) / _ITEM
+            if reason := _misfit(target, item):
                 raise ValueError(reason)
             restored = self._manager.restore(
                 step, args=ocp.args.Composite(**{_ITEM: args})
