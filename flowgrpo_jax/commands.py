@@ -1,11 +1,12 @@
 """What the commands share: flags to values, one line for wrong input, exit codes."""
 
+import contextlib
 import errno
 import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -19,6 +20,7 @@ from flowgrpo_jax.runtime.workdir import locate
 
 WRONG_INPUT = 2
 _INTERRUPTED = 130
+_UNREAD = 141  # as a program that SIGPIPE ends
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -31,11 +33,12 @@ def run(main: Callable[[], int | None], values: flags.FlagValues) -> NoReturn:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.set_verbosity(logging.ERROR)  # warnings of libraries about themselves
     sys.unraisablehook = _unraisable
+    status = 1
     try:
         status = _status(main, values)
     except Exception:  # a fault of this package
-        traceback.print_exc()
-        status = 1
+        with _unread():
+            traceback.print_exc()
     stopping.finish(status)
 
 
@@ -49,6 +52,9 @@ def _status(main: Callable[[], int | None], values: flags.FlagValues) -> int:
         return main() or 0
     except UserError as error:
         return _fail(error)
+    except BrokenPipeError:  # `| head` has read enough
+        sys.stdout = None
+        return _UNREAD
     except OSError as error:
         if error.filename is None and error.errno not in _DISK_FULL:
             raise
@@ -83,13 +89,23 @@ def _unraisable(event: "sys.UnraisableHookArgs") -> None:
 
 
 def _fail(error: object) -> int:
-    if above := shown_above(error if isinstance(error, UserError) else None):
-        print(above, file=sys.stderr)
-    line = " ".join(str(error).split())
-    print(f"error: {line}", file=sys.stderr)
+    with _unread():
+        if above := shown_above(error if isinstance(error, UserError) else None):
+            print(above, file=sys.stderr)
+        line = " ".join(str(error).split())
+        print(f"error: {line}", file=sys.stderr, flush=True)
     # Coroutines that orbax leaves behind are no news either.
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     return WRONG_INPUT
+
+
+@contextlib.contextmanager
+def _unread() -> Iterator[None]:
+    """Within it stderr may be gone: whoever read it has ended before this process."""
+    try:
+        yield
+    except (OSError, ValueError, AttributeError):  # a broken pipe, a closed file, None
+        sys.stderr = None
 
 
 def required_config(flag: flags.FlagHolder) -> ConfigDict:

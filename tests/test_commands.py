@@ -2,6 +2,7 @@
 
 import copy
 import importlib
+import os
 import signal
 import subprocess
 import sys
@@ -263,3 +264,36 @@ def test_sigterm_saves_and_exits_with_143(weights_file, tmp_path):
     assert "Traceback" not in errors
     rows = metrics.read_text().count('"train"')
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [str(rows)]
+
+
+_LEAVES_A_THREAD = """
+import sys, threading, time
+from absl import flags
+from flowgrpo_jax import commands
+from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.runtime import stopping
+stopping.install()
+def main():
+    threading.Thread(target=time.sleep, args=(600,)).start()
+    raise {error}
+sys.argv = ["command"]
+commands.run(main, flags.FlagValues())
+"""
+
+
+@pytest.mark.parametrize(
+    "error, code",
+    [
+        ("UserError('a line')", 2),
+        ("ValueError('a fault')", 1),
+        ("BrokenPipeError(32, 'Broken pipe')", 141),
+    ],
+)
+def test_a_process_ends_though_nobody_reads_its_line(error, code):
+    """Oracle: the exit code; a thread that a user's code left must not hold it."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    source = _LEAVES_A_THREAD.format(error=error)
+    done = subprocess.run([sys.executable, "-c", source], stderr=writing, timeout=120)
+    os.close(writing)
+    assert done.returncode == code

@@ -115,7 +115,8 @@ def finish(status: int, seconds: float = 1.0) -> NoReturn:
 def leave(status: int, line: str = "") -> NoReturn:
     """End the process now, whatever its threads do; worker processes end with it."""
     for stream in (sys.stdout, sys.stderr):
-        _within(1.0, stream.flush)
+        if stream is not None:
+            _within(1.0, stream.flush)
     if line:
         _within(1.0, lambda: _say(line))
     _within(2.0, _end_workers)
