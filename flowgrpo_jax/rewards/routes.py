@@ -76,6 +76,8 @@ class Routes:
             names, files, prompts = opened
             async with self._pixels.taken(files.pixels):
                 answer = await _in_thread(_scores, names, files, prompts)
+        except asyncio.CancelledError as error:  # the time of grace is over
+            raise Refused(503, "the server is being stopped") from error
         finally:
             self._asked -= 1
             self._bodies.release(length)

@@ -66,7 +66,7 @@ class MetricWriter:
         self._wall_before = rows[-1].get("time/wall", 0.0) if rows else 0.0
         self._opened = time.monotonic()
         with user_errors(self._path):
-            self._file = self._path.open("ab", buffering=0)
+            self._file = self._path.open("ab+", buffering=0)
         self._boards: list[Any] = []
         if tensorboard:
             from flowgrpo_jax.runtime.tensorboard import TensorBoardWriter
@@ -136,6 +136,9 @@ class MetricWriter:
 
     def _append(self, line: bytes) -> None:
         """Hands a whole line to the OS; on a full disk none of it stays."""
+        with user_errors(self._path):
+            if not os.fstat(self._file.fileno()).st_nlink:
+                self._put_back()
         end = os.fstat(self._file.fileno()).st_size
         with user_errors(self._path):
             try:
@@ -145,6 +148,20 @@ class MetricWriter:
             except OSError:
                 self._file.truncate(end)
                 raise
+
+    def _put_back(self) -> None:
+        """Write the file again, which somebody has removed and we still have open."""
+        self._file.seek(0)
+        rows = self._file.read()
+        atomic_write(self._path, rows)
+        self._file.close()
+        self._file = self._path.open("ab+", buffering=0)
+        count = rows.count(b"\n")
+        print(
+            f"warning: {self._path}: was removed while the run goes on: put back with "
+            f"its {count} rows",
+            file=sys.stderr,
+        )
 
 
 def read_metrics(workdir: str | Path) -> list[dict[str, Any]]:

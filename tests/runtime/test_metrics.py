@@ -108,6 +108,17 @@ writer.write(1, {"x": 2})
     assert content.endswith(b"}\n")
 
 
+def test_a_file_that_was_removed_is_put_back(tmp_path, capsys):
+    """Oracle: the rows of a run that nobody has disturbed."""
+    with MetricWriter(tmp_path, 0, tensorboard=False) as writer:
+        writer.write(0, {"a": 1.0})
+        (tmp_path / "metrics.jsonl").unlink()
+        writer.write(1, {"a": 2.0})
+        writer.write(2, {"a": 3.0})
+    assert [row["a"] for row in read_metrics(tmp_path)] == [1.0, 2.0, 3.0]
+    assert "put back with its 1 rows" in capsys.readouterr().err
+
+
 def test_mistakes_are_told(tmp_path):
     """Oracle: the rules; numbers only, reserved names, damaged files."""
     with MetricWriter(tmp_path, 0, tensorboard=False) as writer:
