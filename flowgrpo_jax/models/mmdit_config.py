@@ -85,8 +85,6 @@ class MMDiTConfig:
             raise UserError(f"{where}: {key}: {values[key]}: not supported")
         if values.get("out_channels", 16) is None:
             values["out_channels"] = values.get("in_channels", 16)
-        if values.get("dual_attention_layers") is None:
-            values.pop("dual_attention_layers", None)
         supported = {"qk_norm": (None, "rms_norm")}
         config = config_json.build(cls, values, supported, where, ())
         config = dataclasses.replace(
@@ -102,7 +100,7 @@ def file_fields() -> list[str]:
     return names[: names.index("mlp_ratio")]
 
 
-def _check(config: MMDiTConfig, caption_width: int, where: str) -> None:
+def _check(config: MMDiTConfig, caption_width: Any, where: str) -> None:
     """UserError for values that no network of this family has."""
     if caption_width != config.width:
         raise UserError(

@@ -118,9 +118,11 @@ def read_header(file: Path) -> Contents:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; of two entries of one name the library would take either."""
+    """A JSON object, as strict as the library: no half characters, each name once."""
     if len(found := dict(pairs)) < len(pairs):
         raise ValueError("a name stands twice in its header")
+    for name, value in pairs:  # half a character, which JSON's \\u can write
+        f"{name}{value if isinstance(value, str) else ''}".encode()
     return found
 
 

@@ -32,4 +32,10 @@ def load(path: str | Path) -> tuple[dict, dict]:
     flat = {name: stored.map().astype(np.float32) for name, stored in found[0].items()}
     where = f"weights: {path}: the metadata in its header"
     metadata = config_json.parse(found.metadata.get("json", "{}"), where)
-    return traverse_util.unflatten_dict(flat, sep="/"), metadata
+    try:
+        return traverse_util.unflatten_dict(flat, sep="/"), metadata
+    except (IndexError, TypeError, ValueError) as error:  # an array named as a group is
+        raise UserError(
+            f"weights: {path}: holds a tensor in the place of a group of tensors: give "
+            "a file that this package has written"
+        ) from error

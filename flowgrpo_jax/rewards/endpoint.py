@@ -134,8 +134,8 @@ def _read(response: http.client.HTTPResponse) -> bytes:
 
 
 @contextlib.contextmanager
-def _cut_off(connected: socket.socket, until: float) -> Iterator[None]:
-    """Within it the connection ends at that moment: a time-out of the socket is one of
+def _cut_off(connected: Any, until: float) -> Iterator[None]:
+    """Within it the connection of that socket ends then: a time-out of the socket is of
     every byte, and a server may drip its headers as well as its body."""
 
     def cut() -> None:

@@ -7,7 +7,8 @@ import struct
 import numpy as np
 import pytest
 from flax import traverse_util
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import load_file, save_file
 
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.models import weights
@@ -120,4 +121,26 @@ def test_a_flipped_bit_is_one_line(tmp_path):
     data[-3] ^= 1
     path.write_bytes(data)
     with pytest.raises(UserError, match=f"weights: {path}: damaged: .*checksum"):
+        weights.load(path)
+
+
+@pytest.mark.parametrize(
+    "names", [("a", "a/b"), ("a/b", "a"), ("", "/b"), ("a/b", "a/b/c")]
+)
+def test_a_tensor_in_the_place_of_a_group_is_one_line(tmp_path, names):
+    """Oracle: no tree has both; fuzzing found the traceback."""
+    path = tmp_path / "w.safetensors"
+    save_file({name: np.zeros(2, np.float32) for name in names}, path)
+    with pytest.raises(UserError, match="in the place of a group"):
+        weights.load(path)
+
+
+def test_half_a_character_in_a_name_is_refused(tmp_path):
+    """Oracle: the library, which refuses such a header too."""
+    header = rb'{"\udb78": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}'
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(struct.pack("<Q", len(header)) + header + b"\0")
+    with pytest.raises(SafetensorError):
+        load_file(path)
+    with pytest.raises(UserError, match="not a readable safetensors file"):
         weights.load(path)

@@ -93,10 +93,14 @@ def test_errors_of_ours_are_passed_on():
 
 def test_a_real_interrupt_is_passed_on():
     """Oracle: the signal ends the caller, not the reward; the handler stays."""
-    before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
-        guard.call(line, lambda: signal.raise_signal(signal.SIGINT))
-    assert signal.getsignal(signal.SIGINT) is before
+    ours = signal.default_int_handler  # in the background a shell has it ignored
+    before = signal.signal(signal.SIGINT, ours)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            guard.call(line, lambda: signal.raise_signal(signal.SIGINT))
+        assert signal.getsignal(signal.SIGINT) is ours
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 SIGNALLED = """

@@ -30,7 +30,9 @@ def start(source: str, *arguments: str) -> subprocess.Popen:
 
 
 LOOP = """
-import sys, time
+import signal, sys, time
+# A process that a shell has put in the background ignores it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from flowgrpo_jax.runtime import stopping
 from flowgrpo_jax.runtime.stopping import GracefulStop
 if sys.argv[1] == "command":
