@@ -119,7 +119,8 @@ def leave(status: int, line: str = "") -> NoReturn:
             _within(1.0, stream.flush)
     if line:
         _within(1.0, lambda: _say(line))
-    _within(2.0, _end_workers)
+    with contextlib.suppress(Exception):
+        _end_workers()  # not on a thread: from Python 3.12 on none begins in a shutdown
     os._exit(status)
 
 
