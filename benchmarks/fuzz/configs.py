@@ -275,11 +275,12 @@ def _build(config: ml_collections.ConfigDict) -> None:
         return
     model = _model()
     sampler = assemble.make_sampler(config, model)
-    assemble.make_loss(config, model, sampler)
+    # In the order of a run: the plan has checked the steps when the loss is made.
     if config.train.objective != "flow_matching" and config.prompts_per_iteration <= 64:
         kinds = Planner(config, 1).kinds
         if not all(made.labels for made in kinds):
             raise Wrong("a plan without images")
+        assemble.make_loss(config, model, sampler)
 
 
 @functools.cache

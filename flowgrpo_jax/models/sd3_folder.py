@@ -87,6 +87,9 @@ def shift(folder: Path, image_tokens: int) -> Shift:
 def read_shift(held: Mapping[str, Any], image_tokens: int, where: str) -> Shift:
     """The same from the file's keys; errors begin with `where`."""
     config_json.check_known(held, _SUPPORTED, _NUMBERS, where)
+    steps = held.get("num_train_timesteps", 1000)
+    if not isinstance(steps, int):  # 1000.0 is equal to it, and diffusers ends in range
+        raise UserError(f"{where}: num_train_timesteps: {steps}: must be 1000")
     told = {
         key: config_json.number(held, key, default, where)
         for key, default in _NUMBERS.items()

@@ -86,6 +86,7 @@ def test_other_sigmas_are_refused_by_name(folder, options):
     "options, key",
     [
         ({"stochastic_sampling": True}, "stochastic_sampling"),
+        ({"num_train_timesteps": 1000.0}, "num_train_timesteps"),
         ({"time_shift_type": "cubic"}, "time_shift_type"),
         ({"_class_name": "UniPCMultistepScheduler", "flow_shift": 3.0}, "_class_name"),
         ({"flow_shift": 3.0}, "flow_shift"),
