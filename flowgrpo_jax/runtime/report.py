@@ -142,7 +142,7 @@ def _curves(train: Sequence[Row], evals: Sequence[Row]) -> str:
         _train_chart(train, key, key, "")
         for key in names
         if key not in _CURVES and key not in ("iteration", "kind")
-        if not key.startswith("time/") or key == "time/images_per_s"
+        if not key.startswith("time/") or key == "time/images_per_second"
     ]
     by_task, monitors = _eval_charts(evals)
     body = _charts("Curves", main)

@@ -48,8 +48,12 @@ class TensorBoardWriter(_interface.MetricWriter):
         It tells TensorBoard to forget what older files say of `start_step` and after.
         """
         logdir.mkdir(parents=True, exist_ok=True)
-        # the name is unique and sorts by time: TensorBoard reads files in that order
-        self._events = EventsWriter(str(logdir / "events"), f".{time.time_ns()}")
+        # TensorBoard reads files in the order of their names, and tensorboardX begins
+        # one with the clock, which may have been set back. "r" sorts after the "o" of
+        # earlier versions' events.out.
+        process = len(list(logdir.glob("events*tfevents*")))
+        prefix = logdir / f"events.run{process:06d}"
+        self._events = EventsWriter(str(prefix), f".{time.time_ns()}")
         start = SessionLog(status=SessionLog.START)
         self._write(Event(step=start_step, session_log=start))
 

@@ -57,7 +57,10 @@ def make_run(workdir) -> None:
                 scores["eval_diversity"] = 0.3
                 writer.write(i, scores, kind="eval")
             reward = {"reward_avg": 0.5 + i / 100 + rng.normal() / 100}
-            writer.write(i, {**reward, "kl_loss": 1e-4 * i, "my_metric": float(i)})
+            speed = {"time/images_per_second": 100.0 + i, "time/update": 0.5}
+            writer.write(
+                i, {**reward, "kl_loss": 1e-4 * i, "my_metric": float(i), **speed}
+            )
 
 
 def read(path) -> tuple[str, Page, str]:
@@ -75,8 +78,10 @@ def test_scores_curves_and_config_are_on_the_page(tmp_path):
     row = "counting 50.0% 90.0% +40.0 25.0% 65.0% +40.0"
     assert row in words
     assert words.index("single object 50.0%") < words.index("overall 50.0%")
-    for title in ("Reward", "KL to the reference", "Diversity", "my_metric"):
+    names = ("Reward", "KL to the reference", "Diversity", "my_metric")
+    for title in (*names, "time/images_per_second"):
         assert title in page.words
+    assert "time/update" not in page.words
     assert "train.beta" in words and "0.04" in words
     assert "seed 7" in words and "21 iterations" in words
 

@@ -50,6 +50,21 @@ def test_tensorboard_reads_back_scalars_images_and_restarts(tmp_path):
     np.testing.assert_array_equal(pixels, np.round(image * 255).astype(np.uint8))
 
 
+def test_a_clock_that_was_set_back_leaves_the_order_of_processes(tmp_path, monkeypatch):
+    """Oracle: the order of the starts; the first file is one of an earlier version."""
+    old = tmp_path / "tensorboard" / "events.out.tfevents.1999999999.host.1"
+    old.parent.mkdir()
+    old.write_bytes(b"")
+    clock = iter([1_900_000_000.0, 1_800_000_000.0, 1_700_000_000.0])
+    for start in range(3):
+        now = next(clock)
+        monkeypatch.setattr("time.time", lambda now=now: now)
+        TensorBoardWriter(old.parent, start).close()
+    starts = [event.step for event in events(tmp_path) if event.HasField("session_log")]
+    assert starts == [0, 1, 2]
+    assert sorted(old.parent.iterdir())[0] == old
+
+
 def test_a_score_that_is_no_number_is_written_without_a_warning(tmp_path, caplog):
     """Oracle: the event, and silence: the diversity of one image of a prompt is none."""
     with MetricWriter(tmp_path, 0) as writer:
