@@ -218,6 +218,8 @@ def cell(folder: Path, place: str, fault: str) -> str:
                 run("umount", "-l", disk)
     except subprocess.CalledProcessError as error:
         return f"| {place} | {fault} | not possible here: {error.stderr} | | | |"
+    if not seen.right:
+        print(f"--- {place}: {fault}\n{seen.told}", file=sys.stderr)
     lines = [line for line in seen.told.splitlines() if line.startswith("error: ")]
     line = lines[0].replace(str(disk), "DIR")[7:] if lines else ""
     what = f"`{line}`" if seen.right else f"exit code {seen.code}; {line}"
