@@ -365,6 +365,8 @@ def _disk_failure(error: Exception) -> tuple[str, str] | None:
         number = int(found[1])
     if "RESOURCE_EXHAUSTED" in text or "No space left" in text:
         number = errno.ENOSPC
+    elif text.startswith("NOT_FOUND"):  # a file that was written is gone: no errno
+        number = errno.ENOENT
     if number is None:
         return None
     return disk.reason(number), disk.remedy(number)

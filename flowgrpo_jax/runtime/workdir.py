@@ -145,10 +145,15 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def checkpoint_steps(path: Path) -> list[int]:
-    """Iterations that the checkpoints of a workdir have finished, in order."""
+    """Iterations that the checkpoints of a workdir have finished, in order.
+
+    An empty folder is none, whatever its name: restoring tells that it can go.
+    """
     folder = path / _CHECKPOINTS
     names = os.listdir(folder) if folder.is_dir() else []
-    return sorted(int(name) for name in names if name.isascii() and name.isdigit())
+    numbers = [name for name in names if name.isascii() and name.isdigit()]
+    held = [name for name in numbers if any((folder / name).iterdir())]
+    return sorted(map(int, held))
 
 
 def finished_line(path: Path, num_iterations: int) -> str:

@@ -188,6 +188,8 @@ def test_file_system_failures_are_told_from_mistakes_in_the_program():
     large = "OUT_OF_RANGE: Failed to write: File too large [os_error_code='27']"
     reason, remedy = _disk_failure(ValueError(large))
     assert reason == "file too large" and "ulimit -f" in remedy
+    gone = 'NOT_FOUND: Error writing "ema/0.0" in OCDBT database at local file "x"'
+    assert _disk_failure(ValueError(gone))[0] == "no such file or directory"
     assert _disk_failure(ValueError("Cannot save arrays with zero size")) is None
 
 

@@ -180,7 +180,7 @@ def test_the_remedy_for_a_broken_line_leaves_no_hole(tmp_path):
     lines[-2] = "noise"  # iteration 4, evaluated
     path.write_text("\n".join(lines) + "\n")
     for step in (2, 5):
-        (tmp_path / "checkpoints" / str(step)).mkdir(parents=True)
+        (tmp_path / "checkpoints" / str(step) / "state").mkdir(parents=True)
     with pytest.raises(UserError, match="delete it and checkpoints/5: the run goes on"):
         MetricWriter(tmp_path, 5, tensorboard=False)
     path.write_text("\n".join(line for line in lines if line != "noise") + "\n")

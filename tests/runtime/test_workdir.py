@@ -188,7 +188,7 @@ def put(path, rows=(), steps=()):
     (path / "metrics.jsonl").write_text("".join(lines))
     (path / "checkpoints").mkdir(exist_ok=True)
     for step in steps:
-        (path / "checkpoints" / str(step)).mkdir()
+        (path / "checkpoints" / str(step) / "state").mkdir(parents=True)
 
 
 SAVING = changed(checkpoint={"every": 10})
