@@ -20,9 +20,9 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from flowgrpo_jax.data.geneval_grammar import COCO80
-from flowgrpo_jax.models import mask2former, swin
-from flowgrpo_jax.models.clip import CLIPVision, CLIPVisionConfig
-from flowgrpo_jax.models.mask2former_config import Mask2FormerConfig
+from flowgrpo_jax.models.encoders.clip import CLIPVision, CLIPVisionConfig
+from flowgrpo_jax.models.mask2former import network, swin
+from flowgrpo_jax.models.mask2former.config import Mask2FormerConfig
 from flowgrpo_jax.rewards.mask2former import Processor, detect
 
 IMAGES, PIXELS, CHIPS = 48, 512, 8
@@ -45,7 +45,7 @@ def main() -> None:
     detector, seconds = compiled(
         mesh,
         lambda params, images: detect(SWIN_S, Processor(), params, images),
-        mask2former.shapes(SWIN_S),
+        network.shapes(SWIN_S),
         (IMAGES, PIXELS, PIXELS, 3),
     )
     operations = detector.cost_analysis()["flops"] * CHIPS

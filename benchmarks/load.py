@@ -21,9 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from flowgrpo_jax.models import mmdit_config, tensors
-from flowgrpo_jax.models.mmdit import MMDiT, MMDiTConfig
-from flowgrpo_jax.models.presets import TRANSFORMERS
+from flowgrpo_jax.models.files import tensors
+from flowgrpo_jax.models.sd3 import transformer_config
+from flowgrpo_jax.models.sd3.presets import TRANSFORMERS
+from flowgrpo_jax.models.sd3.transformer import MMDiT, MMDiTConfig
 
 _MODEL = flags.DEFINE_enum("model", "sd3.5-medium", TRANSFORMERS, "Which size.")
 _LAYERS = flags.DEFINE_integer("layers", None, "Fewer than the model has.")
@@ -63,7 +64,7 @@ def write(folder: str, config: MMDiTConfig) -> None:
         return np.broadcast_to(layer, like.shape)
 
     tree = jax.tree_util.tree_map_with_path(fill, shapes(config))
-    tensors.write(folder, tree, mmdit_config.table(config))
+    tensors.write(folder, tree, transformer_config.table(config))
 
 
 def read_bytes(folder: str, keep: bool) -> float:
@@ -98,7 +99,7 @@ def load(folder: str, config: MMDiTConfig) -> None:
     )
     start = time.perf_counter()
     positions = [r"pos_embed\.pos_embed"]
-    tree = tensors.read(folder, mmdit_config.table(config), like, positions)
+    tree = tensors.read(folder, transformer_config.table(config), like, positions)
     jax.block_until_ready(tree)
     seconds = time.perf_counter() - start
     # Not getrusage's maximum: it comes with what the parent had when it forked.

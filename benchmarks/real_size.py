@@ -26,9 +26,9 @@ import numpy as np
 from benchmarks import torch_peer
 from flowgrpo_jax import assemble, cost, programs
 from flowgrpo_jax import config as configs
-from flowgrpo_jax.models import presets
 from flowgrpo_jax.models.flow_model import FlowModel, IdentityAutoencoder, overlay
-from flowgrpo_jax.models.mmdit import MMDiTConfig
+from flowgrpo_jax.models.sd3 import presets
+from flowgrpo_jax.models.sd3.transformer import MMDiTConfig
 from flowgrpo_jax.models.text import TextEmbedding
 from flowgrpo_jax.runtime import mesh as meshes
 from flowgrpo_jax.workload import Workload

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import ml_collections
 from flax import traverse_util
 
-from flowgrpo_jax import paths, programs, prompt_checks, text_table
+from flowgrpo_jax import programs, prompt_checks, text_table
 from flowgrpo_jax.config import is_embedded
 from flowgrpo_jax.data import tfds_prompts
 from flowgrpo_jax.data.prompt_files import load_prompts
@@ -20,13 +20,18 @@ from flowgrpo_jax.data.prompts import Prompt
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.flow import rollout, schedule, transition
 from flowgrpo_jax.flow.plan import Plan
-from flowgrpo_jax.models import embedded, hub, lora_files, mmdit_config, sd3, sd3_text
+from flowgrpo_jax.models import embedded
+from flowgrpo_jax.models.files import hub, lora_files
 from flowgrpo_jax.models.flow_model import FlowModel, Variables, guided
+from flowgrpo_jax.models.sd3 import family as sd3
+from flowgrpo_jax.models.sd3 import text as sd3_text
+from flowgrpo_jax.models.sd3 import transformer_config
 from flowgrpo_jax.models.text import TextEmbedding
 from flowgrpo_jax.rewards import geneval, monitors, registry, scoring
 from flowgrpo_jax.rl import losses
 from flowgrpo_jax.rl import update as rl_update
 from flowgrpo_jax.runtime import mesh as meshes
+from flowgrpo_jax.runtime import paths
 from flowgrpo_jax.sprites import detector, world
 from flowgrpo_jax.sprites import monitors as sprites_monitors
 from flowgrpo_jax.worlds import WORLDS
@@ -92,7 +97,7 @@ def _large_model(config: ml_collections.ConfigDict, folder: Path | None) -> Flow
 
 def _with_targets(config: ml_collections.ConfigDict, model: FlowModel) -> FlowModel:
     """The model whose LoRA adapts the layers of `train.lora_targets`."""
-    layers = mmdit_config.adapted_layers(config.train.lora_targets)
+    layers = transformer_config.adapted_layers(config.train.lora_targets)
     adapted = dataclasses.replace(model.config, lora_targets=layers)
     return dataclasses.replace(model, config=adapted)
 

@@ -16,8 +16,9 @@ from ml_collections import ConfigDict
 from ml_collections.config_flags import tuple_parser
 
 from flowgrpo_jax import config as configs
-from flowgrpo_jax import paths, recipes, rules
+from flowgrpo_jax import recipes, rules
 from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.runtime import paths
 
 # Dotted key, the text after "=" if there is one, the next word of the command line.
 Override = tuple[str, str | None, str | None]

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from flowgrpo_jax.models.mmdit import MMDiTConfig
+from flowgrpo_jax.models.sd3.transformer import MMDiTConfig
 
 GB = 1e9
 TERA = 1e12

@@ -72,7 +72,8 @@ def export(
     config: ConfigDict, restored, out: Path, transformer: bool, fold_alpha: bool = False
 ) -> list[Path]:
     """Write a `restore.Restored` to `out`; the files or folders."""
-    from flowgrpo_jax.models import lora_files, sd3
+    from flowgrpo_jax.models.files import lora_files
+    from flowgrpo_jax.models.sd3 import family as sd3
 
     if transformer:
         path = out / "transformer"
@@ -89,7 +90,7 @@ def export(
 
 def hub_id(config: ConfigDict) -> str | None:
     """The hub id of the base model; None for a folder, which nobody else has."""
-    from flowgrpo_jax.models import hub
+    from flowgrpo_jax.models.files import hub
 
     name = hub.ALIASES.get(config.model, config.model)
     owner, _, rest = name.partition("/")

@@ -12,7 +12,7 @@ import ml_collections
 from flowgrpo_jax import assemble, base_weights, checks, programs
 from flowgrpo_jax import config as configs
 from flowgrpo_jax.errors import UserError
-from flowgrpo_jax.models import lora_files
+from flowgrpo_jax.models.files import lora_files
 from flowgrpo_jax.models.flow_model import FlowModel, Variables, overlay
 from flowgrpo_jax.runtime import mesh as meshes
 from flowgrpo_jax.runtime.checkpoint import Checkpointer

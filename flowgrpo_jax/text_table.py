@@ -13,7 +13,7 @@ from flowgrpo_jax.data import prompts as prompt_data
 from flowgrpo_jax.data.embedding_cache import EmbeddingCache, Field
 from flowgrpo_jax.data.prompts import Prompt
 from flowgrpo_jax.models.flow_model import FlowModel, Variables
-from flowgrpo_jax.models.sd3 import PromptEncoders
+from flowgrpo_jax.models.sd3.family import PromptEncoders
 from flowgrpo_jax.models.text import TextEmbedding
 
 # Prompts that are encoded at one time while a run goes on. The encoders are read from

@@ -14,7 +14,7 @@ from flowgrpo_jax import config as configs
 from flowgrpo_jax import recipes, rules
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.flow import schedule, transition
-from flowgrpo_jax.models import mmdit_config
+from flowgrpo_jax.models.sd3 import transformer_config
 from flowgrpo_jax.rewards import scoring
 from flowgrpo_jax.rl import advantage, losses
 from flowgrpo_jax.rules import (
@@ -89,7 +89,7 @@ RULES: dict[str, Rule] = {
     "updates_per_iteration": whole(1, 100_000),
     "microbatch": whole(1, 100_000),
     "dtype": one_of(("float32", "bfloat16")),
-    "remat": one_of(mmdit_config.REMAT),
+    "remat": one_of(transformer_config.REMAT),
     "mesh": table(one_of(meshes.AXES), _axis),
     "sample.plan": one_of(PLANS),
     "sample.num_steps": _STEPS,

@@ -9,8 +9,8 @@ import pytest
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from flowgrpo_jax import cost
-from flowgrpo_jax.models import presets
-from flowgrpo_jax.models.mmdit import MMDiT, MMDiTConfig
+from flowgrpo_jax.models.sd3 import presets
+from flowgrpo_jax.models.sd3.transformer import MMDiT, MMDiTConfig
 from flowgrpo_jax.runtime import mesh as meshes
 
 MEDIUM, LARGE = (

@@ -278,7 +278,7 @@ def test_a_damaged_checkpoint_is_one_line(full, weights_file, prompts, tmp_path)
 @pytest.mark.parametrize("name", ["missing", "text", "other"])
 def test_wrong_weights_are_one_line(name, tmp_path):
     """Oracle: how the lines begin, by hand."""
-    from flowgrpo_jax.models import weights
+    from flowgrpo_jax.models.files import weights
 
     path = tmp_path / f"{name}.safetensors"
     if name == "text":

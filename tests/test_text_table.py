@@ -8,7 +8,7 @@ from flowgrpo_jax import assemble, budget, text_table
 from flowgrpo_jax import config as configs
 from flowgrpo_jax.data import prompts as prompt_data
 from flowgrpo_jax.data.prompts import Prompt
-from flowgrpo_jax.models.sd3 import PromptEncoders
+from flowgrpo_jax.models.sd3.family import PromptEncoders
 from flowgrpo_jax.models.text import TextEmbedding
 from tests.tiny import tiny_model
 

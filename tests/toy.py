@@ -14,7 +14,7 @@ from flowgrpo_jax import checks
 from flowgrpo_jax import config as configs
 from flowgrpo_jax import train as trainer
 from flowgrpo_jax.models.flow_model import FlowModel, IdentityAutoencoder
-from flowgrpo_jax.models.mmdit import MMDiTConfig
+from flowgrpo_jax.models.sd3.transformer import MMDiTConfig
 from flowgrpo_jax.models.text import TextEmbedding, WordTokenizer
 from tests.tiny_run import use
 

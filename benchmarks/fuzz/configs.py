@@ -23,7 +23,7 @@ from ml_collections import config_flags
 from benchmarks.fuzz.core import REFUSED, RIGHT, Surface, Wrong, refused
 from flowgrpo_jax import assemble, checks, commands, recipes, values, workload
 from flowgrpo_jax import config as configs
-from flowgrpo_jax.models import mmdit_config
+from flowgrpo_jax.models.sd3 import transformer_config
 from flowgrpo_jax.planner import Planner
 from flowgrpo_jax.runtime import mesh as meshes
 from flowgrpo_jax.sprites import model as sprites_model
@@ -268,7 +268,7 @@ def _finite(value: Any) -> bool:
 def _build(config: ml_collections.ConfigDict) -> None:
     """All that is made of a config before anything is compiled."""
     meshes.make_abstract_mesh(config.mesh.to_dict(), 8)
-    mmdit_config.adapted_layers(config.train.lora_targets)
+    transformer_config.adapted_layers(config.train.lora_targets)
     workload.learning_rate(config)
     assemble.make_behaviour(config)
     if any(configs.get(config, key) > most for key, most in _SMALL.items()):

@@ -22,10 +22,11 @@ from hypothesis import strategies as st
 
 from benchmarks.fuzz import core
 from flowgrpo_jax.flow import schedule
-from flowgrpo_jax.models import config_json, sd3_folder
-from flowgrpo_jax.models.clip import CLIPTextConfig
-from flowgrpo_jax.models.mmdit_config import MMDiTConfig
-from flowgrpo_jax.models.t5 import T5Config
+from flowgrpo_jax.models.encoders.clip import CLIPTextConfig
+from flowgrpo_jax.models.encoders.t5 import T5Config
+from flowgrpo_jax.models.files import config_json
+from flowgrpo_jax.models.sd3 import folder as sd3_folder
+from flowgrpo_jax.models.sd3.transformer_config import MMDiTConfig
 from flowgrpo_jax.models.vae import VAEConfig
 
 STEPS, TOKENS = 8, 1024

@@ -19,7 +19,12 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 
 from benchmarks.fuzz import core
-from flowgrpo_jax.models import lora_files, lora_reading, safetensors_files, weights
+from flowgrpo_jax.models.files import (
+    lora_files,
+    lora_reading,
+    safetensors_files,
+    weights,
+)
 
 MODULES = ("transformer_blocks.0.attn.to_q", "transformer_blocks.1.attn.to_k", "x")
 PATTERNS = (

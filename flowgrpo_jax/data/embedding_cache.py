@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from flowgrpo_jax import paths
 from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.runtime import paths
 
 _DIGEST = 32
 _HEAD = _DIGEST + 4  # and a CRC-32 of the arrays

@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from flowgrpo_jax import paths
 from flowgrpo_jax.data.prompts import Prompt
 from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.runtime import paths
 
 DEEPEST = 32  # objects and lists within each other
 _TOO_DEEP = f"values nested more than {DEEPEST} deep"

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from flowgrpo_jax.errors import UserError
-from flowgrpo_jax.models import config_json, lora, safetensors_files, weights
+from flowgrpo_jax.models import lora
+from flowgrpo_jax.models.files import config_json, safetensors_files, weights
+from flowgrpo_jax.models.files.hub import SINGLE_FILE
 from flowgrpo_jax.models.flow_model import FlowModel, IdentityAutoencoder, Variables
-from flowgrpo_jax.models.hub import SINGLE_FILE
-from flowgrpo_jax.models.mmdit import MMDiTConfig
+from flowgrpo_jax.models.sd3.transformer import MMDiTConfig
 from flowgrpo_jax.models.text import Tokenizer, WordEncoder
 
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
-from flowgrpo_jax.models.mmdit import MMDiT, MMDiTConfig
+from flowgrpo_jax.models.sd3.transformer import MMDiT, MMDiTConfig
 from flowgrpo_jax.models.text import TextEmbedding, Tokenizer
 
 Variables = dict[str, Any]

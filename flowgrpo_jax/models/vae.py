@@ -15,8 +15,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from flowgrpo_jax.errors import UserError
-from flowgrpo_jax.models import config_json
-from flowgrpo_jax.models.tensors import Rule
+from flowgrpo_jax.models.files import config_json
+from flowgrpo_jax.models.files.tensors import Rule
 
 Images = Float[Array, "sample height width channel"]
 Latents = Float[Array, "sample row column latent"]

@@ -4,7 +4,7 @@ The unit vector of the image through five linear layers: about 1 to 10, unscaled
 """
 
 from flowgrpo_jax.errors import UserError
-from flowgrpo_jax.models import hub
+from flowgrpo_jax.models.files import hub
 from flowgrpo_jax.rewards import clip_model, linear_head
 from flowgrpo_jax.rewards.registry import Context
 from flowgrpo_jax.rewards.scorer import Scorer

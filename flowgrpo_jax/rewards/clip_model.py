@@ -17,8 +17,9 @@ from jaxtyping import Array, Float, Int
 
 from flowgrpo_jax.data.prompts import Prompt
 from flowgrpo_jax.errors import UserError
-from flowgrpo_jax.models import clip_weights, hub
-from flowgrpo_jax.models.clip import CLIP
+from flowgrpo_jax.models.encoders import clip_weights
+from flowgrpo_jax.models.encoders.clip import CLIP
+from flowgrpo_jax.models.files import hub
 from flowgrpo_jax.rewards.preprocess import Preprocess
 
 CLIP_L = "openai/clip-vit-large-patch14"

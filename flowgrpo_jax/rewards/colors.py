@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, UInt8
 from PIL import Image
 
 from flowgrpo_jax.data.geneval_grammar import COLORS10
-from flowgrpo_jax.models.clip import normalise
+from flowgrpo_jax.models.encoders.clip import normalise
 from flowgrpo_jax.rewards import clip_model
 from flowgrpo_jax.rewards.detection import Detection, Images
 

@@ -14,8 +14,9 @@ import numpy as np
 
 from flowgrpo_jax.data.prompts import Prompt
 from flowgrpo_jax.errors import UserError
-from flowgrpo_jax.models import blip, hub, tensors
-from flowgrpo_jax.models.blip import Blip, BlipConfig
+from flowgrpo_jax.models.encoders import blip
+from flowgrpo_jax.models.encoders.blip import Blip, BlipConfig
+from flowgrpo_jax.models.files import hub, tensors
 from flowgrpo_jax.rewards import clip_model, linear_head
 from flowgrpo_jax.rewards.preprocess import Preprocess
 from flowgrpo_jax.rewards.registry import Context

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from flowgrpo_jax.models import tensors
-from flowgrpo_jax.models.tensors import Rule
+from flowgrpo_jax.models.files import tensors
+from flowgrpo_jax.models.files.tensors import Rule
 
 # Numbers of the linear layers in the torch module; dropout stands between them.
 LAYERS = (0, 2, 4, 6, 7)

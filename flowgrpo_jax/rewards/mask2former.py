@@ -17,9 +17,10 @@ from jaxtyping import Array, Float
 
 from flowgrpo_jax.data.geneval_grammar import COCO80
 from flowgrpo_jax.errors import UserError
-from flowgrpo_jax.models import config_json, hub, mask2former
-from flowgrpo_jax.models.mask2former_config import Mask2FormerConfig
-from flowgrpo_jax.models.mask2former_instances import (
+from flowgrpo_jax.models.files import config_json, hub
+from flowgrpo_jax.models.mask2former import network
+from flowgrpo_jax.models.mask2former.config import Mask2FormerConfig
+from flowgrpo_jax.models.mask2former.instances import (
     Instances,
     find_instances,
     unpack_mask,
@@ -124,8 +125,8 @@ def detect(
     images: Float[Array, "image height width 3"],
 ) -> Instances:
     """Instances of images in [0, 1]: the whole detector as one pure function."""
-    network = mask2former.Mask2Former(config)
-    found = network.bind({"params": params})(processor(images))
+    net = network.Mask2Former(config)
+    found = net.bind({"params": params})(processor(images))
     return find_instances(found, images.shape[1:3])
 
 
@@ -160,7 +161,7 @@ class Mask2FormerDetector:
         mesh = Mesh(np.array(jax.local_devices()), ("image",))
         self._batch = NamedSharding(mesh, PartitionSpec("image"))
         everywhere = NamedSharding(mesh, PartitionSpec())
-        self._params = mask2former.load(folder, config, everywhere)
+        self._params = network.load(folder, config, everywhere)
         self._program = jax.jit(
             lambda params, images: detect(config, processor, params, images),
             out_shardings=self._batch,

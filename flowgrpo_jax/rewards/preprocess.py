@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from flowgrpo_jax.errors import UserError
-from flowgrpo_jax.models import config_json
+from flowgrpo_jax.models.files import config_json
 
 # Of OpenAI's CLIP, which OpenCLIP and BLIP took over.
 MEAN = (0.48145466, 0.4578275, 0.40821073)

@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from flowgrpo_jax import paths
 from flowgrpo_jax.data.prompts import Prompt
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.rewards.detection import Images
 from flowgrpo_jax.rewards.registry import Reward
+from flowgrpo_jax.runtime import paths
 from flowgrpo_jax.runtime.workdir import close_in_children
 
 # Options that say where and how patiently, not what is asked.

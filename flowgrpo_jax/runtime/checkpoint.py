@@ -26,9 +26,8 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from flowgrpo_jax import paths
 from flowgrpo_jax.errors import UserError
-from flowgrpo_jax.runtime import disk
+from flowgrpo_jax.runtime import disk, paths
 
 PyTree = Any
 Result = TypeVar("Result")

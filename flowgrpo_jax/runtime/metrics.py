@@ -25,8 +25,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from flowgrpo_jax import paths
 from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.runtime import paths
 from flowgrpo_jax.runtime.workdir import (
     atomic_write,
     checkpoint_steps,

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from flowgrpo_jax import paths
 from flowgrpo_jax.runtime import mesh as meshes
+from flowgrpo_jax.runtime import paths
 
 
 def configure(cache_dir: str | Path | None = None) -> None:

@@ -24,9 +24,9 @@ from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import IO, Any
 
-from flowgrpo_jax import paths, rules
+from flowgrpo_jax import rules
 from flowgrpo_jax.errors import UserError
-from flowgrpo_jax.runtime import disk
+from flowgrpo_jax.runtime import disk, paths
 
 _CONFIG = "config.json"
 _PROMPTS = "prompts.json"

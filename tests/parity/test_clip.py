@@ -9,8 +9,9 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from flowgrpo_jax.errors import UserError
-from flowgrpo_jax.models import clip_weights, tensors
-from flowgrpo_jax.models.clip import CLIPText, CLIPTextConfig, CLIPVisionConfig
+from flowgrpo_jax.models.encoders import clip_weights
+from flowgrpo_jax.models.encoders.clip import CLIPText, CLIPTextConfig, CLIPVisionConfig
+from flowgrpo_jax.models.files import tensors
 from tests.parity.oracle import assert_close
 from tests.parity.tiny_sd3 import randomize
 

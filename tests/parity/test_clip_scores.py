@@ -17,7 +17,8 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from flowgrpo_jax.data.prompts import Prompt
 from flowgrpo_jax.errors import UserError
-from flowgrpo_jax.models import clip_weights, tensors
+from flowgrpo_jax.models.encoders import clip_weights
+from flowgrpo_jax.models.files import tensors
 from flowgrpo_jax.rewards import linear_head, monitors, registry
 from tests.parity.oracle import assert_close
 from tests.parity.tiny_sd3 import clip_tokenizer, randomize

@@ -8,8 +8,8 @@ from diffusers import AutoencoderKL, SD3Transformer2DModel
 from torch.utils.flop_counter import FlopCounterMode
 
 from flowgrpo_jax import cost
-from flowgrpo_jax.models import presets
-from flowgrpo_jax.models.mmdit import MMDiTConfig
+from flowgrpo_jax.models.sd3 import presets
+from flowgrpo_jax.models.sd3.transformer import MMDiTConfig
 
 MEDIUM, LARGE = (
     MMDiTConfig.from_dict(presets.TRANSFORMERS[name])

@@ -17,7 +17,8 @@ from safetensors.numpy import save_file
 from flowgrpo_jax import compare, export, restore, sample
 from flowgrpo_jax.data.prompts import Prompt
 from flowgrpo_jax.errors import UserError
-from flowgrpo_jax.models import lora_files, sd3
+from flowgrpo_jax.models.files import lora_files
+from flowgrpo_jax.models.sd3 import family as sd3
 from flowgrpo_jax.train import train
 from tests.parity import tiny_sd3
 from tests.parity.test_pipeline import (

@@ -17,8 +17,9 @@ from transformers.models.blip.modeling_blip_text import BlipTextModel
 
 from flowgrpo_jax.data.prompts import Prompt
 from flowgrpo_jax.errors import UserError
-from flowgrpo_jax.models import blip, tensors
-from flowgrpo_jax.models.blip import BlipConfig
+from flowgrpo_jax.models.encoders import blip
+from flowgrpo_jax.models.encoders.blip import BlipConfig
+from flowgrpo_jax.models.files import tensors
 from flowgrpo_jax.rewards import imagereward, registry
 from flowgrpo_jax.rewards.preprocess import MEAN, STD
 from tests.parity.oracle import assert_close

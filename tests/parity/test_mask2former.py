@@ -9,9 +9,9 @@ import pytest
 
 from flowgrpo_jax.data.geneval_grammar import COCO80
 from flowgrpo_jax.errors import UserError
-from flowgrpo_jax.models import mask2former
-from flowgrpo_jax.models.mask2former_config import Mask2FormerConfig
-from flowgrpo_jax.models.mask2former_instances import find_instances, unpack_mask
+from flowgrpo_jax.models.mask2former import network
+from flowgrpo_jax.models.mask2former.config import Mask2FormerConfig
+from flowgrpo_jax.models.mask2former.instances import find_instances, unpack_mask
 from flowgrpo_jax.rewards.mask2former import Mask2FormerDetector, Processor
 from tests.parity.oracle import assert_close
 
@@ -75,7 +75,7 @@ def pair(folder):
     """(their model, our config, our parameters)"""
     theirs = reference_model()
     config = Mask2FormerConfig.from_folder(folder)
-    return theirs, config, mask2former.load(folder, config)
+    return theirs, config, network.load(folder, config)
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def outputs(pair):
 
     @jax.jit
     def run(params, pixels):
-        return mask2former.Mask2Former(config).apply(
+        return network.Mask2Former(config).apply(
             {"params": params},
             pixels,
             capture_intermediates=lambda module, _: module.name in PARTS,
@@ -128,7 +128,7 @@ def test_classes_and_masks(outputs):
 def test_every_tensor_has_a_place_when_the_decoders_differ_in_width(tmp_path):
     """The oracle is the file that transformers writes; `load` refuses any difference."""
     reference_model(hidden_dim=16).save_pretrained(tmp_path)
-    params = mask2former.load(tmp_path, Mask2FormerConfig.from_folder(tmp_path))
+    params = network.load(tmp_path, Mask2FormerConfig.from_folder(tmp_path))
     assert params["queries"]["input2"]["kernel"].shape == (32, 16)
 
 
@@ -169,7 +169,7 @@ def test_post_processing(size):
             outputs, threshold, target_sizes=[size] * 2, return_binary_maps=True
         )
     )
-    segmentation = mask2former.Segmentation(
+    segmentation = network.Segmentation(
         jnp.asarray(classes), jnp.asarray(masks.numpy())
     )
     found = jax.device_get(

@@ -14,9 +14,10 @@ from diffusers.models.embeddings import get_timestep_embedding
 from flax import traverse_util
 from peft import LoraConfig
 
-from flowgrpo_jax.models import mmdit_config, tensors
-from flowgrpo_jax.models.mmdit import MMDiT, MMDiTConfig, timestep_embedding
-from flowgrpo_jax.models.presets import TRANSFORMERS
+from flowgrpo_jax.models.files import tensors
+from flowgrpo_jax.models.sd3 import transformer_config
+from flowgrpo_jax.models.sd3.presets import TRANSFORMERS
+from flowgrpo_jax.models.sd3.transformer import MMDiT, MMDiTConfig, timestep_embedding
 
 SMALL = {
     "sample_size": 8,
@@ -75,7 +76,10 @@ def pair(name, folder):
     config = MMDiTConfig.from_folder(folder)
     shapes = shapes_of(config)
     variables = tensors.read(
-        folder, mmdit_config.table(config), shapes["params"], [r"pos_embed\.pos_embed"]
+        folder,
+        transformer_config.table(config),
+        shapes["params"],
+        [r"pos_embed\.pos_embed"],
     )
     return theirs, config, {"params": variables}
 
@@ -161,7 +165,7 @@ def test_other_sizes(medium, height, width, tokens):
 
 def split_lora(tree, config):
     """Our factors under PEFT's names, {module.lora_A: [rank, in], ...}."""
-    rules = {rule.ours: rule for rule in mmdit_config.table(config)}
+    rules = {rule.ours: rule for rule in transformer_config.table(config)}
     found = {}
     for path, leaf in traverse_util.flatten_dict(tree, sep="/").items():
         layer, factor = path.rsplit("/", 1)
@@ -310,7 +314,7 @@ def test_stored_positions_are_used(tmp_path):
     config = dataclasses.replace(
         MMDiTConfig.from_folder(tmp_path), position_crop=(4, 5)
     )
-    table, like = mmdit_config.table(config), shapes_of(config)
+    table, like = transformer_config.table(config), shapes_of(config)
     position = [r"pos_embed\.pos_embed"]
     variables = {
         "params": tensors.read(tmp_path, table, like["params"], position),
@@ -325,7 +329,7 @@ def test_positional_tables(size):
     """Oracle: diffusers' crop, for every number of rows and columns it allows."""
     from diffusers.models.embeddings import PatchEmbed
 
-    from flowgrpo_jax.models import positions
+    from flowgrpo_jax.models.sd3 import positions
 
     embed = PatchEmbed(8, 8, 2, 4, 16, pos_embed_max_size=size)
     for rows, columns in np.ndindex(size, size):
@@ -343,7 +347,7 @@ def test_written_folder_is_theirs(models, tmp_path):
     tree = {**variables["params"]}
     tree["pos_embed"] = tree["pos_embed"] | table
     tensors.write(
-        tmp_path, tree, mmdit_config.table(config), dict(theirs.config), 10_000
+        tmp_path, tree, transformer_config.table(config), dict(theirs.config), 10_000
     )
     assert len(list(tmp_path.glob("*.safetensors"))) > 2
     loaded = SD3Transformer2DModel.from_pretrained(tmp_path)
@@ -379,4 +383,4 @@ def test_released_sizes(name):
     assert count == COUNTS.get(name, count)
     whole = jax.ShapeDtypeStruct((size, size, config.width), jnp.float32)
     ours["pos_embed"]["table"] = whole
-    assert tensors.names(mmdit_config.table(config), ours) == state
+    assert tensors.names(transformer_config.table(config), ours) == state

@@ -14,7 +14,7 @@ from flowgrpo_jax import restore, sample
 from flowgrpo_jax.data import embedding_cache
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.flow import schedule
-from flowgrpo_jax.models.sd3 import PromptEncoders
+from flowgrpo_jax.models.sd3.family import PromptEncoders
 from tests.parity import tiny_sd3
 
 PROMPTS = ["a photo of the red circle", "the sign that reads hello"]

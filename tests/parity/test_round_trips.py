@@ -17,7 +17,9 @@ from transformers import CLIPTextModelWithProjection, T5EncoderModel
 from transformers import T5Config as TheirT5Config
 
 from flowgrpo_jax.errors import UserError
-from flowgrpo_jax.models import clip, clip_weights, t5, tensors, vae
+from flowgrpo_jax.models import vae
+from flowgrpo_jax.models.encoders import clip, clip_weights, t5
+from flowgrpo_jax.models.files import tensors
 from tests.parity.tiny_sd3 import write_pipeline
 
 

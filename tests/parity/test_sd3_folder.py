@@ -9,7 +9,7 @@ from diffusers.pipelines.stable_diffusion_3 import pipeline_stable_diffusion_3 a
 
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.flow import schedule
-from flowgrpo_jax.models import sd3_folder
+from flowgrpo_jax.models.sd3 import folder as sd3_folder
 
 STEPS, TOKENS = 10, 1024
 

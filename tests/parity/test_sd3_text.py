@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from flowgrpo_jax.errors import UserError
-from flowgrpo_jax.models import sd3_text
-from flowgrpo_jax.models.sd3 import PromptEncoders
-from flowgrpo_jax.models.sd3_text import SD3Text, SD3TextConfig, SD3Tokenizer
-from flowgrpo_jax.models.tokenizers import Tokenizer
+from flowgrpo_jax.models.files.tokenizers import Tokenizer
+from flowgrpo_jax.models.sd3 import text as sd3_text
+from flowgrpo_jax.models.sd3.family import PromptEncoders
+from flowgrpo_jax.models.sd3.text import SD3Text, SD3TextConfig, SD3Tokenizer
 from tests.parity.oracle import assert_close
 from tests.parity.tiny_sd3 import write_pipeline
 

@@ -13,8 +13,9 @@ from transformers import T5EncoderModel
 from transformers.models.t5.modeling_t5 import T5Attention
 
 from flowgrpo_jax.errors import UserError
-from flowgrpo_jax.models import t5, tensors
-from flowgrpo_jax.models.t5 import T5Config, T5Encoder
+from flowgrpo_jax.models.encoders import t5
+from flowgrpo_jax.models.encoders.t5 import T5Config, T5Encoder
+from flowgrpo_jax.models.files import tensors
 from tests.parity.oracle import assert_close
 from tests.parity.tiny_sd3 import randomize
 

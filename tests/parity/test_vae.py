@@ -12,7 +12,7 @@ import torch
 from diffusers import AutoencoderKL as Theirs
 
 from flowgrpo_jax.errors import UserError
-from flowgrpo_jax.models import tensors
+from flowgrpo_jax.models.files import tensors
 from flowgrpo_jax.models.vae import TABLE, VAE, VAEConfig
 from tests.parity.oracle import assert_close
 from tests.parity.tiny_sd3 import randomize

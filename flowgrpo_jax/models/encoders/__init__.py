@@ -1,0 +1,1 @@
+"""Networks that read text or pictures for others: CLIP, T5, BLIP. No flow model."""

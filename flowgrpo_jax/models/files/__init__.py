@@ -1,0 +1,1 @@
+"""Weights in and out: tensors, configurations, LoRA files, tokenizers. No networks."""

@@ -1,0 +1,276 @@
+"""What an SD3 transformer is made of, and its names in the files of diffusers."""
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.models.attention import SAVED
+from flowgrpo_jax.models.files import config_json
+from flowgrpo_jax.models.files.tensors import Rule
+
+# Rematerialisation: what of a block is kept for the backward pass, in widths per token;
+# the rest is computed again. None keeps all that XLA asks for.
+REMAT: dict[str, tuple[str, ...] | None] = {
+    "none": None,
+    "full": (),  # the block's input alone
+    "attention": ("modulation", "qkv", SAVED),  # 4: the MLP is computed again
+    "dense": (
+        "modulation",
+        "qkv",
+        SAVED,
+        "hidden",
+    ),  # 8: only what lies between matmuls
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class MMDiTConfig:
+    """Fields and defaults of diffusers' transformer/config.json, then our own."""
+
+    sample_size: int = 128  # latent pixels at the training resolution
+    patch_size: int = 2
+    in_channels: int = 16
+    out_channels: int = 16
+    num_layers: int = 18
+    attention_head_dim: int = 64
+    num_attention_heads: int = 18
+    joint_attention_dim: int = 4096
+    pooled_projection_dim: int = 2048
+    pos_embed_max_size: int = 96  # patches along one side of the positional table
+    dual_attention_layers: tuple[int, ...] = ()
+    qk_norm: str | None = None  # None or "rms_norm"
+    mlp_ratio: int = 4
+    # Rows and columns of the crop of the positional table that the weights bring along
+    # (collection "buffers"); None computes it.
+    position_crop: tuple[int, int] | None = None
+    lora_rank: int = 0
+    lora_alpha: float = 0.0
+    # Layers, as `adapted_layers` gives them; these are Flow-GRPO's.
+    lora_targets: tuple[str, ...] = (
+        *("attn/qkv", "attn/add_qkv"),
+        *("attn/to_out", "attn/to_add_out"),
+    )
+    dtype: DTypeLike = jnp.float32  # matmuls and residual stream
+    attention: str = "xla"  # see attention.choose
+    remat: str = "none"  # one of REMAT
+
+    @property
+    def width(self) -> int:
+        return self.attention_head_dim * self.num_attention_heads
+
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> "MMDiTConfig":
+        """The config.json of a diffusers transformer folder."""
+        values = config_json.read(folder)
+        return cls.from_dict(values, f"model: {Path(folder) / 'config.json'}")
+
+    @classmethod
+    def from_dict(
+        cls, given: Mapping[str, Any], where: str = "transformer"
+    ) -> "MMDiTConfig":
+        """The same from its contents; UserError for what this network does not do."""
+        kind = given.get("_class_name", "SD3Transformer2DModel")
+        if kind != "SD3Transformer2DModel":
+            raise UserError(f"{where}: {kind}: must be an SD3Transformer2DModel")
+        values = {key: value for key, value in given.items() if key[0] != "_"}
+        caption_width = values.pop("caption_projection_dim", 1152)
+        for key in sorted(values.keys() - set(file_fields())):
+            raise UserError(f"{where}: {key}: {values[key]}: not supported")
+        if values.get("out_channels", 16) is None:
+            values["out_channels"] = values.get("in_channels", 16)
+        supported = {"qk_norm": (None, "rms_norm")}
+        config = config_json.build(cls, values, supported, where, ())
+        config = dataclasses.replace(
+            config, dual_attention_layers=tuple(sorted(config.dual_attention_layers))
+        )
+        _check(config, caption_width, where)
+        return config
+
+
+def file_fields() -> list[str]:
+    """What MMDiTConfig takes from config.json."""
+    names = [field.name for field in dataclasses.fields(MMDiTConfig)]
+    return names[: names.index("mlp_ratio")]
+
+
+def _check(config: MMDiTConfig, caption_width: Any, where: str) -> None:
+    """UserError for values that no network of this family has."""
+    if caption_width != config.width:
+        raise UserError(
+            f"{where}: caption_projection_dim: {caption_width}: must be "
+            f"num_attention_heads * attention_head_dim = {config.width}"
+        )
+    if config.width % 4:
+        raise UserError(
+            f"{where}: attention_head_dim: {config.attention_head_dim}: times "
+            "num_attention_heads it must be a multiple of 4, for the positional table"
+        )
+    if config.sample_size < config.patch_size:
+        raise UserError(
+            f"{where}: sample_size: {config.sample_size}: must be at least patch_size, "
+            f"{config.patch_size}"
+        )
+    if not set(config.dual_attention_layers) <= set(range(config.num_layers)):
+        raise UserError(
+            f"{where}: dual_attention_layers: {config.dual_attention_layers}: must "
+            f"be numbers of the {config.num_layers} layers"
+        )
+
+
+class Group(NamedTuple):
+    """Blocks of one kind in a row: one scanned layer."""
+
+    name: str
+    first: int
+    depth: int
+    dual: bool
+
+
+def groups(config: MMDiTConfig) -> list[Group]:
+    """All blocks but the last, which is a kind of its own.
+
+    SD3.5-medium has `dual_blocks` (13) and `blocks` (10); where kinds alternate, later
+    groups carry the number of their first block.
+    """
+    found: list[Group] = []
+    layers = range(config.num_layers - 1)
+    for dual, run in itertools.groupby(
+        layers, lambda layer: layer in config.dual_attention_layers
+    ):
+        numbers = list(run)
+        name = "dual_blocks" if dual else "blocks"
+        if any(group.dual == dual for group in found):
+            name = f"{name}_{numbers[0]}"
+        found.append(Group(name, numbers[0], len(numbers), dual))
+    return found
+
+
+# Our layer to diffusers'; of a block, and around the blocks.
+BLOCK_LAYERS: dict[str, str | tuple[str, ...]] = {
+    "norm1": "norm1.linear",
+    "norm1_context": "norm1_context.linear",
+    "attn/qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
+    "attn/add_qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+    "attn/to_out": "attn.to_out.0",
+    "attn/to_add_out": "attn.to_add_out",
+    "attn2/qkv": ("attn2.to_q", "attn2.to_k", "attn2.to_v"),
+    "attn2/to_out": "attn2.to_out.0",
+    "ff/proj": "ff.net.0.proj",
+    "ff/out": "ff.net.2",
+    "ff_context/proj": "ff_context.net.0.proj",
+    "ff_context/out": "ff_context.net.2",
+}
+BLOCK_NORMS = {
+    "attn/norm_q": "attn.norm_q",
+    "attn/norm_k": "attn.norm_k",
+    "attn/add_norm_q": "attn.norm_added_q",
+    "attn/add_norm_k": "attn.norm_added_k",
+    "attn2/norm_q": "attn2.norm_q",
+    "attn2/norm_k": "attn2.norm_k",
+}
+OUTER_LAYERS: dict[str, str | tuple[str, ...]] = {
+    "time_text_embed/timestep_1": "time_text_embed.timestep_embedder.linear_1",
+    "time_text_embed/timestep_2": "time_text_embed.timestep_embedder.linear_2",
+    "time_text_embed/text_1": "time_text_embed.text_embedder.linear_1",
+    "time_text_embed/text_2": "time_text_embed.text_embedder.linear_2",
+    "context_embedder": "context_embedder",
+    "norm_out": "norm_out.linear",
+    "proj_out": "proj_out",
+}
+
+
+def adapted_layers(patterns: Sequence[str]) -> tuple[str, ...]:
+    """Our layers whose modules in diffusers' files the patterns name, for LoRA.
+
+    A pattern is a regular expression of the end of a module's name from a dot on, as
+    `attn\\.to_q`; it speaks of all blocks. UserError if it names nothing, or a part of
+    a layer that is one here (query, key and value).
+    """
+    layers, unused = [], set(patterns)
+    for layer, parts in (BLOCK_LAYERS | OUTER_LAYERS).items():
+        prefix = "transformer_blocks." if layer in BLOCK_LAYERS else ""
+        found = []
+        for part in (parts,) if isinstance(parts, str) else parts:
+            by = [p for p in patterns if _matches(p, prefix + part)]
+            unused -= set(by)
+            found.append(bool(by))
+        if any(found) and not all(found):
+            raise UserError(
+                f"train.lora_targets: {patterns}: {', '.join(parts)} are one layer "
+                "here: name all of them or none"
+            )
+        if all(found):
+            layers.append(layer)
+    for pattern in sorted(unused):
+        raise UserError(
+            f"train.lora_targets: {pattern}: names no layer of the transformer: they "
+            "are like attn.to_q, attn2.to_out.0, ff.net.2, norm1.linear, proj_out"
+        )
+    return tuple(layers)
+
+
+def _matches(pattern: str, module: str) -> bool:
+    try:
+        re.compile(pattern)  # by itself: "a)|(b" would be one within the parentheses
+        return re.fullmatch(rf"(.*\.)?({pattern})", module) is not None
+    except (re.error, OverflowError, RecursionError) as error:
+        raise UserError(
+            f"train.lora_targets: {pattern}: is no regular expression ({error})"
+        ) from error
+
+
+def table(config: MMDiTConfig) -> list[Rule]:
+    """Rename table to the files of diffusers' `SD3Transformer2DModel`.
+
+    The positional table ("buffers") is cropped on the way in; to be written it must be
+    whole, of `pos_embed_max_size` rows and columns.
+    """
+    rules = [
+        Rule(
+            "pos_embed/proj/kernel",
+            "pos_embed.proj.weight",
+            "patch",
+            patch=config.patch_size,
+        ),
+        Rule("pos_embed/proj/bias", "pos_embed.proj.bias"),
+        Rule(
+            "pos_embed/table",
+            "pos_embed.pos_embed",
+            "grid",
+            grid=config.pos_embed_max_size,
+        ),
+    ]
+    rules += _layer_rules(OUTER_LAYERS, "", "", 0)
+    stacks = [
+        (f"{group.name}/block/", "transformer_blocks.{layer}.", group.first)
+        for group in groups(config)
+    ]
+    last = f"transformer_blocks.{config.num_layers - 1}."
+    for ours, theirs, first in (*stacks, ("last_block/", last, 0)):
+        rules += _layer_rules(BLOCK_LAYERS, ours, theirs, first)
+        rules += [
+            Rule(f"{ours}{name}/scale", f"{theirs}{norm}.weight", first=first)
+            for name, norm in BLOCK_NORMS.items()
+        ]
+    return rules
+
+
+def _layer_rules(
+    layers: Mapping[str, str | tuple[str, ...]], ours: str, theirs: str, first: int
+) -> list[Rule]:
+    """Kernel and bias of every layer."""
+    rules = []
+    for name, parts in layers.items():
+        joined = (parts,) if isinstance(parts, str) else parts
+        weights = tuple(f"{theirs}{part}.weight" for part in joined)
+        biases = tuple(f"{theirs}{part}.bias" for part in joined)
+        rules.append(Rule(f"{ours}{name}/kernel", weights, "dense", first))
+        rules.append(Rule(f"{ours}{name}/bias", biases, first=first))
+    return rules
