@@ -22,9 +22,9 @@ from absl import app, flags
 from flowgrpo_jax import assemble, credit, recipes, train
 from flowgrpo_jax import config as configs
 from flowgrpo_jax.planner import Planner
+from flowgrpo_jax.report.charts import Series, chart
 from flowgrpo_jax.rl import losses
 from flowgrpo_jax.runtime import platform
-from flowgrpo_jax.runtime.charts import Series, chart
 from flowgrpo_jax.runtime.metrics import read_metrics
 
 ROWS = [name for name in recipes.RECIPES if name != "pretrain"]

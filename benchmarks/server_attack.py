@@ -32,8 +32,8 @@ from PIL import Image
 
 from benchmarks import sections
 from flowgrpo_jax.data.prompts import Prompt
-from flowgrpo_jax.rewards import wire
-from flowgrpo_jax.rewards.remote import Remote
+from flowgrpo_jax.rewards.service import wire
+from flowgrpo_jax.rewards.service.client import Remote
 
 NAME = "jpeg_compressibility"
 MEMORY_MB, ENDS_S = 600, 10.0  # the bars

@@ -166,7 +166,7 @@ def page(
 
     `facts`: lines of its head. `report_link`: where the report of the run is, if any.
     """
-    from flowgrpo_jax.runtime import report
+    from flowgrpo_jax.report.page import page as whole_page
 
     title = f"{name}: base and tuned on the same noise"
     lines = [html.escape(fact) for fact in facts]
@@ -186,7 +186,7 @@ def page(
             for which, side in (("base", base), ("tuned", tuned))
         )
         sections.append(f"<section><h2>{html.escape(prompt.text)}</h2>{rows}</section>")
-    return report.page(title, sections)
+    return whole_page(title, sections)
 
 
 def _means(rows: Sequence[Row]) -> str:
@@ -204,7 +204,8 @@ def _means(rows: Sequence[Row]) -> str:
 
 def _row(which: str, side: Side, number: int) -> str:
     """The images of one prompt, their rewards below."""
-    from flowgrpo_jax.runtime import images, report
+    from flowgrpo_jax.report.page import figure
+    from flowgrpo_jax.runtime import images
 
     made, measured = side
     figures = []
@@ -212,7 +213,7 @@ def _row(which: str, side: Side, number: int) -> str:
         scores = [f"{k} {v[number, member]:.4g}" for k, v in measured.items()]
         alternative = f"{which}, image {member}"
         told = ", ".join(scores)
-        figures.append(report.figure(images.png(image), alternative, which, told))
+        figures.append(figure(images.png(image), alternative, which, told))
     return "".join(figures)
 
 

@@ -49,7 +49,7 @@ _KINDS = {
     "TPU7x": "tpu7x",
 }
 # What a block keeps for its backward pass, in arrays of [token, width], by the remat
-# policies of models/mmdit_config.py: its input, and of matmuls what the policy names.
+# policies of models/sd3/transformer_config.py: its input, and of matmuls what the policy names.
 KEPT_PER_BLOCK = {"full": 1.0, "attention": 5.0, "dense": 9.0, "none": 24.0}
 
 

@@ -17,10 +17,11 @@ import numpy as np
 
 from flowgrpo_jax import assemble, base_weights, budget, checks, evaluation
 from flowgrpo_jax import config as configs
+from flowgrpo_jax.report import page
 from flowgrpo_jax.rewards import monitors
 from flowgrpo_jax.rewards.scoring import RewardFailure
 from flowgrpo_jax.run import Run
-from flowgrpo_jax.runtime import environment, report
+from flowgrpo_jax.runtime import environment
 from flowgrpo_jax.runtime import images as grids
 from flowgrpo_jax.runtime.checkpoint import Checkpointer, Schedule
 from flowgrpo_jax.runtime.metrics import MetricWriter, peak_memory_gb, read_metrics
@@ -166,7 +167,7 @@ def _report(workdir: Path, finished: bool) -> None:
     """Write report.html; tell a finished run's scores before and after."""
     command = shlex.join(["python", "-m", "flowgrpo_jax.main", *sys.argv[1:]])
     atomic_write(workdir / "report.json", json.dumps({"command": command}))
-    path = report.write_report(workdir)
+    path = page.write_report(workdir)
     if finished:
         scores = [row for row in read_metrics(workdir) if row["kind"] == "eval"]
         print(evaluation.table(scores[0], scores[-1]))

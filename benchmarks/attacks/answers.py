@@ -11,10 +11,10 @@ import numpy as np
 from benchmarks.attacks.table import Row, one_line, row
 from flowgrpo_jax.data.prompts import Prompt
 from flowgrpo_jax.errors import UserError
-from flowgrpo_jax.rewards.judge import Judge
 from flowgrpo_jax.rewards.registry import Combined
-from flowgrpo_jax.rewards.remote import Remote
 from flowgrpo_jax.rewards.scoring import Scorer
+from flowgrpo_jax.rewards.service.client import Remote
+from flowgrpo_jax.rewards.service.judge import Judge
 
 _DEADLINE = 3.0  # seconds of a call to a bad server
 _LATE = 3.0  # more than the deadline is a failure

@@ -11,7 +11,7 @@ from benchmarks.attacks.table import Row, row
 from flowgrpo_jax import compare
 from flowgrpo_jax import config as configs
 from flowgrpo_jax.data.prompts import Prompt
-from flowgrpo_jax.runtime import report
+from flowgrpo_jax.report.page import write_report
 
 MARK = "<b>x</b>"
 _NAMES = {
@@ -53,7 +53,7 @@ def _report(workdir: Path) -> Iterator[str | None]:
             "".join(json.dumps(line) + "\n" for line in lines)
         )
         (workdir / "report.json").write_text(json.dumps(extra))
-        return report.write_report(workdir).read_text()
+        return write_report(workdir).read_text()
 
     for where, name in _NAMES.items():
         yield _raw(page(config, score | {name: 0.5}, {}, {}), where)

@@ -15,7 +15,7 @@ import numpy as np
 
 from benchmarks import server_attack
 from benchmarks.attacks.table import Row, row
-from flowgrpo_jax.rewards import wire
+from flowgrpo_jax.rewards.service import wire
 
 _TOKEN = "token"
 _JSON = "application/json"

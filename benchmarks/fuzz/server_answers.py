@@ -23,8 +23,8 @@ from hypothesis import strategies as st
 
 from benchmarks.fuzz import core
 from flowgrpo_jax.data.prompts import Prompt
-from flowgrpo_jax.rewards.judge import Judge
-from flowgrpo_jax.rewards.remote import Remote
+from flowgrpo_jax.rewards.service.client import Remote
+from flowgrpo_jax.rewards.service.judge import Judge
 
 COUNT = 2
 IMAGES = np.zeros((COUNT, 4, 4, 3), np.float32)
@@ -252,7 +252,7 @@ def _asked(given: Answer, first: bytes, raw: bytes) -> dict[str, list[Any]] | No
     """What the client makes of it; None where it refuses in one line."""
     with (
         core.refused() as lines,
-        mock.patch("flowgrpo_jax.rewards.endpoint._FIRST_PAUSE", _PAUSE),
+        mock.patch("flowgrpo_jax.rewards.service.http._FIRST_PAUSE", _PAUSE),
         _server(given.over_socket, first, raw) as url,
     ):
         patient = {"retries": 0, "deadline": _DEADLINE, "timeout": _DEADLINE}

@@ -25,9 +25,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from benchmarks.fuzz import core
-from flowgrpo_jax.rewards.connections import Connection
-from flowgrpo_jax.rewards.limits import Limits
 from flowgrpo_jax.rewards.server import RewardServer
+from flowgrpo_jax.rewards.service.connections import Connection
+from flowgrpo_jax.rewards.service.limits import Limits
 
 TYPES = {"json": "application/json", "msgpack": "application/msgpack"}
 LIMITS = Limits(

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from benchmarks.fuzz.core import REFUSED, RIGHT, Surface, Wrong, refused
 from flowgrpo_jax import config as configs
-from flowgrpo_jax.runtime import environment, report
+from flowgrpo_jax.report import page
+from flowgrpo_jax.runtime import environment
 from flowgrpo_jax.runtime.metrics import MetricWriter, read_metrics
 from flowgrpo_jax.runtime.workdir import (
     checkpoint_steps,
@@ -204,7 +205,7 @@ def _start(workdir: Path, last: int, digests: dict[str, str]) -> None:
     if read_config(workdir)["num_iterations"] != last:
         raise Wrong("config.json holds another config")
     _rows_are_there(before.get("metrics.jsonl", b""), read_metrics(workdir), start)
-    report.write_report(workdir)
+    page.write_report(workdir)
 
 
 def _contents(workdir: Path) -> dict[str, bytes]:

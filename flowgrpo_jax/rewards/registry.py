@@ -59,9 +59,9 @@ REWARDS: dict[str, Callable[..., Reward]] = {
     "aesthetic": _imported("aesthetic", "make"),
     "image_similarity": _imported("image_similarity", "make"),
     "imagereward": _imported("imagereward", "make"),
-    "judge": _imported("judge", "judge"),
-    "qwenvl": _imported("judge", "qwen_vl"),
-    "unifiedreward": _imported("judge", "unified_reward"),
+    "judge": _imported("service.judge", "judge"),
+    "qwenvl": _imported("service.judge", "qwen_vl"),
+    "unifiedreward": _imported("service.judge", "unified_reward"),
 }
 
 
@@ -83,7 +83,7 @@ def make(name: str, context: Context | None = None) -> Reward:
         path = options.pop("replay", None)
         reward = _make(name, context, options)
         if path is not None:
-            reward = _module("replay").Replay(name, reward, path, options)
+            reward = _module("service.replay").Replay(name, reward, path, options)
         context.made[name] = reward
     return context.made[name]
 
@@ -91,8 +91,8 @@ def make(name: str, context: Context | None = None) -> Reward:
 def _make(name: str, context: Context, options: Mapping[str, Any]) -> Reward:
     if "server" in options:
         # Before a line of another option can tell all of them.
-        _module("endpoint").check_url(name, options["server"])
-        return built(name, _module("remote").Remote, name, **options)
+        _module("service.http").check_url(name, options["server"])
+        return built(name, _module("service.client").Remote, name, **options)
     if name not in REWARDS and "." in name:
         return _module("custom").from_path(name, options)
     if name not in REWARDS:

@@ -27,9 +27,9 @@ from typing import Any
 
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.rewards import registry
-from flowgrpo_jax.rewards.limits import Limits
 from flowgrpo_jax.rewards.registry import Combined, Reward
 from flowgrpo_jax.rewards.scoring import Scorer
+from flowgrpo_jax.rewards.service.limits import Limits
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -50,8 +50,8 @@ class RewardServer:
         try:
             import uvicorn
 
-            from flowgrpo_jax.rewards.connections import Connection
-            from flowgrpo_jax.rewards.routes import Routes
+            from flowgrpo_jax.rewards.service.connections import Connection
+            from flowgrpo_jax.rewards.service.routes import Routes
         except ImportError as error:
             raise UserError(
                 f"rewards.server: {error.name} is missing: pip install "

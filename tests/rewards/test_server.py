@@ -24,10 +24,10 @@ from PIL import Image
 
 from flowgrpo_jax.data.prompts import Prompt
 from flowgrpo_jax.errors import UserError
-from flowgrpo_jax.rewards import limits, wire
 from flowgrpo_jax.rewards import server as servers
-from flowgrpo_jax.rewards.remote import Remote
 from flowgrpo_jax.rewards.server import Limits, RewardServer
+from flowgrpo_jax.rewards.service import limits, wire
+from flowgrpo_jax.rewards.service.client import Remote
 
 IMAGES = (
     np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3)).astype(np.float32) / 255
@@ -533,7 +533,9 @@ def test_what_was_refused_is_let_go():
 def test_without_the_extra_it_says_so(monkeypatch, module):
     monkeypatch.setitem(sys.modules, module, None)
     for name in ("routes", "connections"):
-        monkeypatch.delitem(sys.modules, f"flowgrpo_jax.rewards.{name}", raising=False)
+        monkeypatch.delitem(
+            sys.modules, f"flowgrpo_jax.rewards.service.{name}", raising=False
+        )
     with pytest.raises(UserError, match="pip install 'flowgrpo_jax.server.'$"):
         RewardServer(("127.0.0.1", 0))
 

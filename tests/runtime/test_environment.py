@@ -6,8 +6,8 @@ import subprocess
 import pytest
 
 from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.report.page import write_report
 from flowgrpo_jax.runtime import environment as env
-from flowgrpo_jax.runtime import report
 
 
 def test_it_holds_what_decides_about_digits():
@@ -99,12 +99,12 @@ def test_the_commit_is_that_of_a_checkout(tmp_path):
 def test_the_report_shows_it(tmp_path):
     """Oracle: the text, escaped; a run that kept none has no such section."""
     (tmp_path / "config.json").write_text("{}")
-    assert "Made on" not in report.write_report(tmp_path).read_text()
+    assert "Made on" not in write_report(tmp_path).read_text()
     entries = [
         {"from_iteration": 0, "environment": {"cpu": "<b>One</b>", "jax": "1.0"}},
         {"from_iteration": 7, "environment": {"cpu": "Two", "jax": "1.0"}},
     ]
     (tmp_path / "environment.json").write_text(json.dumps(entries))
-    page = report.write_report(tmp_path).read_text()
+    page = write_report(tmp_path).read_text()
     assert "&lt;b&gt;One&lt;/b&gt;" in page and "<b>One" not in page
     assert "from iteration 7" in page and "cpu" in page

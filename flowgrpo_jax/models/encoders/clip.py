@@ -1,7 +1,7 @@
 """CLIP (Radford et al. 2021): the text tower, the image tower, and both as one model.
 
 One class per tower serves CLIP-L, CLIP-G, CLIP-H and any other size, by the config.json
-of transformers; `models/clip_weights.py` reads weights, of transformers' and of
+of transformers; `clip_weights.py` reads weights, of transformers' and of
 open_clip's layout. Layers are scanned; norm statistics and softmax are fp32.
 """
 

@@ -15,9 +15,10 @@ from flowgrpo_jax import checks
 from flowgrpo_jax import config as configs
 from flowgrpo_jax.data.prompts import Prompt
 from flowgrpo_jax.errors import UserError
-from flowgrpo_jax.rewards import endpoint, registry, wire
+from flowgrpo_jax.rewards import registry
 from flowgrpo_jax.rewards.registry import Context
-from flowgrpo_jax.rewards.remote import Remote
+from flowgrpo_jax.rewards.service import http, wire
+from flowgrpo_jax.rewards.service.client import Remote
 
 IMAGES = np.linspace(0, 1, 3 * 8 * 8 * 3, dtype=np.float32).reshape(3, 8, 8, 3)
 PROMPTS = [Prompt(f"prompt {n}", {"n": n}, n) for n in range(3)]
@@ -25,7 +26,7 @@ PROMPTS = [Prompt(f"prompt {n}", {"n": n}, n) for n in range(3)]
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch):
-    monkeypatch.setattr(endpoint, "_FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(http, "_FIRST_PAUSE", 0.01)
 
 
 @contextlib.contextmanager
@@ -262,7 +263,7 @@ def test_a_secret_is_not_told_by_a_line_of_another_option(name, key):
     "url", ["http://h", "https://h:1/v1/", "http://[::1]:80", "http://müller.de"]
 )
 def test_urls_that_are_good(url):
-    assert endpoint.Endpoint("score", url).url == url
+    assert http.Endpoint("score", url).url == url
 
 
 @pytest.mark.parametrize(
@@ -287,7 +288,7 @@ def test_options_that_are_none(options):
 def test_a_token_that_cannot_be_sent_is_not_shown(monkeypatch, token):
     monkeypatch.setenv("A_TOKEN", token)
     with pytest.raises(UserError, match="token_env: A_TOKEN: must hold print") as error:
-        endpoint.token_of("score", "A_TOKEN")
+        http.token_of("score", "A_TOKEN")
     assert token not in str(error.value)
 
 

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from flowgrpo_jax.runtime.charts import Series, _label, _smooth, _ticks, chart, number
+from flowgrpo_jax.report.charts import Series, _label, _smooth, _ticks, chart, number
 
 
 @pytest.mark.parametrize(

@@ -20,11 +20,11 @@ from typing import Any
 from PIL import Image
 
 from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.report.charts import Series, chart
+from flowgrpo_jax.report.scores import Row, cards, points, score_table
+from flowgrpo_jax.report.style import STYLE
 from flowgrpo_jax.runtime import environment
-from flowgrpo_jax.runtime.charts import Series, chart
 from flowgrpo_jax.runtime.metrics import read_metrics
-from flowgrpo_jax.runtime.report_scores import Row, cards, points, score_table
-from flowgrpo_jax.runtime.report_style import STYLE
 from flowgrpo_jax.runtime.workdir import atomic_write, parse_json, read_config
 
 _FILE = "report.html"

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.report.page import write_report
 from flowgrpo_jax.runtime.images import save_grid
 from flowgrpo_jax.runtime.metrics import MetricWriter
-from flowgrpo_jax.runtime.report import write_report
 
 TASKS = ("single_object", "counting", "overall")
 VOID = {"meta", "img"}

@@ -14,9 +14,10 @@ import numpy as np
 
 from flowgrpo_jax.data.prompts import Prompt
 from flowgrpo_jax.errors import UserError
-from flowgrpo_jax.rewards import geneval_records, ocr, wire
+from flowgrpo_jax.rewards import geneval_records, ocr
 from flowgrpo_jax.rewards.detection import Images
-from flowgrpo_jax.rewards.endpoint import (
+from flowgrpo_jax.rewards.service import wire
+from flowgrpo_jax.rewards.service.http import (
     Endpoint,
     check_positive,
     check_whole,

@@ -1,6 +1,6 @@
 """The table of scores: tasks and the overall score, nothing else."""
 
-from flowgrpo_jax.runtime import report_scores
+from flowgrpo_jax.report import scores as report_scores
 
 
 def test_means_over_images_are_no_task():

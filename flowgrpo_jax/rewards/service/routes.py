@@ -18,9 +18,9 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from flowgrpo_jax.errors import UserError
-from flowgrpo_jax.rewards import wire
-from flowgrpo_jax.rewards.limits import Bodies, Limits, Pixels, Refused
 from flowgrpo_jax.rewards.scoring import Batch, RewardFailure, Scorer
+from flowgrpo_jax.rewards.service import wire
+from flowgrpo_jax.rewards.service.limits import Bodies, Limits, Pixels, Refused
 
 _ENCODINGS = {content_type: name for name, content_type in wire.TYPES.items()}
 _LINGER, _PAUSE = 30.0, 2.0  # seconds for the rest of a refused body, and without any

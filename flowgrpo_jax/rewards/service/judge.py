@@ -18,16 +18,16 @@ from PIL import Image
 
 from flowgrpo_jax.data.prompts import Prompt
 from flowgrpo_jax.errors import UserError
-from flowgrpo_jax.rewards import wire
 from flowgrpo_jax.rewards.detection import Images
-from flowgrpo_jax.rewards.endpoint import (
+from flowgrpo_jax.rewards.registry import Context
+from flowgrpo_jax.rewards.service import wire
+from flowgrpo_jax.rewards.service.http import (
     Endpoint,
     check_positive,
     check_url,
     check_whole,
     token_of,
 )
-from flowgrpo_jax.rewards.registry import Context
 
 _JSON = "application/json"
 UNIFIED_REWARD = """\

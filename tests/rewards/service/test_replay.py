@@ -10,7 +10,7 @@ from flowgrpo_jax.data.prompts import Prompt
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.rewards import registry
 from flowgrpo_jax.rewards.registry import Context
-from flowgrpo_jax.rewards.replay import Replay
+from flowgrpo_jax.rewards.service.replay import Replay
 
 IMAGES = np.random.default_rng(0).random((4, 8, 8, 3), np.float32)
 PROMPTS = [Prompt("a"), Prompt("b"), Prompt("a"), Prompt("b", {"count": 2})]

@@ -11,7 +11,7 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
-from flowgrpo_jax.rewards.limits import Limits
+from flowgrpo_jax.rewards.service.limits import Limits
 
 _LAST_CHANCE = 2.0  # seconds for a body that is coming when the server is stopped
 

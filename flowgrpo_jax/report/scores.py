@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from flowgrpo_jax.runtime.charts import number
+from flowgrpo_jax.report.charts import number
 
 Row = dict[str, Any]
 

@@ -1,0 +1,1 @@
+"""Rewards over HTTP: the server's parts, its client, judges. No reward of our own."""
