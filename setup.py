@@ -14,8 +14,8 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["flowgrpo_jax", "flowgrpo_jax.*"]),
     package_data={
-        "flowgrpo_jax.sprites": ["weights/*"],
-        "flowgrpo_jax.words": ["weights/*"],
+        "flowgrpo_jax.worlds.sprites": ["weights/*"],
+        "flowgrpo_jax.worlds.words": ["weights/*"],
     },
     install_requires=[
         "absl-py",

@@ -2,14 +2,14 @@
 
 Clean captions teach the model everything, then a known share of wrong ones teaches it
 how far to trust a caption. About 1.5 hours on two CPU cores. The weights that ship in
-flowgrpo_jax/sprites/weights were made by two runs of this file that add up to its
+flowgrpo_jax/worlds/sprites/weights were made by two runs of this file that add up to its
 number of iterations; docs/results.md has their commands and scores.
 Command: python -m flowgrpo_jax.main --config=configs/pretrain.py
 """
 
 from flowgrpo_jax import config as configs
 
-# The share of captions whose picture shows something else; see sprites/scenes.py.
+# The share of captions whose picture shows something else; see worlds/sprites/scenes.py.
 CAPTION_NOISE = {
     "single_object": 0.10,
     "two_object": 0.35,

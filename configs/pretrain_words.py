@@ -2,7 +2,7 @@
 
 As configs/pretrain.py: right captions teach all letters, then each letter of a picture is
 another than its caption has with a known probability. The weights that
-ship in flowgrpo_jax/words/weights were made by this file and a shorter second run with
+ship in flowgrpo_jax/worlds/words/weights were made by this file and a shorter second run with
 more wrong letters; docs/words.md has both commands, their scores and cost.
 Needs: the extra `ocr` for its scores.
 Command: python -m flowgrpo_jax.main --config=configs/pretrain_words.py

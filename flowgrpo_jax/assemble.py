@@ -14,13 +14,12 @@ from flax import traverse_util
 
 from flowgrpo_jax import programs, prompt_checks, text_table
 from flowgrpo_jax.config import is_embedded
-from flowgrpo_jax.data import tfds_prompts
+from flowgrpo_jax.data import prompt_sets, tfds_prompts
 from flowgrpo_jax.data.prompt_files import load_prompts
 from flowgrpo_jax.data.prompts import Prompt
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.flow import rollout, schedule, transition
 from flowgrpo_jax.flow.plan import Plan
-from flowgrpo_jax.models import embedded
 from flowgrpo_jax.models.files import hub, lora_files
 from flowgrpo_jax.models.flow_model import FlowModel, Variables, guided
 from flowgrpo_jax.models.sd3 import family as sd3
@@ -32,15 +31,16 @@ from flowgrpo_jax.rl import losses
 from flowgrpo_jax.rl import update as rl_update
 from flowgrpo_jax.runtime import mesh as meshes
 from flowgrpo_jax.runtime import paths
-from flowgrpo_jax.sprites import detector, world
-from flowgrpo_jax.sprites import monitors as sprites_monitors
-from flowgrpo_jax.worlds import WORLDS
+from flowgrpo_jax.worlds import embedded
+from flowgrpo_jax.worlds.registry import WORLDS
+from flowgrpo_jax.worlds.sprites import detector, world
+from flowgrpo_jax.worlds.sprites import monitors as sprites_monitors
 
 # Name -> the prompts of its "train" or "test" split.
 PROMPT_SETS: dict[str, Callable[[str], list[Prompt]]] = {
     **{
         name: functools.partial(tfds_prompts.load, prompt_set)
-        for name, prompt_set in tfds_prompts.PROMPT_SETS.items()
+        for name, prompt_set in prompt_sets.PROMPT_SETS.items()
     },
     **{name: one.prompts for name, one in WORLDS.items()},
 }

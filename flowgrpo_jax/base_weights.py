@@ -20,7 +20,7 @@ from flowgrpo_jax import config as configs
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.models.flow_model import Variables
 from flowgrpo_jax.runtime.workdir import atomic_write, read_config
-from flowgrpo_jax.worlds import WORLDS
+from flowgrpo_jax.worlds.registry import WORLDS
 
 NAMES = {"ema": "the EMA", "learner": "the learner"}
 _FILE = "base_model.json"

@@ -8,7 +8,7 @@ from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.rewards import registry
 from flowgrpo_jax.rl import losses
 from flowgrpo_jax.values import WINDOWS
-from flowgrpo_jax.worlds import WORLDS
+from flowgrpo_jax.worlds.registry import WORLDS
 
 _CLIPPING = ("ppo_clip", "guard", "awm")
 

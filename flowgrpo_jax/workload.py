@@ -30,7 +30,7 @@ from flowgrpo_jax.rl import losses
 from flowgrpo_jax.rl import update as rl_update
 from flowgrpo_jax.rl.update import Entries
 from flowgrpo_jax.runtime import mesh as meshes
-from flowgrpo_jax.worlds import WORLDS
+from flowgrpo_jax.worlds.registry import WORLDS
 
 
 class Workload:

@@ -59,7 +59,7 @@ def pytest_unconfigure(config):
 @pytest.fixture(scope="session")
 def weights_file(tmp_path_factory):
     """A weights file of the tiny model."""
-    from flowgrpo_jax.models import embedded
+    from flowgrpo_jax.worlds import embedded
     from tests.tiny import tiny_model
 
     path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"

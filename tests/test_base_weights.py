@@ -12,8 +12,8 @@ import pytest
 from flowgrpo_jax import base_weights, restore
 from flowgrpo_jax import config as configs
 from flowgrpo_jax.errors import UserError
-from flowgrpo_jax.models import embedded
 from flowgrpo_jax.runtime.workdir import open_workdir
+from flowgrpo_jax.worlds import embedded
 from tests.tiny import tiny_model
 
 

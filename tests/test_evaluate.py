@@ -15,7 +15,7 @@ from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.rl import update as rl_update
 from flowgrpo_jax.runtime.checkpoint import Checkpointer
 from flowgrpo_jax.runtime.workdir import open_workdir
-from flowgrpo_jax.sprites import model as sprites_model
+from flowgrpo_jax.worlds.sprites import model as sprites_model
 
 ROOT = Path(__file__).parents[1]
 RECORDS = [

@@ -8,9 +8,9 @@ from flowgrpo_jax import assemble, prompt_checks
 from flowgrpo_jax import config as configs
 from flowgrpo_jax.data.prompts import Prompt
 from flowgrpo_jax.errors import UserError
-from flowgrpo_jax.models.text import LetterTokenizer, WordTokenizer
 from flowgrpo_jax.rewards import ocr, registry
 from flowgrpo_jax.rewards.service import replay
+from flowgrpo_jax.worlds.text import LetterTokenizer, WordTokenizer
 
 CIRCLE = {"tag": "colors", "include": [{"class": "circle", "count": 1}]}
 

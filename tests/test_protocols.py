@@ -7,7 +7,7 @@ import pytest
 
 from flowgrpo_jax import assemble, protocols, restore
 from flowgrpo_jax import config as configs
-from flowgrpo_jax.data import tfds_prompts
+from flowgrpo_jax.data import prompt_sets
 from flowgrpo_jax.errors import UserError
 from tests.test_evaluate import RECORDS, command
 
@@ -87,7 +87,7 @@ def test_what_a_protocol_fixes():
     config = configs.make(sample__eval_num_steps=7, eval__reward={"geneval": 1.0})
     geneval = protocols.configure(config, "geneval")
     assert geneval.sample.eval_num_steps == 40 and config.sample.eval_num_steps == 7
-    official = tfds_prompts.PROMPT_SETS[geneval.eval.prompts].generate("test")
+    official = prompt_sets.PROMPT_SETS[geneval.eval.prompts].generate("test")
     assert len(official) == 553
     assert protocols.PROTOCOLS["geneval"].images_per_prompt == 4
     ocr = protocols.configure(config, "ocr", "signs.txt")

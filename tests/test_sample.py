@@ -15,7 +15,7 @@ from flowgrpo_jax import config as configs
 from flowgrpo_jax.data.prompts import Prompt
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.search import methods, noise_optimization
-from flowgrpo_jax.sprites import model as sprites_model
+from flowgrpo_jax.worlds.sprites import model as sprites_model
 from tests.tiny import SIZE
 
 RED = "a photo of a red circle"

@@ -14,8 +14,8 @@ from flowgrpo_jax.flow import packing
 from flowgrpo_jax.models.flow_model import overlay
 from flowgrpo_jax.models.text import TextEmbedding
 from flowgrpo_jax.runtime import mesh as meshes
-from flowgrpo_jax.sprites import model as sprites_model
 from flowgrpo_jax.workload import Workload
+from flowgrpo_jax.worlds.sprites import model as sprites_model
 
 PROMPTS, TOKENS, WIDTH = 8, 5, 32
 # The one that splits both ways comes first and always.

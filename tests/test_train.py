@@ -23,7 +23,7 @@ from flowgrpo_jax.rewards import scoring
 from flowgrpo_jax.rl import update as rl_update
 from flowgrpo_jax.runtime.checkpoint import Checkpointer, Schedule
 from flowgrpo_jax.runtime.metrics import read_metrics
-from flowgrpo_jax.sprites import model as sprites_model
+from flowgrpo_jax.worlds.sprites import model as sprites_model
 from tests.tiny import SIZE, tiny_model
 from tests.tiny_run import reward_spread, rows, tiny_config, use
 

@@ -8,7 +8,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from flowgrpo_jax.models.flow_model import FlowModel, Variables
-from flowgrpo_jax.sprites import model as sprites_model
+from flowgrpo_jax.worlds.sprites import model as sprites_model
 
 SIZE = sprites_model.Size(width=32, depth=2, heads=2, patch=4)
 

@@ -15,7 +15,8 @@ from flowgrpo_jax import config as configs
 from flowgrpo_jax import train as trainer
 from flowgrpo_jax.models.flow_model import FlowModel, IdentityAutoencoder
 from flowgrpo_jax.models.sd3.transformer import MMDiTConfig
-from flowgrpo_jax.models.text import TextEmbedding, WordTokenizer
+from flowgrpo_jax.models.text import TextEmbedding
+from flowgrpo_jax.worlds.text import WordTokenizer
 from tests.tiny_run import use
 
 STD = 0.5

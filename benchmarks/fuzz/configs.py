@@ -26,7 +26,7 @@ from flowgrpo_jax import config as configs
 from flowgrpo_jax.models.sd3 import transformer_config
 from flowgrpo_jax.planner import Planner
 from flowgrpo_jax.runtime import mesh as meshes
-from flowgrpo_jax.sprites import model as sprites_model
+from flowgrpo_jax.worlds.sprites import model as sprites_model
 
 CONFIG = Path(__file__).parents[2] / "configs" / "geneval.py"
 # Plans of larger ones take their time, and are no other.

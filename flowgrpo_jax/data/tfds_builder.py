@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 import numpy as np
 import tensorflow_datasets as tfds
 
+from flowgrpo_jax.data.prompt_sets import PROMPT_SETS, SPLITS, PromptSet
 from flowgrpo_jax.data.prompts import Prompt
-from flowgrpo_jax.data.tfds_prompts import PROMPT_SETS, SPLITS, PromptSet
 
 
 @dataclass

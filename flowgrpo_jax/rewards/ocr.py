@@ -7,8 +7,7 @@ wanted text is, which moves with every pixel of a line once the detector has fou
 """
 
 import functools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -17,26 +16,9 @@ from flowgrpo_jax.data.prompts import Prompt
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.rewards.detection import Images
 from flowgrpo_jax.rewards.registry import Context, Reward
+from flowgrpo_jax.rewards.text_lines import BLANK, Line, Reader
 
 SCORES = ("edit", "ctc")
-BLANK = ""  # the symbol of CTC that stands for no character
-
-
-@dataclass(frozen=True)
-class Line:
-    """One line of text: what it says, confidence in [0, 1], and the recogniser's view.
-
-    `probabilities` are those of `symbols` in every frame, before CTC's collapse.
-    """
-
-    text: str
-    confidence: float
-    probabilities: Float[np.ndarray, "frame symbol"] = field(compare=False, repr=False)
-    symbols: tuple[str, ...] = field(compare=False, repr=False)
-
-
-# images -> the lines of each, in reading order
-Reader = Callable[[Images], Sequence[Sequence[Line]]]
 
 
 class OCR:

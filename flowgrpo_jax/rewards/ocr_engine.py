@@ -17,7 +17,7 @@ from jaxtyping import UInt8
 
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.rewards.detection import Images
-from flowgrpo_jax.rewards.ocr import BLANK, Line
+from flowgrpo_jax.rewards.text_lines import BLANK, Line
 from flowgrpo_jax.runtime.images import to_uint8
 
 # Small images are enlarged to this for the detector. 736, the package's default, costs

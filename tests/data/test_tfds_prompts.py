@@ -8,7 +8,8 @@ import pytest
 
 from flowgrpo_jax.data.geneval_grammar import COCO, TASKS, Vocabulary
 from flowgrpo_jax.data.geneval_prompts import TEST_NUM, TEST_SEED, generate
-from flowgrpo_jax.data.tfds_prompts import PROMPT_SETS, PromptSet, load
+from flowgrpo_jax.data.prompt_sets import PROMPT_SETS, PromptSet
+from flowgrpo_jax.data.tfds_prompts import load
 from flowgrpo_jax.errors import UserError
 
 SHAPES = PromptSet(

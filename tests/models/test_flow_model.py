@@ -16,7 +16,7 @@ from flowgrpo_jax.models.flow_model import (
     without,
 )
 from flowgrpo_jax.models.text import TextEmbedding
-from flowgrpo_jax.sprites import model as sprites_model
+from flowgrpo_jax.worlds.sprites import model as sprites_model
 from tests import tiny
 
 SIGMA = np.array([1.0, 0.5, 0.04, 0.0], np.float32)

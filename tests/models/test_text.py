@@ -4,7 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flowgrpo_jax.models.text import PAD, UNKNOWN, WordEncoder, WordTokenizer
+from flowgrpo_jax.models.encoders.word import WordEncoder
+from flowgrpo_jax.models.text import PAD, UNKNOWN
+from flowgrpo_jax.worlds.text import WordTokenizer
 
 TOKENIZER = WordTokenizer(("red", "circle", "and", "square"), max_length=4)
 RED, CIRCLE, AND, SQUARE = 2, 3, 4, 5

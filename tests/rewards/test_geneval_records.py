@@ -4,7 +4,7 @@ import pytest
 
 from flowgrpo_jax.data.geneval_grammar import COCO, TASKS, enumerate_requests, record
 from flowgrpo_jax.rewards.geneval_records import check
-from flowgrpo_jax.sprites.detector import SpriteDetector
+from flowgrpo_jax.worlds.sprites.detector import SpriteDetector
 
 CAT = {"class": "cat", "count": 1}
 DOG = {"class": "dog", "count": 1, "position": ["left of", 0]}

@@ -9,8 +9,9 @@ import pytest
 from flowgrpo_jax.data.prompts import Prompt
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.rewards import ocr, registry
+from flowgrpo_jax.rewards.text_lines import BLANK, Line
 
-SYMBOLS = (ocr.BLANK, "A", "a", "b", " ")
+SYMBOLS = (BLANK, "A", "a", "b", " ")
 
 
 def _line(text, confidence=1.0, probabilities=None):
@@ -18,7 +19,7 @@ def _line(text, confidence=1.0, probabilities=None):
     if probabilities is None:
         frames = [SYMBOLS.index(c) for c in text if c in SYMBOLS]
         probabilities = np.eye(len(SYMBOLS))[frames]
-    return ocr.Line(text, confidence, probabilities, SYMBOLS)
+    return Line(text, confidence, probabilities, SYMBOLS)
 
 
 @pytest.mark.parametrize(

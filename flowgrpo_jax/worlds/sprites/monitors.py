@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 from scipy import ndimage
 
 from flowgrpo_jax.rewards.monitors import diversity
-from flowgrpo_jax.sprites import detector, world
+from flowgrpo_jax.worlds.sprites import detector, world
 
 
 def measure(

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flowgrpo_jax.sprites import world
+from flowgrpo_jax.worlds.sprites import world
 
 RENDER = jax.jit(world.render)
 

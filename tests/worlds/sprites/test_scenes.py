@@ -8,8 +8,8 @@ import pytest
 
 from flowgrpo_jax.data import geneval_grammar
 from flowgrpo_jax.rewards import geneval
-from flowgrpo_jax.sprites import detector, scenes, world
-from flowgrpo_jax.sprites.prompts import VOCABULARY
+from flowgrpo_jax.worlds.sprites import detector, scenes, world
+from flowgrpo_jax.worlds.sprites.prompts import VOCABULARY
 
 TASKS = geneval_grammar.TASKS
 SCENES = 300  # of each task

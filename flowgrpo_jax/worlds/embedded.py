@@ -8,11 +8,12 @@ from jax.typing import DTypeLike
 
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.models import lora
+from flowgrpo_jax.models.encoders.word import WordEncoder
 from flowgrpo_jax.models.files import config_json, safetensors_files, weights
 from flowgrpo_jax.models.files.hub import SINGLE_FILE
 from flowgrpo_jax.models.flow_model import FlowModel, IdentityAutoencoder, Variables
 from flowgrpo_jax.models.sd3.transformer import MMDiTConfig
-from flowgrpo_jax.models.text import Tokenizer, WordEncoder
+from flowgrpo_jax.models.text import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,13 +12,14 @@ from flowgrpo_jax import assemble, checks
 from flowgrpo_jax import config as configs
 from flowgrpo_jax import train as trainer
 from flowgrpo_jax.errors import UserError
-from flowgrpo_jax.models import embedded
 from flowgrpo_jax.rewards import ocr, ocr_engine, registry
+from flowgrpo_jax.rewards.text_lines import Line
 from flowgrpo_jax.runtime import mesh as meshes
 from flowgrpo_jax.runtime.metrics import read_metrics
-from flowgrpo_jax.words import model, prompts
 from flowgrpo_jax.workload import Workload
-from flowgrpo_jax.worlds import WORLDS
+from flowgrpo_jax.worlds import embedded
+from flowgrpo_jax.worlds.registry import WORLDS
+from flowgrpo_jax.worlds.words import model, prompts
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SIZE = functools.partial(model.Size, width=16, depth=1, heads=1)
@@ -53,7 +54,7 @@ def reader(monkeypatch):
 
     def read(images):
         dark = (np.asarray(images) < 0.3).sum(axis=(1, 2, 3)) % 3
-        return [[ocr.Line("BA"[:d], 1.0, np.ones((1, 1)), ("B",))] for d in dark]
+        return [[Line("BA"[:d], 1.0, np.ones((1, 1)), ("B",))] for d in dark]
 
     make = lambda context, **options: ocr.OCR(read)  # noqa: E731
     monkeypatch.setitem(registry.REWARDS, "ocr", make)

@@ -5,11 +5,11 @@ from pathlib import Path
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from flowgrpo_jax.models import embedded
-from flowgrpo_jax.models.embedded import Size
 from flowgrpo_jax.models.flow_model import FlowModel
-from flowgrpo_jax.models.text import WordTokenizer
-from flowgrpo_jax.sprites import world
+from flowgrpo_jax.worlds import embedded
+from flowgrpo_jax.worlds.embedded import Size
+from flowgrpo_jax.worlds.sprites import world
+from flowgrpo_jax.worlds.text import WordTokenizer
 
 WEIGHTS = Path(__file__).with_name("weights") / "model.safetensors"
 _DEFAULT = Size()

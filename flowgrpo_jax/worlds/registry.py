@@ -14,14 +14,14 @@ from jaxtyping import Array, Float
 
 from flowgrpo_jax.data import tfds_prompts
 from flowgrpo_jax.data.prompts import Prompt
-from flowgrpo_jax.sprites import model as sprites_model
-from flowgrpo_jax.sprites import pretraining as sprites_pretraining
-from flowgrpo_jax.sprites import prompts as sprites_prompts
-from flowgrpo_jax.sprites import world as sprites_world
-from flowgrpo_jax.words import model as words_model
-from flowgrpo_jax.words import pretraining as words_pretraining
-from flowgrpo_jax.words import prompts as words_prompts
-from flowgrpo_jax.words import world as words_world
+from flowgrpo_jax.worlds.sprites import model as sprites_model
+from flowgrpo_jax.worlds.sprites import pretraining as sprites_pretraining
+from flowgrpo_jax.worlds.sprites import prompts as sprites_prompts
+from flowgrpo_jax.worlds.sprites import world as sprites_world
+from flowgrpo_jax.worlds.words import model as words_model
+from flowgrpo_jax.worlds.words import pretraining as words_pretraining
+from flowgrpo_jax.worlds.words import prompts as words_prompts
+from flowgrpo_jax.worlds.words import world as words_world
 
 
 @runtime_checkable

@@ -9,7 +9,7 @@ import pytest
 from scipy import ndimage
 
 from flowgrpo_jax.rewards.detection import Detector
-from flowgrpo_jax.sprites import detector, world
+from flowgrpo_jax.worlds.sprites import detector, world
 
 NUMBER = 600
 RENDER = jax.jit(world.render)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from flowgrpo_jax.words import prompts, world
+from flowgrpo_jax.worlds.words import prompts, world
 
 
 class CaptionedWords(NamedTuple):

@@ -1,8 +1,8 @@
 """The embedded world's GenEval prompts: what is trained on and what is held out."""
 
 from flowgrpo_jax.data.geneval_grammar import Vocabulary
-from flowgrpo_jax.data.tfds_prompts import PromptSet
-from flowgrpo_jax.sprites import world
+from flowgrpo_jax.data.prompt_sets import PromptSet
+from flowgrpo_jax.worlds.sprites import world
 
 VOCABULARY = Vocabulary(classes=world.SHAPES, colors=world.COLORS, colorless=())
 # As in the benchmark, single_object is never trained on. 521 prompts are held out.

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from flowgrpo_jax.sprites import world
+from flowgrpo_jax.worlds.sprites import world
 
 RELATIONS = ("left of", "right of", "above", "below")
 Objects = list[tuple[int, int]]  # (shape, colour) of each object

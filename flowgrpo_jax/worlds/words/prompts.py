@@ -4,7 +4,7 @@ import functools
 import hashlib
 
 from flowgrpo_jax.data.prompts import Prompt
-from flowgrpo_jax.words.world import CONSONANTS, VOWELS
+from flowgrpo_jax.worlds.words.world import CONSONANTS, VOWELS
 
 HELD_OUT = 8  # one word of so many
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from flowgrpo_jax.data.prompts import Prompt
-from flowgrpo_jax.models import embedded
-from flowgrpo_jax.models.text import LetterTokenizer
 from flowgrpo_jax.rewards import registry
-from flowgrpo_jax.words import model, pretraining, prompts, world
+from flowgrpo_jax.worlds import embedded
+from flowgrpo_jax.worlds.text import LetterTokenizer
+from flowgrpo_jax.worlds.words import model, pretraining, prompts, world
 
 NOISE = 0.5
 

@@ -7,8 +7,8 @@ import pytest
 
 from flowgrpo_jax.data import geneval_prompts
 from flowgrpo_jax.models.text import UNKNOWN
-from flowgrpo_jax.sprites import model
-from flowgrpo_jax.sprites.prompts import PROMPTS
+from flowgrpo_jax.worlds.sprites import model
+from flowgrpo_jax.worlds.sprites.prompts import PROMPTS
 
 HELD_OUT = {
     "single_object": 5,

@@ -5,7 +5,7 @@ import functools
 import numpy as np
 import pytest
 
-from flowgrpo_jax.sprites import pretraining, world
+from flowgrpo_jax.worlds.sprites import pretraining, world
 
 NOISE = dict.fromkeys(pretraining.TASK_SHARES, 0.5)
 CLEAN, DROPOUT = 10, 0.1

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from flowgrpo_jax.sprites import detector, monitors, world
+from flowgrpo_jax.worlds.sprites import detector, monitors, world
 
 GROUND = np.float32(world.BACKGROUND)
 

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import numpy as np
 
 from flowgrpo_jax.data import geneval_grammar
-from flowgrpo_jax.sprites import scenes, world
-from flowgrpo_jax.sprites.prompts import VOCABULARY
+from flowgrpo_jax.worlds.sprites import scenes, world
+from flowgrpo_jax.worlds.sprites.prompts import VOCABULARY
 
 # Tasks that ask for more are seen more often.
 TASK_SHARES = {

@@ -6,10 +6,10 @@ from pathlib import Path
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from flowgrpo_jax.models import embedded
 from flowgrpo_jax.models.flow_model import FlowModel
-from flowgrpo_jax.models.text import LetterTokenizer
-from flowgrpo_jax.words import world
+from flowgrpo_jax.worlds import embedded
+from flowgrpo_jax.worlds.text import LetterTokenizer
+from flowgrpo_jax.worlds.words import world
 
 WEIGHTS = Path(__file__).with_name("weights") / "model.safetensors"
 Size = functools.partial(

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from scipy import ndimage
 
 from flowgrpo_jax.rewards.detection import Detection, Images
-from flowgrpo_jax.sprites import world
+from flowgrpo_jax.worlds.sprites import world
 
 UNKNOWN = "unknown"
 MIN_AREA = 9.0  # pixels; the smallest triangle of the world covers 18

@@ -1,0 +1,28 @@
+"""A line of text as an OCR engine has read it, certain or not."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Float
+
+from flowgrpo_jax.rewards.detection import Images
+
+BLANK = ""  # the symbol of CTC that stands for no character
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of text: what it says, confidence in [0, 1], and the recogniser's view.
+
+    `probabilities` are those of `symbols` in every frame, before CTC's collapse.
+    """
+
+    text: str
+    confidence: float
+    probabilities: Float[np.ndarray, "frame symbol"] = field(compare=False, repr=False)
+    symbols: tuple[str, ...] = field(compare=False, repr=False)
+
+
+# images -> the lines of each, in reading order
+Reader = Callable[[Images], Sequence[Sequence[Line]]]

@@ -1,1 +1,0 @@
-"""The embedded world: scenes, captions, detector, shipped weights."""

@@ -1,0 +1,1 @@
+"""The embedded worlds: scenes, captions, painter, oracle, shipped weights."""
