@@ -19,9 +19,11 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from flowgrpo_jax import assemble, credit, recipes, train
+from flowgrpo_jax import assemble, train
 from flowgrpo_jax import config as configs
-from flowgrpo_jax.planner import Planner
+from flowgrpo_jax.assemble.planner import Planner
+from flowgrpo_jax.config import recipes
+from flowgrpo_jax.engine import credit
 from flowgrpo_jax.report.charts import Series, chart
 from flowgrpo_jax.rl import losses
 from flowgrpo_jax.runtime import platform

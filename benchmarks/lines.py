@@ -9,7 +9,7 @@ import inspect
 import re
 from collections.abc import Callable
 
-from flowgrpo_jax import recipes
+from flowgrpo_jax.config import recipes
 from flowgrpo_jax.flow import calibration, plan, transition
 from flowgrpo_jax.rl import forward_losses, losses, objective
 

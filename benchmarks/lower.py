@@ -13,8 +13,8 @@ import jax
 
 from flowgrpo_jax import assemble
 from flowgrpo_jax import config as configs
+from flowgrpo_jax.engine.workload import Workload
 from flowgrpo_jax.runtime import mesh as meshes
-from flowgrpo_jax.workload import Workload
 
 REPEATS = 3
 RUNS = [

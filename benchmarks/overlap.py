@@ -13,9 +13,9 @@ import time
 
 import numpy as np
 
-from flowgrpo_jax import checks
 from flowgrpo_jax import config as configs
 from flowgrpo_jax import train as trainer
+from flowgrpo_jax.config import checks
 from flowgrpo_jax.rewards import registry
 
 

@@ -24,14 +24,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import torch_peer
-from flowgrpo_jax import assemble, cost, programs
+from flowgrpo_jax import assemble
 from flowgrpo_jax import config as configs
+from flowgrpo_jax.cost import flops
+from flowgrpo_jax.engine import programs
+from flowgrpo_jax.engine.workload import Workload
 from flowgrpo_jax.models.flow_model import FlowModel, IdentityAutoencoder, overlay
 from flowgrpo_jax.models.sd3 import presets
 from flowgrpo_jax.models.sd3.transformer import MMDiTConfig
 from flowgrpo_jax.models.text import TextEmbedding
 from flowgrpo_jax.runtime import mesh as meshes
-from flowgrpo_jax.workload import Workload
 
 GUIDANCE, BETA = 4.5, 0.04
 
@@ -217,7 +219,7 @@ def measure(name: str, repeats: int, remat: str) -> tuple[str, list[list[str]]]:
         f"{jax.devices()[0].device_kind} ({torch_peer.machine()}), jax {jax.__version__}, "
         f"{ours.dtype}, attention {ours.work.model.config.attention}, remat {remat}, "
         f"microbatch {size.microbatch}, group {size.group}, {size.steps} steps, "
-        f"{ours.trained_steps} trained; load {os.getloadavg()[0]:.1f}; a square product: {rate / cost.TERA:.3g} TFLOP/s"
+        f"{ours.trained_steps} trained; load {os.getloadavg()[0]:.1f}; a square product: {rate / flops.TERA:.3g} TFLOP/s"
     )
     return machine, rows
 
@@ -225,8 +227,8 @@ def measure(name: str, repeats: int, remat: str) -> tuple[str, list[list[str]]]:
 def _operations(ours: Ours, size: Size) -> dict[str, float]:
     """By formula; neither LoRA nor what remat runs again is counted."""
     network = ours.work.model.config
-    one = cost.transformer_pass(network, (size.side // 2) ** 2, size.tokens)
-    step = cost.trained_pass(one, lora=True, references=1)
+    one = flops.transformer_pass(network, (size.side // 2) ** 2, size.tokens)
+    step = flops.trained_pass(one, lora=True, references=1)
     return {
         "forward": 2 * size.microbatch * one.total,
         "rollout": 2 * size.group * size.steps * one.total,
@@ -243,7 +245,7 @@ Written by `python -m benchmarks.real_size --size=SIZE --table=docs/performance.
 seconds of this package's programs beside diffusers on torch, in one run on one machine
 (seconds of the CPU where that is the machine).
 "peer / ours" takes the faster peer; the last column is the share of a matrix product's
-rate, measured in the same run, by the formulas of `cost.py`. Sizes without numbers were
+rate, measured in the same run, by the formulas of `cost/flops.py`. Sizes without numbers were
 not measured. On a CPU no ratio is told: it would be one of the kernels and call overheads
 of XLA and torch; `small` only shows that all of it runs.
 """

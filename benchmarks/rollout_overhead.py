@@ -14,9 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app
 
-from flowgrpo_jax import assemble, programs, text_table
+from flowgrpo_jax import assemble
 from flowgrpo_jax import config as configs
-from flowgrpo_jax.planner import Planner
+from flowgrpo_jax.assemble import text_table
+from flowgrpo_jax.assemble.planner import Planner
+from flowgrpo_jax.engine import programs
+from flowgrpo_jax.models.sd3.sharding import SHARDING_RULES
 from flowgrpo_jax.runtime import mesh as meshes
 from flowgrpo_jax.runtime import platform
 
@@ -32,7 +35,7 @@ def main(_):
     )
     mesh = meshes.make_mesh(config.mesh.to_dict())
     model, variables = assemble.load_model(config)
-    specs = meshes.specs(variables, programs.SHARDING_RULES, mesh)
+    specs = meshes.specs(variables, SHARDING_RULES, mesh)
     sampler = assemble.make_sampler(config, model)
     table = text_table.make(model, variables, ["a photo of a red circle"] * PROMPTS)
     text = meshes.place(

@@ -19,7 +19,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from flowgrpo_jax import commands
+from flowgrpo_jax import cli
 from flowgrpo_jax.data.prompts import Prompt
 
 FLAGS = flags.FlagValues()
@@ -58,7 +58,8 @@ Row = tuple[str, float, float, float]
 
 
 def main() -> None:
-    from flowgrpo_jax import assemble, restore, sample
+    from flowgrpo_jax import assemble, sample
+    from flowgrpo_jax.inference import restore
     from flowgrpo_jax.runtime.workdir import atomic_write
 
     workdir = _WORKDIR.value
@@ -68,7 +69,7 @@ def main() -> None:
     reward = assemble.make_eval_reward(config)
     prompts = sample.judgeable(config, reward, prompts)
     output = Path(_OUTPUT.value or Path(workdir) / "compare.html")
-    commands.writable_folder(output.parent, "--output")
+    cli.writable_folder(output.parent, "--output")
     restored = restore.tuned(config, workdir, _CHECKPOINT.value, _WEIGHTS.value)
     restored.warn()
 
@@ -218,4 +219,4 @@ def _row(which: str, side: Side, number: int) -> str:
 
 
 if __name__ == "__main__":
-    commands.run(main, FLAGS)
+    cli.run(main, FLAGS)

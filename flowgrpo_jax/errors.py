@@ -1,5 +1,8 @@
 """The error a user sees: one line with the key, the bad value and the remedy."""
 
+from collections.abc import Mapping
+from typing import Any
+
 
 class UserError(ValueError):
     """Wrong input; the commands print its single line and exit non-zero.
@@ -19,3 +22,15 @@ def shown_above(error: BaseException | None) -> str:
         passed.append(error)
         error = error.__cause__
     return ""
+
+
+def shown(value: Any) -> str:
+    """A value for a line: short, and with its type where the text hides it."""
+    try:
+        text = value if isinstance(value, str) and value else repr(value)
+        text = text.encode(errors="backslashreplace").decode()
+    except Exception as error:  # the repr of a user's object, a number of many digits
+        text = f"a {type(value).__name__} ({type(error).__name__})"
+    if not isinstance(value, str | int | float | tuple | list | Mapping | None):
+        text = f"{type(value).__name__} {text}"
+    return text if len(text) <= 200 else f"{text[:200]}..."

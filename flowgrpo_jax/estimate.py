@@ -17,11 +17,12 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from flowgrpo_jax import assemble, budget, checks, commands, cost
+from flowgrpo_jax import assemble, cli
+from flowgrpo_jax.config import checks
+from flowgrpo_jax.cost import budget, flops, topology
+from flowgrpo_jax.engine.workload import Workload
 from flowgrpo_jax.errors import UserError
-from flowgrpo_jax.runtime import topology
 from flowgrpo_jax.runtime.mesh import AnyMesh
-from flowgrpo_jax.workload import Workload
 
 FLAGS = flags.FlagValues()
 _CONFIG = config_flags.DEFINE_config_file(
@@ -40,10 +41,10 @@ _TABLE_HEAD = """# Estimates
 Every row was written by `python -m flowgrpo_jax.estimate --table=docs/estimates.md` and
 the arguments in it. With two numbers under rollout and update: what the TPU compiler says,
 ahead of time, with no TPU present. With "not compiled" there: by the formulas of
-`budget.py`, which are a lower bound (6.9 GB where the compiler says 10.7). Bytes are those
+`cost/budget.py`, which are a lower bound (6.9 GB where the compiler says 10.7). Bytes are those
 of one device, GB is 10^9; a chip of tpu7x is two devices, and devices are counted. The
 floor is the time of an iteration at 100% of the device's dense bf16 rate, by the formulas
-of `cost.py`. Nothing here was run on a TPU.
+of `cost/flops.py`. Nothing here was run on a TPU.
 
 | arguments | chips | trained | PFLOP an iteration | floor, s | rollout, GB | update, GB | |
 |---|---|---|---|---|---|---|---|
@@ -52,10 +53,10 @@ _PROGRAMS = ("rollout", "update")
 
 
 def main() -> None:
-    config = commands.required_config(_CONFIG)
+    config = cli.required_config(_CONFIG)
     if _TOPOLOGY.value is None:
         raise UserError("--topology: missing: give chips, such as v5e:2x4")
-    chip, _ = topology.parse(_TOPOLOGY.value, cost.CHIPS)
+    chip, _ = topology.parse(_TOPOLOGY.value, flops.CHIPS)
     # Chips of this machine are not needed, and another process may hold them.
     jax.config.update("jax_platforms", "cpu")
     checks.check(config)
@@ -65,7 +66,7 @@ def main() -> None:
     print(*describe(work, made, chip), sep="\n")
     if work.model.tokenizer is None:  # its encoders do not learn: a cache on disk
         print(f"text            {text(work)}", flush=True)
-    memory = cost.CHIPS[chip].memory
+    memory = flops.CHIPS[chip].memory
 
     def finish(needed: dict[str, float], answer: str) -> None:
         if _TABLE.value:
@@ -131,7 +132,7 @@ def on_top(work: Workload, made: budget.Budget, chip: str) -> list[str]:
         share = made.operations.rerun * made.passes.learning / made.total
         lines.append(f"{share:.0%} more operations by remat {work.config.remat}")
     depth = work.model.config.attention_head_dim
-    factor = cost.head_factor(made.forward, cost.CHIPS[chip], depth)
+    factor = flops.head_factor(made.forward, flops.CHIPS[chip], depth)
     if factor > 1.005:
         lines.append(
             f"times {factor:.2f}: heads of {depth} features leave lanes of the matrix "
@@ -154,8 +155,8 @@ def compile_programs(work: Workload) -> Iterator[tuple[str, float, float]]:
         lowered = getattr(work, name).lower(*arguments[name])
         needed = topology.compiled_bytes(lowered)
         if name == "rollout":  # the optimizer's state and the averages wait meanwhile
-            needed += cost.bytes_on_device(work.resident())
-            needed -= cost.bytes_on_device(arguments[name][0])
+            needed += flops.bytes_on_device(work.resident())
+            needed -= flops.bytes_on_device(arguments[name][0])
         yield name, needed, time.monotonic() - begin
 
 
@@ -164,7 +165,7 @@ def verdict(
 ) -> str:
     """fits: 11.2 of 16 GB; or what to change."""
     name, most = max(needed.items(), key=lambda item: item[1])
-    figures = f"{most / cost.GB:.1f} of {memory / cost.GB:.0f} GB"
+    figures = f"{most / flops.GB:.1f} of {memory / flops.GB:.0f} GB"
     by = " by the formula" if name == "formula" else ""
     if most <= memory:
         return f"fits{by}: {figures}"
@@ -191,7 +192,7 @@ def table_row(
     """A row of docs/estimates.md; its first cell says how it was made."""
     arguments = [word for word in sys.argv[1:] if not word.startswith("--table")]
     sizes = [
-        f"{needed[name] / cost.GB:.1f}" if name in needed else "not compiled"
+        f"{needed[name] / flops.GB:.1f}" if name in needed else "not compiled"
         for name in _PROGRAMS
     ]
     cells = [
@@ -199,7 +200,7 @@ def table_row(
         f"{made.devices} {chip}",
         f"{made.trained / 1e6:,.1f} M of {made.parameters / 1e6:,.0f} M",
         f"{made.total / 1e15:.1f}",
-        f"{made.floor(cost.CHIPS[chip]):.1f}",
+        f"{made.floor(flops.CHIPS[chip]):.1f}",
         *sizes,
         answer,
     ]
@@ -218,4 +219,4 @@ def write_row(path: Path, row: str) -> None:
 
 
 if __name__ == "__main__":
-    commands.run(main, FLAGS)
+    cli.run(main, FLAGS)

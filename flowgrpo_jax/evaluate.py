@@ -6,7 +6,7 @@ python -m flowgrpo_jax.evaluate --config=configs/geneval.py      a base model
 python -m flowgrpo_jax.evaluate --workdir=DIR --protocol=geneval
 python -m flowgrpo_jax.evaluate --workdir=DIR --protocol=drawbench --prompts=FILE.txt
 
-A protocol measures as papers do (protocols.py); without one the scores are those of the
+A protocol measures as papers do (inference/protocols.py); without one the scores are those of the
 run's own final evaluation.
 """
 
@@ -22,7 +22,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from flowgrpo_jax import commands
+from flowgrpo_jax import cli
 from flowgrpo_jax.errors import UserError
 
 FLAGS = flags.FlagValues()
@@ -74,14 +74,15 @@ def main() -> None:
     protocol = _PROTOCOL.value
     if protocol is None and (_PROMPTS.value or _MAX_PROMPTS.value):
         raise UserError("--prompts, --max_prompts: are of a protocol: give --protocol")
-    from flowgrpo_jax import assemble, evaluation, protocols, restore
+    from flowgrpo_jax import assemble
+    from flowgrpo_jax.inference import evaluator, protocols, restore
 
     workdir = _WORKDIR.value
     config = restore.choose_config(_CONFIG.value, workdir, _MODEL.value)
     if protocol is not None:
         config = protocols.configure(config, protocol, _PROMPTS.value)
     if _OUTPUT.value:  # fail before the work, not after it
-        commands.writable_folder(Path(_OUTPUT.value).parent, "--output")
+        cli.writable_folder(Path(_OUTPUT.value).parent, "--output")
     rewards = assemble.try_rewards(config, False, monitored=protocol is None)
     if workdir is None or _BASE.value:
         restored = restore.base(config)
@@ -94,7 +95,7 @@ def main() -> None:
     )
     if protocol is None:
         scores, how = evaluate(config, restored, rewards), {}
-        print(evaluation.table(scores))
+        print(evaluator.table(scores))
     else:
         images = protocols.PROTOCOLS[protocol].images_per_prompt
         most = _MAX_PROMPTS.value
@@ -112,13 +113,15 @@ def evaluate(
 
     `rewards` is the context of `assemble.try_rewards`, if it was called.
     """
-    from flowgrpo_jax import assemble, evaluation, restore
+    from flowgrpo_jax import assemble
+    from flowgrpo_jax.inference import restore
+    from flowgrpo_jax.inference.evaluator import Evaluator
 
     prompts = assemble.load_prompt_set(config.eval.prompts, "test", "eval.prompts")
     context = rewards or assemble.reward_context(config)
     assemble.check_prompts(config, context, prompts, "eval.prompts")
     placed = restore.place(config, restored, [prompt.text for prompt in prompts])
-    evaluator = evaluation.Evaluator(
+    evaluator = Evaluator(
         config,
         restored.model,
         placed.mesh,
@@ -173,4 +176,4 @@ def write(
 
 
 if __name__ == "__main__":
-    commands.run(main, FLAGS)
+    cli.run(main, FLAGS)

@@ -14,7 +14,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict
 
-from flowgrpo_jax import commands
+from flowgrpo_jax import cli
 from flowgrpo_jax.data.prompt_files import load_prompts
 from flowgrpo_jax.errors import UserError
 
@@ -46,7 +46,7 @@ _EXAMPLES = 3
 
 def main() -> None:
     from flowgrpo_jax import config as configs
-    from flowgrpo_jax import restore
+    from flowgrpo_jax.inference import restore
 
     workdir = _WORKDIR.value
     config = restore.choose_config(None, workdir, _MODEL.value)
@@ -56,7 +56,7 @@ def main() -> None:
             f"model: {config.model}: the embedded model is no diffusers model: its "
             f"result is {workdir}/weights.safetensors"
         )
-    out = commands.writable_folder(Path(_OUTPUT.value), "--output")
+    out = cli.writable_folder(Path(_OUTPUT.value), "--output")
     restored = restore.tuned(config, workdir, _CHECKPOINT.value, _WEIGHTS.value)
     restored.warn()
     transformer = _TRANSFORMER.value or not config.train.use_lora
@@ -116,7 +116,7 @@ def model_card(
 
     Of a `restore.Restored`. `grids`: images beside it, to be shown.
     """
-    from flowgrpo_jax import evaluation
+    from flowgrpo_jax.inference import evaluator
     from flowgrpo_jax.runtime.metrics import read_metrics
 
     base = hub_id(config)
@@ -128,7 +128,7 @@ def model_card(
         f"{name} ({weight:g})" for name, weight in config.reward.items()
     )
     scores = [row for row in read_metrics(workdir) if row["kind"] == "eval"]
-    table = evaluation.table(scores[0], scores[-1]) if scores else "none measured"
+    table = evaluator.table(scores[0], scores[-1]) if scores else "none measured"
     shown = "\n\n".join(f"![{path.stem}]({path.name})" for path in grids)
     return f"""---
 {named}library_name: diffusers
@@ -198,4 +198,4 @@ pipeline.load_lora_weights(".")"""
 
 
 if __name__ == "__main__":
-    commands.run(main, FLAGS)
+    cli.run(main, FLAGS)

@@ -3,7 +3,8 @@
 from absl import flags
 from ml_collections import config_flags
 
-from flowgrpo_jax import commands, recipes
+from flowgrpo_jax import cli
+from flowgrpo_jax.config import recipes
 from flowgrpo_jax.runtime import stopping
 
 FLAGS = flags.FlagValues()
@@ -28,9 +29,9 @@ def main() -> int:
     if _LIST.value:
         print(recipes.describe())
         return 0
-    config = commands.required_config(_CONFIG)
-    workdir = commands.workdir(_WORKDIR.value, FLAGS["config"])
-    from flowgrpo_jax import base_weights
+    config = cli.required_config(_CONFIG)
+    workdir = cli.workdir(_WORKDIR.value, FLAGS["config"])
+    from flowgrpo_jax.assemble import base_weights
     from flowgrpo_jax.train import train
 
     config = base_weights.at(config, _MODEL.value)
@@ -38,4 +39,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    commands.run(main, FLAGS)
+    cli.run(main, FLAGS)

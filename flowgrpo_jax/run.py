@@ -15,29 +15,23 @@ import jax
 import ml_collections
 import numpy as np
 
-from flowgrpo_jax import (
-    assemble,
-    base_weights,
-    budget,
-    credit,
-    evaluation,
-    overlap,
-    programs,
-    prompt_checks,
-    text_table,
-)
+from flowgrpo_jax import assemble
+from flowgrpo_jax.assemble import base_weights, prompt_checks, text_table
+from flowgrpo_jax.assemble.text_table import TextTable
+from flowgrpo_jax.cost import budget
 from flowgrpo_jax.data import prompts as prompt_data
 from flowgrpo_jax.data.prompts import Prompt
+from flowgrpo_jax.engine import credit, overlap, programs
+from flowgrpo_jax.engine.workload import Workload
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.flow import packing
+from flowgrpo_jax.inference import evaluator
 from flowgrpo_jax.models.flow_model import Variables, decoding, overlay
 from flowgrpo_jax.models.text import TextEmbedding
 from flowgrpo_jax.rewards import registry
 from flowgrpo_jax.rewards.scoring import RewardFailure
 from flowgrpo_jax.rl import update as rl_update
 from flowgrpo_jax.runtime import mesh as meshes
-from flowgrpo_jax.text_table import TextTable
-from flowgrpo_jax.workload import Workload
 
 MOST_LOST = 3  # iterations in a row without any reward, where failures are skipped
 SAMPLES = 48  # images on the contact sheet, the same noise every time
@@ -70,7 +64,7 @@ class Run:
         self._set_up_data()
         judge = assemble.make_eval_reward(config, self._reward_context)
         self._reward.check = judge.check = self._check
-        self._evaluator = evaluation.Evaluator(
+        self._evaluator = evaluator.Evaluator(
             config,
             self.model,
             self.mesh,
@@ -295,7 +289,7 @@ class Run:
     def sample_sheet(self, state: rl_update.TrainState) -> np.ndarray:
         """The contact sheet: some held-out prompts of every task, fixed noise."""
         tasks = {prompt.metadata.get("tag", "") for prompt in self._eval_prompts}
-        prompt, member = evaluation.evaluation_set(
+        prompt, member = evaluator.evaluation_set(
             self._eval_prompts, max(1, SAMPLES // len(tasks)), every_prompt=False
         )
         return self._evaluator.images(

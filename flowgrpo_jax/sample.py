@@ -23,7 +23,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from flowgrpo_jax import commands
+from flowgrpo_jax import cli
 from flowgrpo_jax.data.prompt_files import checked, load_prompts
 from flowgrpo_jax.data.prompts import Prompt
 from flowgrpo_jax.errors import UserError
@@ -114,7 +114,7 @@ PIPELINE_STEPS, PIPELINE_GUIDANCE = 28, 7.0
 
 def main() -> None:
     from flowgrpo_jax import config as configs
-    from flowgrpo_jax import restore
+    from flowgrpo_jax.inference import restore
 
     workdir = _WORKDIR.value
     for flag in (_CHECKPOINT, _WEIGHTS):
@@ -161,9 +161,9 @@ def _output(workdir: str | None) -> Path | None:
     UserError, before any work, for one that cannot be written to.
     """
     if _OUTPUT.value is None:
-        commands.writable_folder(Path(workdir or "."), "--output")
+        cli.writable_folder(Path(workdir or "."), "--output")
         return None
-    output = commands.writable_folder(Path(_OUTPUT.value), "--output")
+    output = cli.writable_folder(Path(_OUTPUT.value), "--output")
     if there := len(list(output.glob("*.png"))):
         print(
             f"warning: --output: {output}: holds {there} images: those of the same "
@@ -175,7 +175,7 @@ def _output(workdir: str | None) -> Path | None:
 
 def new_folder(path: Path) -> Path:
     """Makes `path`/000, or the first number after those that are there."""
-    path = commands.writable_folder(path, "--output")
+    path = cli.writable_folder(path, "--output")
     taken = [int(made.name) for made in path.iterdir() if made.name.isdecimal()]
     number = max(taken, default=-1) + 1
     while True:
@@ -204,8 +204,8 @@ def with_options(
     config: ConfigDict, seed: int, guidance_scale: float | None, num_steps: int | None
 ) -> ConfigDict:
     """The config with these options of its evaluation sampler; None leaves one."""
-    from flowgrpo_jax import checks
     from flowgrpo_jax import config as configs
+    from flowgrpo_jax.config import checks
 
     config = configs.from_json(config.to_dict())
     config.eval.seed = seed
@@ -219,8 +219,9 @@ def with_options(
 
 def sample(config, restored, texts: Sequence[str], num_images: int) -> np.ndarray:
     """Images [prompt, member, height, width, 3] in [0, 1] of a `restore.Restored`."""
-    from flowgrpo_jax import assemble, restore
-    from flowgrpo_jax.pipeline import Pipeline
+    from flowgrpo_jax import assemble
+    from flowgrpo_jax.inference import restore
+    from flowgrpo_jax.inference.pipeline import Pipeline
 
     scale = config.eval.guidance_scale
     placed = restore.place(config, restored, texts)
@@ -247,7 +248,7 @@ def _search(config, restored, texts: Sequence[str], judge: Judge | None) -> np.n
     import jax
 
     from flowgrpo_jax import assemble
-    from flowgrpo_jax.search import methods, noise_optimization, setting
+    from flowgrpo_jax.inference.search import methods, noise_optimization, setting
 
     model, scale = restored.model, config.eval.guidance_scale
     table = assemble.make_text_table(config, model, restored.variables, texts)
@@ -378,7 +379,7 @@ def _judge(config: ConfigDict, prompts: Sequence[Prompt]) -> Judge | None:
     import jax.numpy as jnp
 
     from flowgrpo_jax import assemble
-    from flowgrpo_jax.search import noise_optimization
+    from flowgrpo_jax.inference.search import noise_optimization
 
     if _REWARD.value is not None:
         smooth = noise_optimization.REWARDS[_REWARD.value]
@@ -433,4 +434,4 @@ def _prompts() -> list[Prompt]:
 
 
 if __name__ == "__main__":
-    commands.run(main, FLAGS)
+    cli.run(main, FLAGS)

@@ -15,8 +15,12 @@ import jax
 import ml_collections
 import numpy as np
 
-from flowgrpo_jax import assemble, base_weights, budget, checks, evaluation
+from flowgrpo_jax import assemble
 from flowgrpo_jax import config as configs
+from flowgrpo_jax.assemble import base_weights
+from flowgrpo_jax.config import checks
+from flowgrpo_jax.cost import budget
+from flowgrpo_jax.inference import evaluator
 from flowgrpo_jax.report import page
 from flowgrpo_jax.rewards import monitors
 from flowgrpo_jax.rewards.scoring import RewardFailure
@@ -157,7 +161,7 @@ def _evaluate(run, state, iteration, final, writer, progress, place) -> None:
     seconds = {"time/evaluation": time.monotonic() - begin}
     writer.write(iteration, scores | seconds, kind="eval")
     _show_samples(run, state, iteration, writer, place)
-    progress.message(f"iteration {iteration}\n{evaluation.table(scores)}")
+    progress.message(f"iteration {iteration}\n{evaluator.table(scores)}")
     if worse:
         progress.message(monitors.warning(worse))
     progress.skip()
@@ -170,7 +174,7 @@ def _report(workdir: Path, finished: bool) -> None:
     path = page.write_report(workdir)
     if finished:
         scores = [row for row in read_metrics(workdir) if row["kind"] == "eval"]
-        print(evaluation.table(scores[0], scores[-1]))
+        print(evaluator.table(scores[0], scores[-1]))
         print(f"peak memory {peak_memory_gb():.2f} GB; report: {path}")
 
 

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from flowgrpo_jax import assemble, commands, compare
+from flowgrpo_jax import assemble, cli, compare
 from flowgrpo_jax.data.prompts import Prompt
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.rl import update as rl_update
@@ -54,7 +54,7 @@ def run(workdir, monkeypatch):
             sys, "argv", ["compare", f"--workdir={workdir}", *arguments]
         )
         module = importlib.reload(compare)
-        commands.parse(module.FLAGS)
+        cli.parse(module.FLAGS)
         module.main()
         return (workdir / "compare.html").read_text()
 

@@ -9,12 +9,12 @@ import jax
 import numpy as np
 import pytest
 
-from flowgrpo_jax import assemble, budget, commands, cost, estimate
+from flowgrpo_jax import assemble, cli, estimate
 from flowgrpo_jax import config as configs
+from flowgrpo_jax.cost import budget, flops, topology
+from flowgrpo_jax.engine.workload import Workload
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.runtime import mesh as meshes
-from flowgrpo_jax.runtime import topology
-from flowgrpo_jax.workload import Workload
 
 PAPER = "model=sd3.5-medium"
 
@@ -43,7 +43,7 @@ def test_paper_iteration(paper):
     assert passes[3:] == (1440, 1296) and made.waiting == pytest.approx(0, abs=1e-9)
     each = 1152 * (20 * 2.224e12 + 18 * 7.13e12 + 2.515e12)
     assert made.total == pytest.approx(each, rel=2e-3)
-    assert made.floor(cost.CHIPS["v5e"]) == pytest.approx(each / 8 / 197e12, rel=2e-3)
+    assert made.floor(flops.CHIPS["v5e"]) == pytest.approx(each / 8 / 197e12, rel=2e-3)
     assert made.operations.rerun == pytest.approx(2 * 2.224e12, rel=1e-3)
 
 
@@ -105,17 +105,17 @@ def test_embedded_model_and_pretraining_have_a_plan():
 )
 def test_chips_by_their_own_names(kind, name):
     """Oracle: the names that jax gives for these devices."""
-    assert cost.chip_name(kind) == name
+    assert flops.chip_name(kind) == name
 
 
 def test_topologies():
     """Oracle: by hand."""
-    assert topology.parse("v5e:2x4", cost.CHIPS) == ("v5e", 8)
-    assert topology.parse("v5p:4x4x4", cost.CHIPS) == ("v5p", 64)
-    assert topology.parse("v5e:1x1", cost.CHIPS) == ("v5e", 1)
+    assert topology.parse("v5e:2x4", flops.CHIPS) == ("v5e", 8)
+    assert topology.parse("v5p:4x4x4", flops.CHIPS) == ("v5p", 64)
+    assert topology.parse("v5e:1x1", flops.CHIPS) == ("v5e", 1)
     # Two devices to a chip, under the name of the compiler and that of its neighbours.
-    assert topology.parse("tpu7x:2x2x1", cost.CHIPS) == ("tpu7x", 8)
-    assert topology.parse("v7x:2x2x1", cost.CHIPS) == ("tpu7x", 8)
+    assert topology.parse("tpu7x:2x2x1", flops.CHIPS) == ("tpu7x", 8)
+    assert topology.parse("v7x:2x2x1", flops.CHIPS) == ("tpu7x", 8)
     mesh, why = topology.make_mesh("H100:8", {"data": -1})
     assert mesh.size == 8 and "programs for H100" in str(why)
 
@@ -128,7 +128,7 @@ def test_topologies():
 def test_topologies_that_are_none(wrong):
     """Oracle: the line, which names what is allowed."""
     with pytest.raises(UserError) as caught:
-        topology.parse(wrong, cost.CHIPS)
+        topology.parse(wrong, flops.CHIPS)
     assert str(caught.value).startswith(f"--topology: {wrong}: must be one of v5e, ")
 
 
@@ -146,7 +146,7 @@ def test_topologies_that_are_none(wrong):
 def test_topologies_of_another_form(wrong, line):
     """Oracle: the lines, by hand."""
     with pytest.raises(UserError) as caught:
-        topology.parse(wrong, cost.CHIPS)
+        topology.parse(wrong, flops.CHIPS)
     assert str(caught.value) == f"--topology: {wrong}: {line}"
 
 
@@ -209,9 +209,9 @@ needs_libtpu = pytest.mark.skipif(
 def test_libtpu_knows_the_chips(name, devices):
     """Oracle: libtpu; as many as `parse` says, of the kind that `cost` knows."""
     mesh, why = topology.make_mesh(name, {"data": -1})
-    kind, count = topology.parse(name, cost.CHIPS)
+    kind, count = topology.parse(name, flops.CHIPS)
     assert why is None and mesh.size == count == devices
-    assert cost.chip_name(mesh.devices.flat[0].device_kind) == kind
+    assert flops.chip_name(mesh.devices.flat[0].device_kind) == kind
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
@@ -298,7 +298,7 @@ def test_rows_of_the_table(tmp_path, monkeypatch, paper):
 def run(monkeypatch, capsys, *words):
     monkeypatch.setattr(sys, "argv", ["estimate", *words])
     monkeypatch.chdir(Path(__file__).parents[1])
-    commands.parse(estimate.FLAGS)
+    cli.parse(estimate.FLAGS)
     estimate.main()
     return capsys.readouterr().out.splitlines()
 

@@ -9,9 +9,10 @@ import jax
 import numpy as np
 import pytest
 
-from flowgrpo_jax import assemble, commands, evaluate, evaluation, restore
+from flowgrpo_jax import assemble, cli, evaluate
 from flowgrpo_jax import config as configs
 from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.inference import evaluator, restore
 from flowgrpo_jax.rl import update as rl_update
 from flowgrpo_jax.runtime.checkpoint import Checkpointer
 from flowgrpo_jax.runtime.workdir import open_workdir
@@ -77,7 +78,7 @@ def command(monkeypatch, *arguments, evaluated=None):
     module = importlib.reload(evaluate)
     if evaluated is not None:
         monkeypatch.setattr(module, "evaluate", evaluated)
-    commands.parse(module.FLAGS)
+    cli.parse(module.FLAGS)
     module.main()
 
 
@@ -159,7 +160,7 @@ def test_a_checkpoint_is_scored(full, monkeypatch, capsys):
     assert written["checkpoint"] == 3 and written["config"]["microbatch"] == 4
     assert written["command"][1:] == [f"--workdir={path}", "--checkpoint=3"]
     assert written["versions"]["jax"] == jax.__version__
-    assert evaluation.table(expected) in said
+    assert evaluator.table(expected) in said
 
 
 @pytest.mark.parametrize("source", ["workdir", "config"])
@@ -302,12 +303,12 @@ def test_an_installation_without_weights_says_so(monkeypatch, tmp_path):
 def test_the_table_has_one_column_per_kind_and_run():
     """Oracle: the text, by hand; without guidance there is one column."""
     before = {"eval_overall_accuracy": 0.5, "eval_unguided_overall_accuracy": 0.25}
-    assert evaluation.table(before).splitlines() == [
+    assert evaluator.table(before).splitlines() == [
         "accuracy                   guided          unguided",
         "overall                     50.0%             25.0%",
     ]
     one = {"eval_overall_accuracy": 0.5}
-    assert evaluation.table(one, one).splitlines() == [
+    assert evaluator.table(one, one).splitlines() == [
         "accuracy            guided before      guided after",
         "overall                     50.0%             50.0%",
     ]

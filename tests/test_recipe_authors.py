@@ -5,11 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flowgrpo_jax import assemble, checks, recipes
+from flowgrpo_jax import assemble
 from flowgrpo_jax import config as configs
+from flowgrpo_jax.assemble.planner import Planner
+from flowgrpo_jax.config import checks, recipes
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.flow import packing, plan
-from flowgrpo_jax.planner import Planner
 from flowgrpo_jax.rl import losses
 from flowgrpo_jax.rl.forward_losses import SampleElements
 from tests import toy

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flowgrpo_jax import commands, pipeline, sample
+from flowgrpo_jax import cli, sample
 from flowgrpo_jax import config as configs
 from flowgrpo_jax.data.prompts import Prompt
 from flowgrpo_jax.errors import UserError
-from flowgrpo_jax.search import methods, noise_optimization
+from flowgrpo_jax.inference import pipeline
+from flowgrpo_jax.inference.search import methods, noise_optimization
 from flowgrpo_jax.worlds.sprites import model as sprites_model
 from tests.tiny import SIZE
 
@@ -35,7 +36,7 @@ def draw(monkeypatch, weights_file, tmp_path):
         monkeypatch.setattr(sys, "argv", argv)
         monkeypatch.setattr(sprites_model, "WEIGHTS", Path(weights_file))
         module = importlib.reload(sample)
-        commands.parse(module.FLAGS)
+        cli.parse(module.FLAGS)
         module.main()
         return folder
 
@@ -255,7 +256,7 @@ def test_metadata_is_that_of_the_same_text():
 def test_damaged_weights_are_one_line_in_a_search(draw, monkeypatch):
     """Oracle: the line, by hand."""
     monkeypatch.setattr(
-        "flowgrpo_jax.search.setting.decode",
+        "flowgrpo_jax.inference.search.setting.decode",
         lambda setting, latents: np.full((1, 24, 24, 3), np.nan),
     )
     with pytest.raises(UserError, match="^model: sprites: its images are not finite"):

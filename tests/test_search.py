@@ -10,15 +10,15 @@ import pytest
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.flow import schedule, transition
 from flowgrpo_jax.flow.rollout import Sampler
-from flowgrpo_jax.models.flow_model import guided
-from flowgrpo_jax.search import (
+from flowgrpo_jax.inference.search import (
     interpolant,
     methods,
     noise_optimization,
     rollover,
     selection,
 )
-from flowgrpo_jax.search import setting as settings
+from flowgrpo_jax.inference.search import setting as settings
+from flowgrpo_jax.models.flow_model import guided
 
 SHAPE = (4, 4, 3)
 MEAN, STD = 0.5, 0.4  # of the toy data, independent pixels

@@ -8,13 +8,15 @@ import numpy as np
 import optax
 import pytest
 
-from flowgrpo_jax import assemble, programs
+from flowgrpo_jax import assemble
 from flowgrpo_jax import config as configs
+from flowgrpo_jax.engine import programs
+from flowgrpo_jax.engine.workload import Workload
 from flowgrpo_jax.flow import packing
 from flowgrpo_jax.models.flow_model import overlay
+from flowgrpo_jax.models.sd3.sharding import SHARDING_RULES
 from flowgrpo_jax.models.text import TextEmbedding
 from flowgrpo_jax.runtime import mesh as meshes
-from flowgrpo_jax.workload import Workload
 from flowgrpo_jax.worlds.sprites import model as sprites_model
 
 PROMPTS, TOKENS, WIDTH = 8, 5, 32
@@ -123,7 +125,7 @@ def test_large_matrices_are_in_shards():
     """Oracle: by hand; all but norms, biases and the small embeddings are split."""
     model, variables = small_model()
     mesh = meshes.make_mesh({"data": 1, "fsdp": 8})
-    specs = meshes.specs(variables["transformer"], programs.SHARDING_RULES, mesh)
+    specs = meshes.specs(variables["transformer"], SHARDING_RULES, mesh)
     sharded = jax.tree.map(lambda s: "fsdp" in s, specs, is_leaf=lambda s: s is None)
     flat = jax.tree_util.tree_leaves_with_path(sharded)
     whole = {jax.tree_util.keystr(path) for path, split in flat if not split}

@@ -14,11 +14,12 @@ import pytest
 from flax import traverse_util
 from safetensors.numpy import load_file
 
-from flowgrpo_jax import assemble, evaluation
+from flowgrpo_jax import assemble
 from flowgrpo_jax import config as configs
 from flowgrpo_jax import run as running
 from flowgrpo_jax import train as trainer
 from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.inference import evaluator
 from flowgrpo_jax.rewards import scoring
 from flowgrpo_jax.rl import update as rl_update
 from flowgrpo_jax.runtime.checkpoint import Checkpointer, Schedule
@@ -130,7 +131,7 @@ def _second(self, *_):
 # Where the signal comes, and the rows that are there afterwards.
 MOMENTS = {
     "between evaluation and step": (trainer.Run, "step", _at_2, (2, "eval")),
-    "in an evaluation": (evaluation.Evaluator, "__call__", _second, (1, "train")),
+    "in an evaluation": (evaluator.Evaluator, "__call__", _second, (1, "train")),
     "in a reward": (scoring.Scorer, "finish", lambda self, *_: True, (1, "train")),
     "in the last save": (Checkpointer, "save", lambda self, i, _: i == 4, (3, "train")),
     "at the very end": (Checkpointer, "close", lambda self: True, (4, "eval")),

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from flowgrpo_jax import checks
 from flowgrpo_jax import config as configs
 from flowgrpo_jax import train as trainer
+from flowgrpo_jax.config import checks
 from flowgrpo_jax.models.flow_model import FlowModel, IdentityAutoencoder
 from flowgrpo_jax.models.sd3.transformer import MMDiTConfig
 from flowgrpo_jax.models.text import TextEmbedding

@@ -21,10 +21,12 @@ from hypothesis import strategies as st
 from ml_collections import config_flags
 
 from benchmarks.fuzz.core import REFUSED, RIGHT, Surface, Wrong, refused
-from flowgrpo_jax import assemble, checks, commands, recipes, values, workload
+from flowgrpo_jax import assemble, cli
 from flowgrpo_jax import config as configs
+from flowgrpo_jax.assemble.planner import Planner
+from flowgrpo_jax.config import checks, recipes, values
+from flowgrpo_jax.engine import workload
 from flowgrpo_jax.models.sd3 import transformer_config
-from flowgrpo_jax.planner import Planner
 from flowgrpo_jax.runtime import mesh as meshes
 from flowgrpo_jax.worlds.sprites import model as sprites_model
 
@@ -215,7 +217,7 @@ def _from_flags(recipe: str, changes) -> ml_collections.ConfigDict | None:
     try:
         known = flags.FlagValues()
         config_flags.DEFINE_config_file("config", None, "", known)
-        commands.parse(known)
+        cli.parse(known)
         return known["config"].value
     finally:
         sys.argv = before

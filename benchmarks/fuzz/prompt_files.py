@@ -17,7 +17,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from benchmarks.fuzz import core
-from flowgrpo_jax import prompt_checks
+from flowgrpo_jax.assemble import prompt_checks
 from flowgrpo_jax.data.geneval_grammar import COCO, TASKS, enumerate_requests, record
 from flowgrpo_jax.data.prompt_files import DEEPEST, load_prompts
 from flowgrpo_jax.rewards import geneval, ocr

@@ -24,8 +24,7 @@ from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import IO, Any
 
-from flowgrpo_jax import rules
-from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.errors import UserError, shown
 from flowgrpo_jax.runtime import disk, paths
 
 _CONFIG = "config.json"
@@ -108,7 +107,7 @@ def locate(path: str | Path) -> Path:
         length = len(str(place).encode())
     except UnicodeEncodeError as error:
         raise UserError(
-            f"workdir: {rules.shown(str(path))}: must be named in UTF-8: take another "
+            f"workdir: {shown(str(path))}: must be named in UTF-8: take another "
             "--workdir"
         ) from error
     if length > _LONGEST or "\0" in str(place):

@@ -14,9 +14,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from flowgrpo_jax import compare, export, restore, sample
+from flowgrpo_jax import compare, export, sample
 from flowgrpo_jax.data.prompts import Prompt
 from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.inference import restore
 from flowgrpo_jax.models.files import lora_files
 from flowgrpo_jax.models.sd3 import family as sd3
 from flowgrpo_jax.train import train

@@ -10,10 +10,11 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.stable_diffusion_3 import pipeline_stable_diffusion_3 as sd3
 
 from flowgrpo_jax import config as configs
-from flowgrpo_jax import restore, sample
+from flowgrpo_jax import sample
 from flowgrpo_jax.data import embedding_cache
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.flow import schedule
+from flowgrpo_jax.inference import restore
 from flowgrpo_jax.models.sd3.family import PromptEncoders
 from tests.parity import tiny_sd3
 

@@ -506,7 +506,7 @@ def test_pixels_are_taken_in_order():
 
 LETS_GO = """
 import asyncio, gc, weakref
-from flowgrpo_jax.rewards import routes
+from flowgrpo_jax.rewards.service import routes
 gone = []
 class Large: pass
 def refuse(large):

@@ -8,15 +8,16 @@ import jax
 import numpy as np
 import pytest
 
-from flowgrpo_jax import assemble, checks
+from flowgrpo_jax import assemble
 from flowgrpo_jax import config as configs
 from flowgrpo_jax import train as trainer
+from flowgrpo_jax.config import checks
+from flowgrpo_jax.engine.workload import Workload
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.rewards import ocr, ocr_engine, registry
 from flowgrpo_jax.rewards.text_lines import Line
 from flowgrpo_jax.runtime import mesh as meshes
 from flowgrpo_jax.runtime.metrics import read_metrics
-from flowgrpo_jax.workload import Workload
 from flowgrpo_jax.worlds import embedded
 from flowgrpo_jax.worlds.registry import WORLDS
 from flowgrpo_jax.worlds.words import model, prompts

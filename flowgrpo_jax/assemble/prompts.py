@@ -1,0 +1,51 @@
+"""From `prompts` in a config to the prompts, checked against the rewards that see them."""
+
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import ml_collections
+
+from flowgrpo_jax.assemble import prompt_checks
+from flowgrpo_jax.data import prompt_sets, tfds_prompts
+from flowgrpo_jax.data.prompt_files import load_prompts
+from flowgrpo_jax.data.prompts import Prompt
+from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.rewards import registry
+from flowgrpo_jax.worlds.registry import WORLDS
+
+# Name -> the prompts of its "train" or "test" split.
+PROMPT_SETS: dict[str, Callable[[str], list[Prompt]]] = {
+    **{
+        name: functools.partial(tfds_prompts.load, prompt_set)
+        for name, prompt_set in prompt_sets.PROMPT_SETS.items()
+    },
+    **{name: one.prompts for name, one in WORLDS.items()},
+}
+
+
+def load_prompt_set(name: str, split: str, key: str = "prompts") -> list[Prompt]:
+    """Prompts of a named set ("train" or "test" split) or of a .txt or .jsonl file."""
+    if name in PROMPT_SETS:
+        return PROMPT_SETS[name](split)
+    if Path(name).suffix in (".txt", ".jsonl"):
+        return load_prompts(name, key)
+    raise UserError(
+        f"{key}: {name}: must be one of {', '.join(PROMPT_SETS)}, "
+        "or a .txt or .jsonl file"
+    )
+
+
+def check_prompts(
+    config: ml_collections.ConfigDict,
+    context: registry.Context,
+    prompts: Sequence[Prompt],
+    key: str = "prompts",
+) -> None:
+    """UserError for a prompt of `key` that a reward which sees it cannot score."""
+    names, source = list(config.reward), config.prompts
+    if key == "eval.prompts":
+        held_out = [name for name in config.monitors if registry.is_known(name)]
+        names = [*(config.eval.reward or config.reward), *held_out]
+        source = config.eval.prompts
+    prompt_checks.check(names, context, prompts, source, key)

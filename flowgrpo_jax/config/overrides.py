@@ -1,0 +1,189 @@
+"""A command line, checked before absl parses it: one line for whatever is wrong.
+
+absl and ml_collections name neither the whole key nor what is allowed ("'bta'"), so
+the flags that set config keys are read here first.
+"""
+
+import ast
+import difflib
+import re
+import runpy
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict
+from ml_collections.config_flags import tuple_parser
+
+from flowgrpo_jax.config import keys, recipes
+from flowgrpo_jax.errors import UserError, shown
+from flowgrpo_jax.runtime import paths
+
+# Dotted key, the text after "=" if there is one, the next word of the command line.
+Override = tuple[str, str | None, str | None]
+_BOOLS = ("true", "t", "1", "false", "f", "0")  # those of absl
+
+
+# Flags that are paths, or may be.
+_PATHS = ("config", "workdir", "output", "prompts_file", "prompts", "model", "table")
+
+
+def at_home(argv: Sequence[str]) -> list[str]:
+    """The words with `~` in flags that are paths as the home folder.
+
+    The shell does so for a word that begins with it, but not behind a `=`.
+    """
+    names = "|".join(_PATHS)
+    words, flag = [], ""
+    for word in argv:
+        if match := re.fullmatch(rf"(--?(?:{names})=)(~.*)", word, re.DOTALL):
+            word = match[1] + str(paths.local(match[2]))
+        elif flag and word.startswith("~"):
+            word = str(paths.local(word))
+        flag = word if re.fullmatch(rf"--?(?:{names})", word) else ""
+        words.append(word)
+    return words
+
+
+def check(argv: Sequence[str]) -> None:
+    """UserError for a --config that cannot be loaded or an override that misfits it."""
+    source, overrides = _config_source(argv), list(_overrides(argv))
+    if source is None:
+        if overrides:
+            raise UserError(
+                f"--config.{overrides[0][0]}: needs --config=FILE before it"
+            )
+        return
+    config = load_config(source)
+    for key, text, following in overrides:
+        current = keys.get(config, key)
+        if text is None and not isinstance(current, bool):
+            text = following
+        if key == "recipe":
+            raise _recipe_override(source, text)
+        if wanted := _wanted(key, current, text):
+            raise UserError(f"{key}: {shown(text)}: {wanted}")
+
+
+def load_config(source: str) -> ConfigDict:
+    """What `FILE.py` or `FILE.py:argument` gives; UserError for anything but a config."""
+    path, colon, argument = source.partition(":")
+    try:
+        get_config = runpy.run_path(path)["get_config"]
+        config = get_config(argument) if colon else get_config()
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(
+            f"--config: {path}: {(error.strerror or str(error)).lower()}: give a "
+            "config file, such as configs/geneval.py"
+        ) from error
+    except Exception as error:  # a user's file may do anything
+        raise UserError(
+            f"--config: {path}: {type(error).__name__}: {error}: must be a Python file "
+            "with get_config(arg), such as configs/geneval.py"
+        ) from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(
+            f"--config: {path}: its get_config gives {type(config).__name__}: must "
+            "be a ConfigDict, such as flowgrpo_jax.config.make(arg)"
+        )
+    return config
+
+
+def unknown_flag(error: flags.UnrecognizedFlagError, known: Sequence[str]) -> UserError:
+    """The line for a flag that the command does not have."""
+    near = difflib.get_close_matches(error.flagname, known, 1)
+    names = ", ".join(f"--{name}" for name in near or known)
+    return UserError(
+        f"--{error.flagname}: unknown flag: "
+        + (f"did you mean {names}?" if near else f"must be one of {names}")
+    )
+
+
+def wrong_value(told: str) -> UserError:
+    """absl's "flag --seed=x: invalid literal for int() ..." as a line of ours."""
+    for theirs, ours in (
+        (r"invalid literal for int.*", "must be a whole number"),
+        (r"Exceeds the limit.*", "must be a whole number"),
+        (r"could not convert string to float.*", "must be a number"),
+        (r"[^:]+", ""),
+    ):
+        if match := re.fullmatch(
+            rf"(?:flag )?--(\w+)=(.*): ({theirs})", told, re.DOTALL
+        ):
+            name, value, reason = match.groups()
+            return UserError(f"--{name}: {shown(value)}: {ours or reason}")
+    return UserError(told)
+
+
+def _config_source(argv: Sequence[str]) -> str | None:
+    """The last value of --config."""
+    source = None
+    for arg, following in zip(argv, [*argv[1:], None], strict=True):
+        if match := re.fullmatch(r"--?config(?:=(.*))?", arg):
+            source = match[1] if match[1] is not None else following
+    return source
+
+
+def _overrides(argv: Sequence[str]) -> Iterator[Override]:
+    """All --config.key=value, --config.key value and --[no]config.key."""
+    for arg, following in zip(argv, [*argv[1:], None], strict=True):
+        if match := re.fullmatch(r"--?(no)?config\.([^=]*)(?:=(.*))?", arg, re.DOTALL):
+            yield match[2], match[3], following
+
+
+def _recipe_override(source: str, name: str | None) -> UserError:
+    path = source.partition(":")[0]
+    return UserError(
+        f"recipe: {name}: must be one of {', '.join(recipes.RECIPES)}, chosen with "
+        f"--config={path}:recipe=NAME, since a recipe sets other keys"
+    )
+
+
+def _wanted(key: str, current: Any, text: str | None) -> str | None:
+    """What must stand in place of `text`; None if it will do."""
+    if isinstance(current, bool):
+        fits = text is None or text.lower() in _BOOLS
+        return None if fits else "must be true or false"
+    if text is None:
+        return f"must have a value: --config.{key}=..."
+    if isinstance(current, ConfigDict):
+        given = _literal(text)
+        # An empty one takes anything that can be read: `values` looks at it.
+        if key.startswith(tuple(keys.OPEN)) and isinstance(given, dict):
+            dotted = any("." in str(name) for name in given)
+            return (
+                "name it in a config file: here it cannot have dots" if dotted else None
+            )
+        return f"is a group: set --config.{key}.{next(iter(current), 'NAME')}=..."
+    if isinstance(current, int):
+        fits = _parses(int, text, 0)
+        return None if fits else f"must be a whole number, such as {current}"
+    if isinstance(current, float):
+        fits = _parses(float, text)
+        return None if fits else f"must be a number, such as {current}"
+    if isinstance(current, tuple):
+        fits = _parses(tuple_parser.TupleParser().parse, text)
+        return None if fits else f"must be a tuple, such as {_example(current)}"
+    return None
+
+
+def _example(current: tuple) -> str:
+    shown = current or (0, 1)
+    return f"({', '.join(map(repr, shown))}{',' * (len(shown) == 1)})"
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return None
+
+
+def _parses(kind: Callable, *arguments: Any) -> bool:
+    try:
+        kind(*arguments)
+    except (ValueError, TypeError, MemoryError, RecursionError):
+        return False
+    return True

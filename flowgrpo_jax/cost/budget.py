@@ -1,0 +1,272 @@
+"""What one iteration of a run costs, by formula: passes, operations, bytes, seconds.
+
+From the shapes and plans of a `Workload` alone: nothing is compiled. `estimate` prints
+all of it and adds what the compiler says; a run prints `summary` before it starts.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from flowgrpo_jax import assemble
+from flowgrpo_jax.assemble import text_table
+from flowgrpo_jax.cost import flops
+from flowgrpo_jax.data.prompts import Prompt
+from flowgrpo_jax.engine.workload import Workload
+from flowgrpo_jax.models.flow_model import FlowModel, overlay
+from flowgrpo_jax.models.vae import VAE
+
+
+class Passes(NamedTuple):
+    """How often the network is asked in an iteration, each image of a batch counted.
+
+    `busiest_*` is the number of the device that has most to do: the others wait.
+    """
+
+    images: int
+    sampling: int
+    learning: int
+    busiest_sampling: int
+    busiest_learning: int
+
+
+class Operations(NamedTuple):
+    """Floating-point operations of one pass of each kind, guidance included."""
+
+    sampling: float
+    decoding: float
+    learning: float
+    rerun: float  # of `remat`, not part of `learning`
+
+
+class Budget(NamedTuple):
+    """Of one iteration; bytes are those of one device."""
+
+    parameters: int
+    trained: int
+    passes: Passes
+    forward: flops.Pass
+    operations: Operations
+    bytes: dict[str, int | float]
+    devices: int
+
+    @property
+    def total(self) -> float:
+        """Operations of an iteration over all devices, nothing run twice."""
+        passes, each = self.passes, self.operations
+        return (
+            passes.sampling * each.sampling
+            + passes.images * each.decoding
+            + passes.learning * each.learning
+        )
+
+    @property
+    def busiest(self) -> float:
+        """Operations of an iteration on the device that has most to do."""
+        passes, each = self.passes, self.operations
+        images = -(-passes.images // self.devices)
+        sampling = passes.busiest_sampling * each.sampling + images * each.decoding
+        return sampling + passes.busiest_learning * each.learning
+
+    @property
+    def waiting(self) -> float:
+        """Share of the time that devices wait for the busiest one, on average."""
+        return 1.0 - self.total / (self.devices * self.busiest)
+
+    def floor(self, chip: flops.Chip) -> float:
+        """Seconds of an iteration at the chip's full rate."""
+        return flops.seconds(self.busiest, chip)
+
+
+def of(work: Workload) -> Budget:
+    """The budget of a run's workload."""
+    network, coder = work.model.config, work.model.autoencoder
+    rows, columns, _ = work.model.latent_shape
+    tokens = rows * columns // network.patch_size**2
+    text = assemble.text_shape(work.config, work.model).context.shape[1]
+    forward = flops.transformer_pass(network, tokens, text)
+    decoding = 0.0
+    if isinstance(coder, VAE):
+        decoding = flops.vae_decode(
+            rows,
+            columns,
+            latent_channels=coder.config.latent_channels,
+            widths=coder.config.block_out_channels,
+            layers=coder.config.layers_per_block,
+        )
+    passes, latents = _passes(work)
+    frozen, state = work.resident()
+    return Budget(
+        parameters=flops.parameters(overlay(frozen, state.trainable)["transformer"]),
+        trained=flops.parameters(work.trainable),
+        passes=passes,
+        forward=forward,
+        operations=_operations(work.config, forward, work.needs, decoding),
+        bytes=_bytes(work, tokens + text, latents),
+        devices=work.mesh.size,
+    )
+
+
+def _branches(guidance_scale: float) -> int:
+    """Passes per sample: with guidance there is one without text too."""
+    return 1 if guidance_scale == 1.0 else 2
+
+
+def _learning_branches(config) -> int:
+    return _branches(config.train.guidance_scale or config.sample.guidance_scale)
+
+
+def _operations(config, forward, needs, decoding) -> Operations:
+    branches = _branches(config.sample.guidance_scale)
+    learned = _learning_branches(config)
+    references = len(needs - {"old_velocity"})
+    partly = config.train.use_lora or bool(config.train.parameters)
+    learning = flops.trained_pass(forward, lora=partly, references=references)
+    return Operations(
+        sampling=branches * forward.total,
+        decoding=decoding,
+        learning=learned * learning,
+        rerun=learned * forward.total if config.remat == "full" else 0.0,
+    )
+
+
+def _passes(work: Workload) -> tuple[Passes, float]:
+    """Passes of an iteration, and bytes of latents that a device holds for it."""
+    config, devices = work.config, work.mesh.size
+    size = 4.0 * np.prod(work.model.latent_shape)
+    if work.pretraining:
+        images = config.prompts_per_iteration
+        most = -(-images // devices)
+        return Passes(images, 0, images, 0, most), most * size
+    jobs, packed, entries = work.first_iteration()
+    tables, weight = packed.tables, np.asarray(entries.weight) != 0
+    sampling = np.asarray(tables.used).reshape(devices, -1).sum(axis=1)
+    # Siblings share the pass of their state; samples have one each.
+    learning = weight if work.learns_from_samples else weight.any(axis=-1)
+    learning = learning.reshape(len(weight), devices, -1).sum(axis=-1)
+    packs = len(tables.rounds) // devices
+    states, siblings = tables.action.shape[1:]
+    stored = 1 + siblings + ("old_velocity" in work.needs)
+    kept = packs * (states * stored + tables.leaf.start.shape[1])
+    # Latents, velocities and noise of the pack that is being sampled.
+    moving = 2 * tables.prompt[0].size + tables.noise.prompt.shape[1]
+    passes = Passes(
+        images=sum(len(job.plan.leaves) for job in jobs),
+        sampling=int(sampling.sum()),
+        learning=int(learning.sum()),
+        busiest_sampling=int(sampling.max()),
+        busiest_learning=int(learning.max(axis=1).sum()),
+    )
+    return passes, float((kept + moving) * size)
+
+
+def _gathered(work: Workload, tree: Any, specs: Any) -> float:
+    """Bytes of whole copies of what is split over devices, in the layers' type."""
+    item = jnp.dtype(work.config.dtype).itemsize
+
+    def copy(leaf, spec) -> float:
+        split = any(axis and work.mesh.shape[axis] > 1 for axis in spec)
+        return float(leaf.size * item) if split else 0.0
+
+    return sum(jax.tree.leaves(jax.tree.map(copy, tree, specs)), 0.0)
+
+
+def _bytes(work: Workload, tokens: int, latents: float) -> dict[str, int | float]:
+    """Bytes of one device by kind, at most of what lives at one time."""
+    config, network = work.config, work.model.config
+    frozen, state = work.resident()
+    copies = _gathered(work, work.frozen, work.frozen_specs)
+    trained = _gathered(work, work.trainable, work.trainable_specs)
+    policies = 1 + len(work.needs & {"old", "ema"})
+    # In fp32 the sum, in shards; whole, of one microbatch, in the type of its weights.
+    shards = sum(
+        4 * flops.bytes_on_device(leaf) // leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(state.trainable)
+    )
+    whole = trained or flops.bytes_on_device(state.trainable)
+    kept = flops.saved_activations(network, tokens, flops.KEPT_PER_BLOCK[network.remat])
+    return {
+        "weights": flops.bytes_on_device(frozen),
+        "training state": flops.bytes_on_device(state),
+        "gathered weights": copies + policies * trained,
+        "gradients": shards + whole,
+        "latents": latents,
+        "activations": _learning_branches(config) * config.microbatch * kept,
+    }
+
+
+# -- in words -------------------------------------------------------------------------
+
+
+def gigabytes(count: int | float) -> str:
+    return f"{count / flops.GB:.2f} GB"
+
+
+def operations(count: float) -> str:
+    """Floating-point operations with a unit that fits."""
+    for unit, size in (("PFLOP", 1e15), ("TFLOP", 1e12)):
+        if count >= size:
+            return f"{count / size:.4g} {unit}"
+    return f"{count / 1e9:.3g} GFLOP"
+
+
+def floor_line(budget: Budget, chip_name: str) -> str:
+    """The floor time and the share of the peak that it takes for granted."""
+    chip = flops.CHIPS[chip_name]
+    return (
+        f"at least {budget.floor(chip):.1f} s on {budget.devices} {chip_name} at 100% "
+        f"of {chip.rate / flops.TERA:.0f} TFLOP/s each (dense bf16)"
+    )
+
+
+def memory_line(budget: Budget) -> str:
+    """Bytes of a device by kind, those that are not zero."""
+    parts = [f"{name} {gigabytes(n)}" for name, n in budget.bytes.items() if n]
+    return f"{', '.join(parts)}: {gigabytes(sum(budget.bytes.values()))}"
+
+
+def prompt_bytes(config: ConfigDict, model: FlowModel) -> int:
+    """Bytes of one encoded prompt."""
+    return sum(
+        math.prod(leaf.shape) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(assemble.text_shape(config, model))
+    )
+
+
+def text_line(
+    config: ConfigDict,
+    model: FlowModel,
+    prompts: Sequence[Prompt],
+    held_out: Sequence[Prompt],
+) -> str:
+    """How many prompts a run has encoded at most, and what their embeddings take."""
+    most = config.num_iterations * config.prompts_per_iteration
+    trained = min(most, len({prompt.text for prompt in prompts}))
+    count = trained + len({prompt.text for prompt in held_out} | {""})
+    size = prompt_bytes(config, model)
+    return (
+        f"at most {count:,} prompts to encode, {size / 1e6:.2f} MB each, "
+        f"{gigabytes(count * size)} in {config.embedding_cache}; of those to train on "
+        f"{text_table.BLOCK:,} at a time, when they are needed"
+    )
+
+
+def summary(work: Workload, device_kind: str) -> list[str]:
+    """The plan of a run in three lines."""
+    budget, mesh = of(work), dict(work.mesh.shape)
+    passes = budget.passes
+    chip = flops.chip_name(device_kind)
+    time = f"; {floor_line(budget, chip)}" if chip else ""
+    where = " x ".join(f"{name} {size}" for name, size in mesh.items())
+    return [
+        f"plan: {work.model.name}, {budget.parameters:,} parameters, "
+        f"{budget.trained:,} trained; mesh {where} of {device_kind}",
+        f"iteration: {passes.images:,} images, {passes.sampling:,} evaluations to "
+        f"sample, {passes.learning:,} to learn from; {operations(budget.total)}{time}",
+        f"memory of a device: {memory_line(budget)}",
+    ]

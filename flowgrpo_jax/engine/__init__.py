@@ -1,0 +1,1 @@
+"""What is compiled and what it is fed: programs, workload, credit, overlap. No flags."""

@@ -1,0 +1,279 @@
+"""From the rewards of an iteration to the entries that its updates learn from.
+
+Leaves are images, edges are trained actions; both are numbered prompt after prompt in
+the order of their plans. All of it is host code over integers.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import ml_collections
+import numpy as np
+
+from flowgrpo_jax.assemble.planner import rank_of_step, steps_in_order
+from flowgrpo_jax.flow.packing import Job, Packed
+from flowgrpo_jax.flow.plan import LeafLabel, Plan
+from flowgrpo_jax.rl import advantage
+from flowgrpo_jax.rl.update import Entries
+
+# Leaves that rate the policy: the images of column 0. Others are coarser finishes,
+# probes of states on the way, or the anchor's own image.
+_OWN_IMAGE = 0
+
+
+class Leaves(NamedTuple):
+    """All images of an iteration, prompt after prompt."""
+
+    prompt: np.ndarray  # number of the prompt within the iteration
+    key: np.ndarray  # what an image is compared with
+    own: np.ndarray  # whether it rates the policy
+    credited: np.ndarray  # whether any action answers for it
+
+
+def leaves_of(jobs: Sequence[Job], advantage_key: str) -> Leaves:
+    """The images of these plans; `advantage_key` is prompt, step or anchor."""
+    prompt = np.repeat(np.arange(len(jobs)), [len(j.plan.labels) for j in jobs])
+    labels = [label for job in jobs for label in job.plan.labels]
+    names = [(p, *_key(x, advantage_key)) for p, x in zip(prompt, labels, strict=True)]
+    _, key = np.unique(np.array(names), axis=0, return_inverse=True)
+    credited = [_credited(job.plan) for job in jobs]
+    own = np.array([label.column == _OWN_IMAGE for label in labels])
+    return Leaves(prompt, key.reshape(-1), own, np.concatenate(credited))
+
+
+def scored(leaves: Leaves, scores: np.ndarray) -> Leaves:
+    """Without the prompts of which any image has the score NaN: all rewards failed.
+
+    Their images rate nothing, and no action answers for them.
+    """
+    whole = ~np.isin(leaves.prompt, leaves.prompt[np.isnan(scores)])
+    return leaves._replace(own=leaves.own & whole, credited=leaves.credited & whole)
+
+
+def _key(label: LeafLabel, advantage_key: str) -> tuple[int, int, int]:
+    if advantage_key == "prompt":
+        return (0, 0, label.column)
+    if advantage_key == "step":
+        return (0, label.step, label.column)
+    return (label.anchor, label.step, label.column)
+
+
+def _credited(made: Plan) -> np.ndarray:
+    """Which leaves an action answers for; where nothing acts, all are rated alike."""
+    if not made.credit:
+        return np.ones(len(made.labels), bool)
+    mask = np.zeros(len(made.labels), bool)
+    rows = np.array(made.credit)
+    mask[rows[rows >= 0]] = True
+    return mask
+
+
+def of_actions(
+    config: ml_collections.ConfigDict,
+    measured: Mapping[str, np.ndarray],
+    jobs: Sequence[Job],
+    leaves: Leaves,
+) -> tuple[np.ndarray, dict[str, float]]:
+    """Advantages [edge] of all trained actions, and metrics of the groups."""
+    first = np.cumsum([0, *(len(job.plan.labels) for job in jobs)])
+    rows, keys = [], []
+    for number, job in enumerate(jobs):
+        credit = np.array(job.plan.credit)
+        rows.append(np.where(credit >= 0, credit + first[number], -1))
+        parents = job.plan.table[job.plan.trained, 0]
+        at = job.plan.table[parents, 1]
+        keys.append(number * (job.plan.num_steps + 1) + at)
+    credit, edge_key = np.concatenate(rows), np.concatenate(keys)
+    return _advantages(config, measured, leaves, credit, edge_key)
+
+
+def of_samples(
+    config: ml_collections.ConfigDict,
+    measured: Mapping[str, np.ndarray],
+    leaves: Leaves,
+) -> tuple[np.ndarray, dict[str, float]]:
+    """Advantages [leaf] of all images, and metrics of the groups."""
+    each = np.arange(len(leaves.prompt))[:, None]
+    return _advantages(config, measured, leaves, each, leaves.prompt)
+
+
+def _advantages(config, measured, leaves, credit, edge_key):
+    # An anchor's own image is no one's, and one without a score tells nothing: they
+    # enter no group and no global std.
+    used, train = leaves.credited, config.train
+    number = np.where(used, np.cumsum(used) - 1, -1)
+    credit = np.where(credit >= 0, number[credit], -1)
+    return advantage.advantages(
+        {name: values[used] for name, values in measured.items()},
+        config.reward.to_dict(),
+        leaves.prompt[used],
+        leaves.key[used],
+        credit,
+        edge_key,
+        std=train.advantage_std,
+        ddof=train.advantage_ddof,
+        eps=train.advantage_eps,
+        clip=train.adv_clip_max,
+        backup=train.backup,
+        combine=train.reward_combination,
+        centre=train.advantage_centre,
+    )
+
+
+# -- entries --------------------------------------------------------------------------
+
+
+def action_entries(
+    config: ml_collections.ConfigDict,
+    jobs: Sequence[Job],
+    packed: Packed,
+    edges: np.ndarray,
+    devices: int,
+) -> Entries:
+    """Entries of all states, with the advantages [edge] of the actions taken there.
+
+    An action without advantage teaches nothing: it is left out of the mean.
+    """
+    columns: dict[str, list] = {"item": [], "pack": [], "prompt": [], "advantage": []}
+    update = []
+    in_order = config.train.update_order == "steps"
+    parts = steps_in_order([job.plan for job in jobs]) if in_order else 1
+    chunk = len(jobs) // config.updates_per_iteration
+    states = packed.tables.state.shape[1] // packed.per_pack
+    first = 0
+    for job, (pack, number) in zip(jobs, packed.place.tolist(), strict=True):
+        made = job.plan
+        edge_of = {node: first + n for n, node in enumerate(made.trained.tolist())}
+        first += len(edge_of)
+        rank = rank_of_step(made) if in_order else [0] * len(made.states)
+        for state, (_, actions) in enumerate(made.states):
+            columns["item"].append(number * states + state)
+            columns["pack"].append(pack)
+            columns["prompt"].append(job.prompt)
+            columns["advantage"].append([edges[edge_of[node]] for node in actions])
+            update.append(job.prompt // chunk * parts + rank[state])
+    flat = {name: np.array(values) for name, values in columns.items()}
+    return _arrange(
+        np.array(update),
+        flat["pack"],
+        packed,
+        devices,
+        config.microbatch,
+        item=flat["item"] + _offset(flat["pack"], packed, devices, states),
+        prompt=flat["prompt"],
+        weight=(flat["advantage"] != 0).astype(np.float32),
+        advantage=flat["advantage"].astype(np.float32),
+        reward=np.zeros(flat["advantage"].shape, np.float32),
+        number=np.zeros(flat["advantage"].shape, np.int32),
+        draw=np.zeros(len(update), np.int32),
+    )
+
+
+def sample_entries(
+    config: ml_collections.ConfigDict,
+    packed: Packed,
+    rewards: np.ndarray,
+    advantages: np.ndarray,
+    together: str,
+    devices: int,
+) -> Entries:
+    """Entries of images [prompt, member] for forward-process objectives.
+
+    A prompt whose rewards are NaN teaches nothing: its entries have no weight.
+    `together` says who shares an entry: one image, the best and the worst as a pair,
+    or the whole group; `train.select` "best" leaves the others out. Each is drawn
+    `train.draws` times, at another sigma and with other noise.
+    """
+    prompts, group = rewards.shape
+    draws = config.train.draws
+    known = np.isfinite(rewards.reshape(-1))
+    flat = np.where(known, rewards.reshape(-1), 0)
+    owner = np.repeat(np.arange(prompts), group)
+    if together == "pair":
+        members = advantage.best_and_worst(flat, owner, 1, 1)
+    elif config.train.select == "best":
+        members = advantage.best_and_worst(flat, owner, 1, 0)
+    elif together == "group":
+        members = np.arange(flat.size).reshape(prompts, group)
+    else:
+        members = np.arange(flat.size)[:, None]
+    members = np.repeat(members, draws, axis=0)
+    draw = np.tile(np.arange(draws), len(members) // draws)
+    prompt = members[:, 0] // group
+    pack, number = packed.place[prompt].T
+    leaves = packed.tables.leaf.start.shape[1] // packed.per_pack
+    where = number[:, None] * leaves + members % group
+    chunk = prompts // config.updates_per_iteration
+    offset = _offset(pack, packed, devices, leaves)[:, None]
+    return _arrange(
+        prompt // chunk,
+        pack,
+        packed,
+        devices,
+        max(1, config.microbatch // members.shape[1]),
+        item=where + offset,
+        prompt=prompt,
+        weight=known[members].astype(np.float32),
+        advantage=advantages.reshape(-1)[members].astype(np.float32),
+        reward=flat[members].astype(np.float32),
+        number=members % group,
+        draw=draw,
+    )
+
+
+def scene_entries(
+    numbers: np.ndarray, microbatch: int, devices: int
+) -> tuple[np.ndarray, Entries]:
+    """Entries of captioned scenes for pretraining: ([pack, leaf] numbers, entries)."""
+    packs = -(-len(numbers) // microbatch)
+    packs = -(-packs // devices) * devices
+    rows = np.zeros(packs * microbatch, np.int32)
+    rows[: len(numbers)] = numbers
+    mask = np.zeros(packs * microbatch, np.float32)
+    mask[: len(numbers)] = 1
+    lead = (1, packs, microbatch)
+    local = np.arange(packs * microbatch) % (packs // devices * microbatch)
+    blank = np.zeros((*lead, 1), np.float32)
+    entries = Entries(
+        item=local.reshape(*lead, 1).astype(np.int32),
+        prompt=rows.reshape(lead),
+        weight=mask.reshape(*lead, 1),
+        advantage=blank,
+        reward=blank,
+        number=np.zeros((*lead, 1), np.int32),
+        draw=np.zeros(lead, np.int32),
+    )
+    return rows.reshape(packs, microbatch), entries
+
+
+def _offset(pack, packed: Packed, devices: int, each: int) -> np.ndarray:
+    """Where a pack's items begin among those of its device."""
+    packs_each = len(packed.tables.rounds) // devices
+    return pack % packs_each * packed.per_pack * each
+
+
+def _arrange(update, pack, packed, devices, slots, **columns) -> Entries:
+    """Columns [entry, ...] to [update, batch, slot, ...]; a device's batches in a row.
+
+    Entries that teach something come first, so that the batches left over can be
+    skipped whole.
+    """
+    device = pack // (len(packed.tables.rounds) // devices)
+    updates = int(update.max()) + 1
+    counts = np.zeros((updates, devices), np.int64)
+    np.add.at(counts, (update, device), 1)
+    batches = -(-int(counts.max()) // slots)
+    idle = ~(columns["weight"] != 0).any(axis=1)
+    order = np.lexsort((np.arange(len(update)), idle, device, update))
+    starts = np.cumsum(counts.reshape(-1)) - counts.reshape(-1)
+    cell = update[order] * devices + device[order]
+    within = np.arange(len(order)) - starts[cell]
+    place = cell * batches * slots + within
+
+    def table(values):
+        dtype = np.float32 if values.dtype.kind == "f" else np.int32
+        out = np.zeros((updates * devices * batches * slots, *values.shape[1:]), dtype)
+        out[place] = values[order]
+        return out.reshape(updates, devices * batches, slots, *values.shape[1:])
+
+    return Entries(**{name: table(values) for name, values in columns.items()})

@@ -1,0 +1,273 @@
+"""The three compiled programs of an iteration: rollout, decode, update.
+
+Each runs under the mesh by shard_map: a device sees its own microbatches and whole
+parameters. Weights, embeddings and tables come in as arguments, never as constants.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
+
+from flowgrpo_jax.flow import rollout
+from flowgrpo_jax.models.flow_model import overlay
+from flowgrpo_jax.rl import losses
+from flowgrpo_jax.rl import update as rl_update
+from flowgrpo_jax.rl.update import Entries
+from flowgrpo_jax.runtime import mesh as meshes
+from flowgrpo_jax.runtime import platform
+
+WHOLE = PartitionSpec()
+# [pack, ...]: packs are split over all devices.
+PACKS = PartitionSpec(meshes.AXES)
+# [update, batch, ...]: so are the microbatches of an update.
+SPLIT = PartitionSpec(None, meshes.AXES)
+
+
+def text_lookup(table: Any, empty: Any) -> Callable[[jax.Array], tuple]:
+    """Text arguments of a guided velocity for prompt numbers: rows of the table."""
+    return lambda prompt: (jax.tree.map(lambda rows: rows[prompt], table), empty)
+
+
+def make_rollout(
+    mesh: meshes.AnyMesh,
+    variable_specs: Any,
+    sampler: rollout.Sampler,
+    latent_shape: tuple[int, int, int],
+    dtype: DTypeLike | None = None,
+) -> Callable:
+    """(variables, key, tables, text table, empty text) -> Rollout.
+
+    Tables and results lead with [pack]; `text table` has one row per prompt. `dtype`:
+    the layers'; whole copies of sharded parameters are of this type.
+    """
+
+    def local(variables, key, tables, text, empty):
+        return rollout.rollout(
+            sampler,
+            meshes.gather(variables, variable_specs, dtype),
+            key,
+            tables,
+            text_lookup(text, empty),
+            latent_shape,
+        )
+
+    return jax.jit(
+        jax.shard_map(
+            local,
+            mesh=mesh,
+            in_specs=(variable_specs, WHOLE, PACKS, WHOLE, WHOLE),
+            out_specs=PACKS,
+            check_vma=False,
+        ),
+        compiler_options=platform.one_library(mesh, dtype),
+    )
+
+
+def make_join(mesh: meshes.AnyMesh) -> Callable:
+    """(part, ...) -> one tree, where each has as many packs of every device."""
+
+    def local(*parts):
+        return jax.tree.map(lambda *rows: jnp.concatenate(rows), *parts)
+
+    return jax.jit(
+        jax.shard_map(
+            local, mesh=mesh, in_specs=PACKS, out_specs=PACKS, check_vma=False
+        )
+    )
+
+
+def make_decode(
+    mesh: meshes.AnyMesh,
+    variable_specs: Any,
+    decode: Callable[[Any, jax.Array], jax.Array],
+    microbatch: int,
+) -> Callable:
+    """(variables, clean latents [pack, leaf, ...]) -> images in [0, 1].
+
+    Of the variables only what decodes; so many latents at once.
+    """
+
+    def local(variables, clean):
+        one_batch = functools.partial(decode, meshes.gather(variables, variable_specs))
+        lead, shape = clean.shape[:2], clean.shape[2:]
+        count = lead[0] * lead[1]
+        flat = jnp.pad(
+            clean.reshape(count, *shape), ((0, -count % microbatch), *((0, 0),) * 3)
+        )
+        images = jax.lax.map(one_batch, flat.reshape(-1, microbatch, *shape))
+        return images.reshape(-1, *images.shape[2:])[:count].reshape(
+            *lead, *images.shape[2:]
+        )
+
+    return jax.jit(
+        jax.shard_map(
+            local,
+            mesh=mesh,
+            in_specs=(variable_specs, PACKS),
+            out_specs=PACKS,
+            check_vma=False,
+        )
+    )
+
+
+def fetch_transitions(
+    transitions: rollout.Transitions, key: jax.Array
+) -> Callable[[Entries], losses.TransitionElements]:
+    """The elements of a microbatch of entries, from this device's [pack, state, ...]."""
+    del key
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), transitions)
+
+    def fetch(batch: Entries) -> losses.TransitionElements:
+        stored = jax.tree.map(lambda rows: rows[batch.item], flat)
+        return losses.TransitionElements(stored, batch.advantage)
+
+    return fetch
+
+
+def fetch_samples(
+    clean: jax.Array, key: jax.Array
+) -> Callable[[Entries], losses.SampleElements]:
+    """The same from clean latents [pack, leaf, ...]; every draw has its own key."""
+    flat = clean.reshape(-1, *clean.shape[2:])
+
+    def fetch(batch: Entries) -> losses.SampleElements:
+        slots, siblings = batch.item.shape
+
+        def per_sample(values):
+            return jnp.repeat(values, siblings)
+
+        keys = rollout.sample_keys(
+            key, per_sample(batch.prompt), batch.number.reshape(-1)
+        )
+        keys = jax.vmap(jax.random.fold_in)(keys, per_sample(batch.draw))
+        return losses.SampleElements(
+            clean=flat[batch.item],
+            advantage=batch.advantage,
+            reward=batch.reward,
+            noise_key=keys.reshape(slots, siblings),
+        )
+
+    return fetch
+
+
+def make_update(
+    mesh: meshes.AnyMesh,
+    state_specs: rl_update.TrainState,
+    frozen_specs: Any,
+    loss: losses.Loss,
+    needs: frozenset[str],
+    fetch_from: Callable[[Any, jax.Array], Callable[[Entries], Any]],
+    optimizer: optax.GradientTransformation,
+    ema: rl_update.Ema,
+    behaviour: rl_update.Behaviour | None = None,
+    dtype: DTypeLike | None = None,
+) -> Callable:
+    """(state, frozen, pool, entries, key, text table, empty) -> (state, info).
+
+    `pool` [pack, ...] is what entries point into and `fetch_from` reads. The policy is
+    `frozen` overlaid with the trainable variables; of the fixed policies those that
+    the loss `needs` are made: "frozen" itself, "old" (the behaviour policy, or the
+    learner as it was when the iteration began) and "ema", an average. The state is donated. `dtype`
+    as for the rollout; gradients are summed and reduced in fp32.
+    """
+    trainable_specs = state_specs.trainable
+
+    def local(trainable, old, average, frozen, pool, entries, key, text, empty):
+        frozen = meshes.gather(frozen, frozen_specs, dtype)
+
+        def variables(part):
+            return overlay(frozen, meshes.gather(part, trainable_specs, dtype))
+
+        policies = losses.Policies(
+            frozen=frozen if "frozen" in needs else None,
+            old=variables(old) if "old" in needs else None,
+            ema=variables(average) if "ema" in needs else None,
+        )
+        grads, sums = rl_update.local_gradients(
+            lambda part, texts, elements: loss(
+                overlay(frozen, part), policies, texts, elements
+            ),
+            fetch_from(pool, key),
+            entries,
+            meshes.gather(trainable, trainable_specs, dtype),
+            text_lookup(text, empty),
+            # A whole fp32 gradient would be the largest thing in memory.
+            shard=lambda grads: meshes.scatter_gradients(grads, trainable_specs),
+            agree=lambda busy: jax.lax.pmax(busy.astype(jnp.int32), "fsdp") > 0,
+        )
+        whole = {
+            name: (jax.lax.pmax if name.endswith("_gap") else jax.lax.psum)(
+                value, meshes.AXES
+            )
+            for name, value in sums.items()
+        }
+        return meshes.sum_gradients(grads, trainable_specs), whole
+
+    fixed = (trainable_specs, trainable_specs, trainable_specs, frozen_specs)
+    sharded = jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=(*fixed, PACKS, PartitionSpec(meshes.AXES), WHOLE, WHOLE, WHOLE),
+        out_specs=(trainable_specs, WHOLE),
+        check_vma=False,
+    )
+
+    def program(state, frozen, pool, entries, key, text, empty):
+        # What `behaviour` keeps is who sampled, or else the average to compare with.
+        samples = behaviour is not None and behaviour.samples
+        began_with = state.behaviour if samples else state.trainable
+
+        def gradients(state, chunk):
+            return sharded(
+                state.trainable,
+                began_with,
+                state.ema if samples or behaviour is None else state.behaviour,
+                frozen,
+                pool,
+                chunk,
+                key,
+                text,
+                empty,
+            )
+
+        return rl_update.update(optimizer, ema, behaviour, gradients, state, entries)
+
+    # Said, not left to the compiler: the state goes in as it came out.
+    out = (meshes.shardings(state_specs, mesh), NamedSharding(mesh, WHOLE))
+    return jax.jit(
+        program,
+        donate_argnums=0,
+        out_shardings=out,
+        compiler_options=platform.one_library(mesh, dtype),
+    )
+
+
+def make_scene_encoder(
+    mesh: meshes.AnyMesh, encode: Callable[[Any], jax.Array]
+) -> Callable:
+    """(scenes, numbers [pack, leaf]) -> clean latents [pack, leaf, ...].
+
+    Scenes are painted where they are used; `encode` makes latents of some of them.
+    """
+
+    def local(scenes, numbers):
+        def one_batch(numbers):
+            return encode(jax.tree.map(lambda x: x[numbers], scenes))
+
+        return jax.lax.map(one_batch, numbers)
+
+    return jax.jit(
+        jax.shard_map(
+            local,
+            mesh=mesh,
+            in_specs=(WHOLE, PACKS),
+            out_specs=PACKS,
+            check_vma=False,
+        )
+    )

@@ -1,0 +1,1 @@
+"""Images of weights that are there: pipeline, restore, evaluation, search. No learning."""

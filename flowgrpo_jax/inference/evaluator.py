@@ -1,0 +1,176 @@
+"""Scores of a model on held-out prompts: the ODE, more steps, fixed noise.
+
+Two columns: guided, as the model is used, and unguided, which shows what learning
+put into the weights themselves. Beside them `eval_sde_gap`: how much more reward the
+stochastic sampler of training gets than the ODE (arXiv 2510.10767).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from flowgrpo_jax import assemble
+from flowgrpo_jax.assemble.text_table import TextTable
+from flowgrpo_jax.data.prompts import Prompt
+from flowgrpo_jax.inference.pipeline import Pipeline
+from flowgrpo_jax.models.flow_model import FlowModel
+from flowgrpo_jax.rewards import geneval
+from flowgrpo_jax.rewards.monitors import Monitor
+from flowgrpo_jax.rewards.registry import Reward
+
+
+def evaluation_set(
+    prompts: Sequence[Prompt], images_per_task: int, every_prompt: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which images to make: (prompt number, member) of each.
+
+    Every task gets at least `images_per_task` images: small tasks repeat their prompts
+    with other noise. Large ones are thinned evenly, unless `every_prompt` is wanted.
+    """
+    tags = np.array([prompt.metadata.get("tag", "") for prompt in prompts])
+    chosen, members = [], []
+    for tag in dict.fromkeys(tags):
+        numbers = np.flatnonzero(tags == tag)
+        if len(numbers) > images_per_task and not every_prompt:
+            pick = np.linspace(0, len(numbers) - 1, images_per_task).round()
+            numbers = numbers[pick.astype(int)]
+        repeats = -(-images_per_task // len(numbers))
+        chosen.append(np.repeat(numbers, repeats))
+        members.append(np.tile(np.arange(repeats), len(numbers)))
+    return np.concatenate(chosen), np.concatenate(members)
+
+
+_STOCHASTIC = "eval_sde_"
+
+
+class Evaluator:
+    """Evaluates weights on one prompt list; compiles once per column."""
+
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        model: FlowModel,
+        mesh: jax.sharding.Mesh,
+        variable_specs: Any,
+        prompts: Sequence[Prompt],
+        text: TextTable,
+        reward: Reward,
+        monitor: Monitor,
+        check: Callable[[], None] = lambda: None,
+    ):
+        self._config, self._prompts = config, prompts
+        self._check = check  # called between parts; what it raises comes out
+        self._reward, self._monitor = reward, monitor
+        scales = {"eval_": config.eval.guidance_scale}
+        if config.eval.guidance_scale != 1.0:
+            scales["eval_unguided_"] = 1.0
+        self._columns = tuple(scales)
+        samplers = {
+            name: assemble.make_eval_sampler(config, model, scale)
+            for name, scale in scales.items()
+        }
+        if config.eval.sde and config.sample.plan != "ode":
+            samplers[_STOCHASTIC] = assemble.make_sampler(config, model)
+            # The deterministic column that it is compared with guides alike, if any.
+            alike = [n for n, s in scales.items() if s == config.sample.guidance_scale]
+            self._deterministic = (alike or self._columns)[0]
+        self._has_gap = _STOCHASTIC in samplers
+        texts = [prompt.text for prompt in prompts]
+        self._pipeline = Pipeline(
+            config, model, mesh, variable_specs, texts, text, samplers
+        )
+
+    def set_text(self, text: TextTable) -> None:
+        """Take the prompts' embeddings (again, when the text encoder has moved)."""
+        self._pipeline.set_text(text)
+
+    def __call__(self, variables: Any, final: bool = False) -> dict[str, float]:
+        """All scores of these weights; `final` for the full set of images."""
+        prompt, member = self.chosen(final)
+        prompts = [self._prompts[p] for p in prompt]
+        scores: dict[str, float] = {}
+        for prefix in self._columns:
+            self._check()
+            images = self._pipeline.images(variables, prompt, member, prefix)
+            self._check()
+            measured = self._reward(images, prompts)
+            scores |= summarize(measured, prompts, prefix)
+            monitored = self._monitor(images, prompts, prompt)
+            scores |= {f"{prefix}{name}": value for name, value in monitored.items()}
+        if self._has_gap:
+            self._check()
+            images = self._pipeline.images(variables, prompt, member, _STOCHASTIC)
+            reward = float(np.mean(self._reward(images, prompts)["avg"]))
+            scores["eval_sde_reward_avg"] = reward
+            gap = reward - scores[f"{self._deterministic}reward_avg"]
+            scores["eval_sde_gap"] = gap
+        return scores
+
+    def chosen(self, final: bool) -> tuple[np.ndarray, np.ndarray]:
+        """(prompt number, member) of every image of an evaluation."""
+        options = self._config.eval
+        size = options.final_images_per_task if final else options.images_per_task
+        return evaluation_set(self._prompts, size, every_prompt=final)
+
+    def images(
+        self, variables: Any, prompt: np.ndarray, member: np.ndarray
+    ) -> np.ndarray:
+        """Guided images [sample, height, width, 3] of prompt numbers and members."""
+        return self._pipeline.images(variables, prompt, member, "eval_")
+
+
+def summarize(
+    measured: Mapping[str, np.ndarray], prompts: Sequence[Prompt], prefix: str
+) -> dict[str, float]:
+    """Means of all measurements; accuracy by task and overall where it is measured."""
+    scores = {
+        f"{prefix}reward_{name}": float(np.mean(values))
+        for name, values in measured.items()
+    }
+    by_task = {}
+    if "accuracy" in measured:
+        by_task = geneval.by_task(prompts, measured["accuracy"])
+    if by_task:
+        scores |= {f"{prefix}{task}_accuracy": value for task, value in by_task.items()}
+        scores[f"{prefix}overall_accuracy"] = geneval.overall(by_task)
+    return scores
+
+
+def table(before: Mapping[str, Any], after: Mapping[str, Any] | None = None) -> str:
+    """Accuracy by task as text: guided and unguided, before and after if given.
+
+    Where no reward measures accuracy, the rewards.
+    """
+    tasks = [
+        name[len("eval_") : -len("_accuracy")]
+        for name in before
+        if name.endswith("_accuracy")
+        and not name.startswith(("eval_unguided_", "eval_reward_"))
+    ]
+    runs = [("", before)] if after is None else [(" before", before), (" after", after)]
+    columns = [
+        (f"{kind}{when}", [scores[f"{prefix}{task}_accuracy"] for task in tasks])
+        for kind, prefix in (("guided", "eval_"), ("unguided", "eval_unguided_"))
+        for when, scores in runs
+        if f"{prefix}overall_accuracy" in scores
+    ]
+    if not tasks:
+        return _reward_table([scores for _, scores in runs])
+    lines = [f"{'accuracy':<15}" + "".join(f"{head:>18}" for head, _ in columns)]
+    for row, task in enumerate(tasks):
+        cells = "".join(f"{100 * cells[row]:>17.1f}%" for _, cells in columns)
+        lines.append(f"{task:<15}{cells}")
+    return "\n".join(lines)
+
+
+def _reward_table(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Mean rewards as text, a column per run."""
+    names = [name for name in runs[0] if name.startswith("eval_reward_")]
+    lines = [
+        f"{name:<40}" + "".join(f"{scores[name]:>12.4g}" for scores in runs)
+        for name in names
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,12 @@
+"""Which axis of a parameter is split over the devices of `fsdp`, by its path."""
+
+from flowgrpo_jax.runtime import mesh as meshes
+
+# Kernels are sharded along their input or output features (`fsdp`), the rest is small.
+SHARDING_RULES: meshes.Rules = (
+    (
+        r"(qkv|proj|context_embedder|norm1|norm1_context|norm_out)/kernel",
+        (None, "fsdp"),
+    ),
+    (r"(out|to_out|to_add_out|proj_out)/kernel", ("fsdp", None)),
+)
