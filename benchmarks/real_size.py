@@ -31,8 +31,8 @@ from flowgrpo_jax.engine import programs
 from flowgrpo_jax.engine.workload import Workload
 from flowgrpo_jax.models.flow_model import FlowModel, IdentityAutoencoder, overlay
 from flowgrpo_jax.models.sd3 import presets
-from flowgrpo_jax.models.sd3.transformer import MMDiTConfig
-from flowgrpo_jax.models.text import TextEmbedding
+from flowgrpo_jax.models.sd3.denoiser import SD3Denoiser
+from flowgrpo_jax.models.sd3.transformer_config import MMDiTConfig
 from flowgrpo_jax.runtime import mesh as meshes
 
 GUIDANCE, BETA = 4.5, 0.04
@@ -96,14 +96,17 @@ class Ours:
             train__lora_rank=size.rank,
             train__lora_alpha=2.0 * size.rank,
         )
-        network = dataclasses.replace(
-            MMDiTConfig.from_dict(size.transformer),
+        network = SD3Denoiser(MMDiTConfig.from_dict(size.transformer)).with_options(
             lora_rank=size.rank,
             lora_alpha=2.0 * size.rank,
             dtype=jnp.dtype(self.dtype),
         )
         model = FlowModel(
-            "random", network, IdentityAutoencoder(), (size.side, size.side, 16)
+            "random",
+            network,
+            IdentityAutoencoder(),
+            (size.side, size.side, 16),
+            size.tokens,
         )
         mesh = meshes.make_mesh({"data": 1}, jax.devices()[:1])
         like = jax.tree.map(
@@ -114,7 +117,7 @@ class Ours:
         self.frozen = _random(like, 0.02, 0)
         self.state = work.initial_state(_random(work.trainable, 0.02, 1))
         self.text, self.empty = (
-            _random(_text(size, network, self.dtype), 1.0, seed) for seed in (2, 3)
+            _random(model.text_shape(), 1.0, seed) for seed in (2, 3)
         )
         _, self.packed, entries = work.first_iteration()
         self.tables = meshes.place(self.packed.tables, programs.PACKS, mesh)
@@ -154,13 +157,6 @@ class Ours:
         )
         if self.gap is None:  # of the first one: policy and behaviour are the same
             self.gap = float(info["ratio_gap"][0])
-
-
-def _text(size: Size, network: MMDiTConfig, dtype: str):
-    return TextEmbedding(
-        jax.ShapeDtypeStruct((1, size.tokens, network.joint_attention_dim), dtype),
-        jax.ShapeDtypeStruct((1, network.pooled_projection_dim), dtype),
-    )
 
 
 def _random(like: Any, scale: float, seed: int) -> Any:
@@ -217,7 +213,7 @@ def measure(name: str, repeats: int, remat: str) -> tuple[str, list[list[str]]]:
     rows.append(["g11", ROWS["g11"], *cells, "", ""])
     machine = (
         f"{jax.devices()[0].device_kind} ({torch_peer.machine()}), jax {jax.__version__}, "
-        f"{ours.dtype}, attention {ours.work.model.config.attention}, remat {remat}, "
+        f"{ours.dtype}, attention {ours.work.model.denoiser.attention}, remat {remat}, "
         f"microbatch {size.microbatch}, group {size.group}, {size.steps} steps, "
         f"{ours.trained_steps} trained; load {os.getloadavg()[0]:.1f}; a square product: {rate / flops.TERA:.3g} TFLOP/s"
     )
@@ -226,8 +222,8 @@ def measure(name: str, repeats: int, remat: str) -> tuple[str, list[list[str]]]:
 
 def _operations(ours: Ours, size: Size) -> dict[str, float]:
     """By formula; neither LoRA nor what remat runs again is counted."""
-    network = ours.work.model.config
-    one = flops.transformer_pass(network, (size.side // 2) ** 2, size.tokens)
+    network = ours.work.model.denoiser
+    one = network.cost((size.side // 2) ** 2, size.tokens)
     step = flops.trained_pass(one, lora=True, references=1)
     return {
         "forward": 2 * size.microbatch * one.total,

@@ -19,7 +19,6 @@ from flowgrpo_jax import config as configs
 from flowgrpo_jax.assemble import text_table
 from flowgrpo_jax.assemble.planner import Planner
 from flowgrpo_jax.engine import programs
-from flowgrpo_jax.models.sd3.sharding import SHARDING_RULES
 from flowgrpo_jax.runtime import mesh as meshes
 from flowgrpo_jax.runtime import platform
 
@@ -35,7 +34,7 @@ def main(_):
     )
     mesh = meshes.make_mesh(config.mesh.to_dict())
     model, variables = assemble.load_model(config)
-    specs = meshes.specs(variables, SHARDING_RULES, mesh)
+    specs = meshes.specs(variables, model.denoiser.sharding_rules, mesh)
     sampler = assemble.make_sampler(config, model)
     table = text_table.make(model, variables, ["a photo of a red circle"] * PROMPTS)
     text = meshes.place(

@@ -34,11 +34,11 @@ SPRITES = {
         "train.weight_decay": 0.0,
     },
 }
-SD3 = {
+LARGE = {
     "recipe": "flow_grpo",
     "task": {"num_iterations": 2000, "prompts": "coco", "eval.prompts": "coco"},
 }
 
 
 def get_config(arg=None):
-    return configs.for_model(arg, sprites=SPRITES, sd3=SD3)
+    return configs.for_model(arg, sprites=SPRITES, large=LARGE)

@@ -38,7 +38,7 @@ WORDS = {
         "train.weight_decay": 0.0,
     },
 }
-SD3 = {
+LARGE = {
     "recipe": "flow_grpo",
     "task": {
         "num_iterations": 2000,
@@ -50,4 +50,4 @@ SD3 = {
 
 
 def get_config(arg=None):
-    return configs.for_model(arg, words=WORDS, sd3=SD3)
+    return configs.for_model(arg, words=WORDS, large=LARGE)

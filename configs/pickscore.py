@@ -11,7 +11,7 @@ Choose:  configs/pickscore.py:recipe=flow_grpo_fast (a third of the cost)
 
 from flowgrpo_jax import config as configs
 
-SD3 = {
+LARGE = {
     "recipe": "flow_grpo",
     "task": {
         "num_iterations": 2000,
@@ -24,4 +24,4 @@ SD3 = {
 
 
 def get_config(arg=None):
-    return configs.for_model(arg, sd3=SD3)
+    return configs.for_model(arg, large=LARGE)

@@ -58,8 +58,8 @@ Row = tuple[str, float, float, float]
 
 
 def main() -> None:
-    from flowgrpo_jax import assemble, sample
-    from flowgrpo_jax.inference import restore
+    from flowgrpo_jax import assemble
+    from flowgrpo_jax.inference import restore, sampling
     from flowgrpo_jax.runtime.workdir import atomic_write
 
     workdir = _WORKDIR.value
@@ -67,7 +67,7 @@ def main() -> None:
     assert workdir is not None  # choose_config says so
     prompts = thinned(_prompts(config), _MAX_PROMPTS.value)
     reward = assemble.make_eval_reward(config)
-    prompts = sample.judgeable(config, reward, prompts)
+    prompts = sampling.judgeable(config, reward, prompts)
     output = Path(_OUTPUT.value or Path(workdir) / "compare.html")
     cli.writable_folder(output.parent, "--output")
     restored = restore.tuned(config, workdir, _CHECKPOINT.value, _WEIGHTS.value)
@@ -75,7 +75,7 @@ def main() -> None:
 
     def side(restored) -> Side:
         texts = [prompt.text for prompt in prompts]
-        images = sample.sample(config, restored, texts, _NUM_IMAGES.value)
+        images = sampling.sample(config, restored, texts, _NUM_IMAGES.value)
         flat = images.reshape(-1, *images.shape[2:])
         measured = reward(flat, [p for p in prompts for _ in range(_NUM_IMAGES.value)])
         if len(config.eval.reward or config.reward) == 1:
@@ -104,14 +104,16 @@ def main() -> None:
 
 def options(config: ConfigDict) -> ConfigDict:
     """The run's config with the options of the command."""
-    from flowgrpo_jax import config as configs
-    from flowgrpo_jax import sample
+    from flowgrpo_jax.config import families
+    from flowgrpo_jax.inference import sampling
 
     guidance, steps = _GUIDANCE.value, _NUM_STEPS.value
-    if not configs.is_embedded(config.model):
-        guidance = sample.PIPELINE_GUIDANCE if guidance is None else guidance
-        steps = sample.PIPELINE_STEPS if steps is None else steps
-    return sample.with_options(config, _SEED.value, guidance, steps)
+    usual = families.of(config.model).sampling
+    if guidance is None:
+        guidance = usual.get("eval.guidance_scale")
+    if steps is None:
+        steps = usual.get("sample.eval_num_steps")
+    return sampling.with_options(config, _SEED.value, guidance, steps)
 
 
 def _prompts(config: ConfigDict) -> list[Prompt]:

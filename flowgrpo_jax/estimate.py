@@ -131,7 +131,7 @@ def on_top(work: Workload, made: budget.Budget, chip: str) -> list[str]:
     if made.operations.rerun:
         share = made.operations.rerun * made.passes.learning / made.total
         lines.append(f"{share:.0%} more operations by remat {work.config.remat}")
-    depth = work.model.config.attention_head_dim
+    depth = work.model.denoiser.head_dim
     factor = flops.head_factor(made.forward, flops.CHIPS[chip], depth)
     if factor > 1.005:
         lines.append(

@@ -45,13 +45,13 @@ _EXAMPLES = 3
 
 
 def main() -> None:
-    from flowgrpo_jax import config as configs
+    from flowgrpo_jax.config import families
     from flowgrpo_jax.inference import restore
 
     workdir = _WORKDIR.value
     config = restore.choose_config(None, workdir, _MODEL.value)
     assert workdir is not None  # choose_config says so
-    if configs.is_embedded(config.model):
+    if families.of(config.model).embedded:
         raise UserError(
             f"model: {config.model}: the embedded model is no diffusers model: its "
             f"result is {workdir}/weights.safetensors"
@@ -72,14 +72,15 @@ def export(
     config: ConfigDict, restored, out: Path, transformer: bool, fold_alpha: bool = False
 ) -> list[Path]:
     """Write a `restore.Restored` to `out`; the files or folders."""
+    from flowgrpo_jax.config import families
     from flowgrpo_jax.models.files import lora_files
-    from flowgrpo_jax.models.sd3 import family as sd3
 
+    code = families.of(config.model).code
     if transformer:
         path = out / "transformer"
-        sd3.write_transformer(path, restored.variables, restored.model)
+        code.write_transformer(path, restored.variables, restored.model)
         return [path]
-    adapter = sd3.adapter(restored.variables, restored.model)
+    adapter = code.adapter(restored.variables, restored.model)
     if fold_alpha:
         adapter = adapter.folded()
     return [
@@ -90,9 +91,9 @@ def export(
 
 def hub_id(config: ConfigDict) -> str | None:
     """The hub id of the base model; None for a folder, which nobody else has."""
-    from flowgrpo_jax.models.files import hub
+    from flowgrpo_jax.config import families
 
-    name = hub.ALIASES.get(config.model, config.model)
+    name = families.of(config.model).aliases.get(config.model, config.model)
     owner, _, rest = name.partition("/")
     folder = Path(name).is_dir() or owner in ("", "~", ".", "..") or "/" in rest
     return None if folder or not rest else name
@@ -116,6 +117,7 @@ def model_card(
 
     Of a `restore.Restored`. `grids`: images beside it, to be shown.
     """
+    from flowgrpo_jax.config import families
     from flowgrpo_jax.inference import evaluator
     from flowgrpo_jax.runtime.metrics import read_metrics
 
@@ -149,7 +151,7 @@ Tuned with flowgrpo_jax for {restored.checkpoint} iterations of
 ## Use
 
 ```python
-{_usage(base, transformer)}
+{families.of(config.model).code.usage(base, transformer)}
 ```
 
 ## Scores, before and after
@@ -179,22 +181,6 @@ def _what(config: ConfigDict, transformer: bool) -> str:
     if transformer:
         return "the whole transformer"
     return f"LoRA of rank {config.train.lora_rank}, alpha {config.train.lora_alpha:g}"
-
-
-def _usage(base: str | None, transformer: bool) -> str:
-    """Code that loads the result, in the folder of the card."""
-    place = f'base = "{base}"' if base else "base = ...  # the folder of the base model"
-    if transformer:
-        return f"""from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
-
-{place}
-transformer = SD3Transformer2DModel.from_pretrained("transformer")
-pipeline = StableDiffusion3Pipeline.from_pretrained(base, transformer=transformer)"""
-    return f"""from diffusers import StableDiffusion3Pipeline
-
-{place}
-pipeline = StableDiffusion3Pipeline.from_pretrained(base)
-pipeline.load_lora_weights(".")"""
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ A search spends a budget of network evaluations per prompt on better images:
 
 import dataclasses
 import functools
-import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -107,14 +106,11 @@ _KEEP = flags.DEFINE_float(
 _OF_A_SEARCH = ("budget", "reward", "judged_steps", "keep")
 # Images [image, height, width, 3] and their prompt's number to a score each.
 Judge = Callable[..., np.ndarray]
-_SMALL = 128  # pixels: smaller images are enlarged on the grid
-# Of diffusers' StableDiffusion3Pipeline.
-PIPELINE_STEPS, PIPELINE_GUIDANCE = 28, 7.0
 
 
 def main() -> None:
     from flowgrpo_jax import config as configs
-    from flowgrpo_jax.inference import restore
+    from flowgrpo_jax.inference import restore, sampling
 
     workdir = _WORKDIR.value
     for flag in (_CHECKPOINT, _WEIGHTS):
@@ -125,9 +121,11 @@ def main() -> None:
     if _MODEL.value is not None and config is not None:
         raise UserError(f"--model: {_MODEL.value}: --config names one already")
     if workdir is None and config is None:
-        config = model_config(_MODEL.value) if _MODEL.value else configs.make()
+        config = sampling.model_config(_MODEL.value) if _MODEL.value else configs.make()
     config = restore.choose_config(config, workdir, _MODEL.value)
-    config = with_options(config, _SEED.value, _GUIDANCE.value, _NUM_STEPS.value)
+    config = sampling.with_options(
+        config, _SEED.value, _GUIDANCE.value, _NUM_STEPS.value
+    )
     if _NEGATIVE.value is not None:
         config.negative_prompt = _NEGATIVE.value
     _check_search(config)
@@ -141,16 +139,16 @@ def main() -> None:
     texts = [prompt.text for prompt in prompts]
     for text in texts:
         tokenizer = restored.model.tokenizer
-        if tokenizer and (unknown := unknown_words(tokenizer, text)):
+        if tokenizer and (unknown := sampling.unknown_words(tokenizer, text)):
             names = ", ".join(unknown)
             print(f"warning: {text}: unknown words: {names}", file=sys.stderr)
     if _SEARCH.value is None:
-        images = sample(config, restored, texts, _NUM_IMAGES.value)
+        images = sampling.sample(config, restored, texts, _NUM_IMAGES.value)
     else:
         images = _search(config, restored, texts, judge)
     if output is None:
         output = new_folder(Path(workdir or ".") / "drawn")
-    grid = save(output, images, texts)
+    grid = sampling.save(output, images, texts)
     count = images.shape[0] * images.shape[1]
     print(f"{count} images of {restored} in {output}, all in {grid}")
 
@@ -186,57 +184,6 @@ def new_folder(path: Path) -> Path:
             number += 1
         else:
             return made
-
-
-def model_config(model: str) -> ConfigDict:
-    """A config that samples `model` with the defaults of diffusers' SD3 pipeline."""
-    from flowgrpo_jax import config as configs
-
-    config = configs.make(model=model)
-    if not configs.is_embedded(model):
-        config.sample.eval_num_steps = PIPELINE_STEPS
-        config.eval.guidance_scale = PIPELINE_GUIDANCE
-        config.resolution, config.max_sequence_length = 0, 256
-    return config
-
-
-def with_options(
-    config: ConfigDict, seed: int, guidance_scale: float | None, num_steps: int | None
-) -> ConfigDict:
-    """The config with these options of its evaluation sampler; None leaves one."""
-    from flowgrpo_jax import config as configs
-    from flowgrpo_jax.config import checks
-
-    config = configs.from_json(config.to_dict())
-    config.eval.seed = seed
-    if guidance_scale is not None:
-        config.eval.guidance_scale = guidance_scale
-    if num_steps is not None:
-        config.sample.eval_num_steps = num_steps
-    checks.check(config)
-    return config
-
-
-def sample(config, restored, texts: Sequence[str], num_images: int) -> np.ndarray:
-    """Images [prompt, member, height, width, 3] in [0, 1] of a `restore.Restored`."""
-    from flowgrpo_jax import assemble
-    from flowgrpo_jax.inference import restore
-    from flowgrpo_jax.inference.pipeline import Pipeline
-
-    scale = config.eval.guidance_scale
-    placed = restore.place(config, restored, texts)
-    pipeline = Pipeline(
-        config,
-        restored.model,
-        placed.mesh,
-        placed.specs,
-        texts,
-        placed.text,
-        {"ode": assemble.make_eval_sampler(config, restored.model, scale)},
-    )
-    prompt, member = np.divmod(np.arange(len(texts) * num_images), num_images)
-    images = pipeline.images(placed.variables, prompt, member, "ode")
-    return images.reshape(len(texts), num_images, *images.shape[1:])
 
 
 def _search(config, restored, texts: Sequence[str], judge: Judge | None) -> np.ndarray:
@@ -286,39 +233,6 @@ def _search(config, restored, texts: Sequence[str], judge: Judge | None) -> np.n
         print(f"{text}: {told}")
         found.append(result.images)
     return np.stack(found)
-
-
-def save(output: Path, images: np.ndarray, texts: Sequence[str]) -> Path:
-    """One PNG per image, named by prompt and member; the path of one that has all."""
-    from flowgrpo_jax.runtime import images as grids
-
-    for number, (text, members) in enumerate(zip(texts, images, strict=True)):
-        for member, image in enumerate(members):
-            grids.save_grid(output / file_name(number, text, member), image[None], 1)
-    prompts, num_images, height = images.shape[:3]
-    path = output / "grid.png"
-    grids.save_grid(
-        path,
-        images.reshape(prompts * num_images, *images.shape[2:]),
-        columns=num_images,
-        scale=max(1, _SMALL // height),
-        captions=[text for text in texts for _ in range(num_images)],
-    )
-    return path
-
-
-def file_name(number: int, text: str, member: int) -> str:
-    """Such as 000_a-photo-of-a-red-circle_0.png."""
-    words = re.sub(r"\W+", "-", text.lower()).strip("-")[:60]
-    return f"{number:03d}_{words}_{member}.png"
-
-
-def unknown_words(tokenizer, text: str) -> list[str]:
-    """The words that a word-level tokenizer cannot tell apart, in order."""
-    from flowgrpo_jax.models.text import UNKNOWN
-
-    words = dict.fromkeys(re.findall(r"\w+", text.lower()))
-    return [word for word in words if UNKNOWN in tokenizer([word])]
 
 
 def _check_search(config: ConfigDict) -> None:
@@ -379,6 +293,7 @@ def _judge(config: ConfigDict, prompts: Sequence[Prompt]) -> Judge | None:
     import jax.numpy as jnp
 
     from flowgrpo_jax import assemble
+    from flowgrpo_jax.inference import sampling
     from flowgrpo_jax.inference.search import noise_optimization
 
     if _REWARD.value is not None:
@@ -386,37 +301,12 @@ def _judge(config: ConfigDict, prompts: Sequence[Prompt]) -> Judge | None:
         return lambda images, prompt: np.asarray(smooth(jnp.asarray(images)))
     reward = assemble.make_reward(config)
     try:
-        known = judgeable(config, reward, prompts)
+        known = sampling.judgeable(config, reward, prompts)
     except UserError:
         if _SEARCH.value == "cfg_rejection":
             return None
         raise
     return lambda images, prompt: reward(images, [known[prompt]] * len(images))["avg"]
-
-
-def judgeable(config: ConfigDict, reward, prompts: Sequence[Prompt]) -> list[Prompt]:
-    """The prompts as the reward needs them; UserError, before any work, if it cannot.
-
-    It judges random images to find out.
-    """
-    known = with_metadata(config, prompts)
-    reward(np.random.default_rng(0).random((len(known), 32, 32, 3), np.float32), known)
-    return known
-
-
-def with_metadata(config: ConfigDict, prompts: Sequence[Prompt]) -> list[Prompt]:
-    """The prompts; those without metadata as the config's prompt sets have them."""
-    from flowgrpo_jax import assemble
-
-    if all(prompt.metadata for prompt in prompts):
-        return list(prompts)
-    sets = assemble.load_prompt_set(config.prompts, "train")
-    sets += assemble.load_prompt_set(config.eval.prompts, "test", "eval.prompts")
-    named = {prompt.text: prompt for prompt in sets}
-    return [
-        prompt if prompt.metadata else named.get(prompt.text, prompt)
-        for prompt in prompts
-    ]
 
 
 def _prompts() -> list[Prompt]:

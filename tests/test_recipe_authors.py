@@ -11,6 +11,7 @@ from flowgrpo_jax.assemble.planner import Planner
 from flowgrpo_jax.config import checks, recipes
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.flow import packing, plan
+from flowgrpo_jax.models.flow_model import FlowModel
 from flowgrpo_jax.rl import losses
 from flowgrpo_jax.rl.forward_losses import SampleElements
 from tests import toy
@@ -64,10 +65,10 @@ def test_the_loss_has_a_guidance_of_its_own(scale, asked):
     """Oracle: images that the network is asked for; guidance asks twice of each."""
     seen = []
 
-    class Watched(toy.Toy):
-        def velocity(self, variables, latents, sigma, text):
+    class Watched(FlowModel):
+        def velocity(self, variables, latents, sigma, text, guidance=None):
             seen.append(len(latents))
-            return super().velocity(variables, latents, sigma, text)
+            return super().velocity(variables, latents, sigma, text, guidance)
 
     model = Watched(**vars(toy.MODEL))
     config = configs.make(

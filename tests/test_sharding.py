@@ -14,6 +14,7 @@ from flowgrpo_jax.engine import programs
 from flowgrpo_jax.engine.workload import Workload
 from flowgrpo_jax.flow import packing
 from flowgrpo_jax.models.flow_model import overlay
+from flowgrpo_jax.models.sd3.denoiser import SD3Denoiser
 from flowgrpo_jax.models.sd3.sharding import SHARDING_RULES
 from flowgrpo_jax.models.text import TextEmbedding
 from flowgrpo_jax.runtime import mesh as meshes
@@ -32,8 +33,9 @@ def small_model():
     """(model, variables): a dual block, plain ones, and the last; nothing is zero."""
     size = sprites_model.Size(width=WIDTH, depth=3, heads=2, patch=8)
     model = sprites_model.make_model(size)
-    config = dataclasses.replace(model.config, dual_attention_layers=(0,))
-    model = dataclasses.replace(model, config=config, predicts="velocity")
+    config = dataclasses.replace(model.denoiser.config, dual_attention_layers=(0,))
+    network = SD3Denoiser(config)
+    model = dataclasses.replace(model, denoiser=network, predicts="velocity")
     variables = jax.jit(model.init)(jax.random.key(0))
     rng = np.random.default_rng(0)
     return model, jax.tree.map(

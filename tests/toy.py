@@ -14,7 +14,7 @@ from flowgrpo_jax import config as configs
 from flowgrpo_jax import train as trainer
 from flowgrpo_jax.config import checks
 from flowgrpo_jax.models.flow_model import FlowModel, IdentityAutoencoder
-from flowgrpo_jax.models.sd3.transformer import MMDiTConfig
+from flowgrpo_jax.models.operations import Pass
 from flowgrpo_jax.models.text import TextEmbedding
 from flowgrpo_jax.worlds.text import WordTokenizer
 from tests.tiny_run import use
@@ -35,27 +35,54 @@ class Plain(IdentityAutoencoder):
         return latents
 
 
-class Toy(FlowModel):
-    """A FlowModel without networks; the text says nothing."""
+@dataclass(frozen=True)
+class ToyDenoiser:
+    """E[noise - data | latents] for x = (1 - sigma) data + sigma noise: the protocol of
+    `Denoiser` without a network."""
 
-    def encode_text(self, variables, ids):
-        blank = jnp.zeros((*ids.shape, 1))
-        return TextEmbedding(context=blank, pooled=blank[:, 0])
+    dtype = np.float32
+    attention, remat, guidance = "none", "none", "two_passes"
+    lora_alpha, head_dim, text_features = 0.0, 1, (1, 1)
+    sharding_rules = ()
 
-    def velocity(self, variables, latents, sigma, text):
-        """E[noise - data | latents] for x = (1 - sigma) data + sigma noise."""
-        mean = variables["transformer"]["mean"]
+    def with_options(self, **options):
+        return self
+
+    def init(self, key, latents):
+        return {"params": {"mean": jnp.zeros(2)}}
+
+    def predict(self, collections, latents, sigma, text, guidance=None):
+        mean = collections["params"]["mean"]
         t = sigma[:, None, None, None]
         off = latents - (1 - t) * mean
         spread = (1 - t) ** 2 * STD**2 + t**2
         return (t - (1 - t) * STD**2) / spread * off - mean
 
+    def tokens(self, latents):
+        return 1
 
-MODEL = Toy(
+    def cost(self, image_tokens, text_tokens):
+        return Pass(4.0, 0.0)
+
+    def kept_bytes(self, tokens):
+        return 8.0
+
+
+class NoText(nn.Module):
+    """The text says nothing."""
+
+    @nn.compact
+    def __call__(self, ids):
+        blank = jnp.zeros((*ids.shape, 1))
+        return TextEmbedding(context=blank, pooled=blank[:, 0])
+
+
+MODEL = FlowModel(
     name="toy",
-    config=MMDiTConfig(),
-    text_encoder=nn.Module(),
+    denoiser=ToyDenoiser(),
+    text_encoder=NoText(),
     tokenizer=WordTokenizer(("word",)),
+    text_tokens=8,
     autoencoder=Plain(),
     latent_shape=(1, 1, 2),
 )

@@ -108,7 +108,7 @@ _CHOICES = {
     "train.kl_form": ("official", "paper", "velocity"),
     "train.step_weight": ("none", "std"),
     "train.update_order": ("chunks", "steps"),
-    "sample.schedule": ("linear", "shifted", "sd3", "flux"),
+    "sample.schedule": ("model", "linear", "shifted", "by_tokens"),
 }
 
 

@@ -159,7 +159,7 @@ def _check_scheduler(data: bytes, folder: Path) -> str:
     (folder / "scheduler" / sd3_folder.SCHEDULER).write_bytes(data)
     with core.refused() as lines:
         shift = sd3_folder.shift(folder, TOKENS)
-        ours = schedule.sd3(STEPS, shift.value, shift.dynamic)
+        ours = schedule.shifted_grid(STEPS, shift.value, shift.dynamic)
     if lines:
         return core.REFUSED
     held = json.loads(data)

@@ -5,7 +5,9 @@ The last floor that knows ml_collections.
 
 from flowgrpo_jax.assemble.model import (
     abstract_model,
+    fresh_networks,
     load_model,
+    model_spec,
     new_model,
     save_result,
     starting_model,
@@ -29,11 +31,13 @@ from flowgrpo_jax.assemble.sampler import (
     make_sampler,
     make_sigmas,
 )
-from flowgrpo_jax.assemble.text import make_text_table, text_shape
+from flowgrpo_jax.assemble.text import make_text_table
 
 __all__ = [
     "PROMPT_SETS",
     "abstract_model",
+    "fresh_networks",
+    "model_spec",
     "check_actions",
     "check_prompts",
     "fixed_policies",
@@ -53,7 +57,6 @@ __all__ = [
     "save_result",
     "starting_model",
     "starts_fresh",
-    "text_shape",
     "trainable_part",
     "try_rewards",
     "warm_start",

@@ -17,6 +17,7 @@ from flax import traverse_util
 
 from flowgrpo_jax import assemble
 from flowgrpo_jax import config as configs
+from flowgrpo_jax.config import families
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.models.flow_model import Variables
 from flowgrpo_jax.runtime.workdir import atomic_write, read_config
@@ -36,7 +37,7 @@ def at(
     """
     if path is None:
         return config
-    if configs.is_embedded(config.model) != configs.is_embedded(path):
+    if families.of(config.model) != families.of(path):
         raise UserError(
             f"--model: {path}: is not what the run began with: that was {config.model}"
         )
@@ -63,7 +64,7 @@ def moved(
     if (
         len(names) == 1
         or names & set(WORLDS)
-        or len({configs.is_embedded(name) for name in names}) == 2
+        or families.of(held) != families.of(config.model)
         or not (Path(workdir) / _FILE).exists()
     ):
         return config

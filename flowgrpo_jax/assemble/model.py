@@ -1,6 +1,5 @@
 """From `model` in a config to networks and weights, and from a run to its result."""
 
-import dataclasses
 import functools
 import re
 from pathlib import Path
@@ -11,17 +10,27 @@ import jax.numpy as jnp
 import ml_collections
 from flax import traverse_util
 
-from flowgrpo_jax.config.keys import is_embedded
+from flowgrpo_jax.config import families
 from flowgrpo_jax.errors import UserError
-from flowgrpo_jax.models.files import hub, lora_files
 from flowgrpo_jax.models.flow_model import FlowModel, Variables
-from flowgrpo_jax.models.sd3 import family as sd3
-from flowgrpo_jax.models.sd3 import transformer_config
-from flowgrpo_jax.models.sd3.sharding import SHARDING_RULES
+from flowgrpo_jax.models.spec import ModelSpec
 from flowgrpo_jax.runtime import mesh as meshes
-from flowgrpo_jax.runtime import paths
-from flowgrpo_jax.worlds import embedded
 from flowgrpo_jax.worlds.registry import WORLDS
+
+
+def model_spec(config: ml_collections.ConfigDict) -> ModelSpec:
+    """Which model the config names, and how its networks are to be."""
+    train = config.train
+    return ModelSpec(
+        name=config.model,
+        path=config.model_path,
+        resolution=config.resolution,
+        max_sequence_length=config.max_sequence_length,
+        dtype=config.dtype,
+        lora_rank=train.lora_rank if train.use_lora else 0,
+        lora_alpha=train.lora_alpha,
+        lora_targets=tuple(train.lora_targets),
+    )
 
 
 def load_model(
@@ -31,28 +40,24 @@ def load_model(
 
     On the host; or large ones straight on the `mesh`, if one is given.
     """
-    if is_embedded(config.model):
-        return _load_embedded(config)
-    folder = hub.folder(config.model_path or config.model)
-    model = _large_model(config, folder)
-    like = sd3.shapes(model, weights_dtype(config))
+    spec, code = model_spec(config), families.of(config.model).code
+    place = code.find(spec)
+    model = code.plan(spec, place)
+    like = code.shapes(model, weights_dtype(config))
     if mesh is not None:
-        specs = meshes.specs(like, SHARDING_RULES, mesh)
+        specs = meshes.specs(like, model.denoiser.sharding_rules, mesh)
         like = meshes.abstract(like, specs, mesh)
-    return model, sd3.read(folder, model, like)
+    return model, code.read(place, model, like)
 
 
 def abstract_model(
     config: ml_collections.ConfigDict,
 ) -> tuple[FlowModel, Variables]:
     """The networks and the shapes of their weights; aliases need no download."""
-    if is_embedded(config.model):
-        model, loaded = _load_embedded(config)
-        return model, jax.eval_shape(lambda: loaded)
-    planned = config.model in hub.ALIASES and not config.model_path
-    place = config.model_path or config.model
-    model = _large_model(config, None if planned else hub.folder(place))
-    return model, sd3.shapes(model, weights_dtype(config))
+    spec, family = model_spec(config), families.of(config.model)
+    planned = bool(family.aliases.get(config.model)) and not config.model_path
+    model = family.code.plan(spec, None if planned else family.code.find(spec))
+    return model, family.code.shapes(model, weights_dtype(config))
 
 
 def weights_dtype(config: ml_collections.ConfigDict) -> Any:
@@ -60,58 +65,14 @@ def weights_dtype(config: ml_collections.ConfigDict) -> Any:
     return jnp.dtype(config.dtype if config.train.use_lora else "float32")
 
 
-def _large_model(config: ml_collections.ConfigDict, folder: Path | None) -> FlowModel:
-    model = sd3.make_model(
-        config.model,
-        folder,
-        config.resolution,
-        config.max_sequence_length,
-        config.train.lora_rank if config.train.use_lora else 0,
-        config.train.lora_alpha,
-        jnp.dtype(config.dtype),
-    )
-    return _with_targets(config, model)
-
-
-def _with_targets(config: ml_collections.ConfigDict, model: FlowModel) -> FlowModel:
-    """The model whose LoRA adapts the layers of `train.lora_targets`."""
-    layers = transformer_config.adapted_layers(config.train.lora_targets)
-    adapted = dataclasses.replace(model.config, lora_targets=layers)
-    return dataclasses.replace(model, config=adapted)
-
-
-def _load_embedded(config) -> tuple[FlowModel, Variables]:
-    name = config.model
-    if config.resolution:
-        raise UserError(
-            f"resolution: {config.resolution}: must be 0: the embedded model has one"
-        )
-    own = WORLDS[name].model.WEIGHTS if name in WORLDS else name
-    path = paths.local(config.model_path or own)
-    if not path.is_file():
-        remedy = "install the package again" if name in WORLDS else "give a file"
-        raise UserError(f"model: {name}: no weights at {path}: {remedy}")
-    try:
-        variables, size = embedded.load(path)
-        model = _with_lora(config, size)
-    except (TypeError, KeyError) as error:  # the header tells of something else
-        raise _no_weights_of_ours(name) from error
-    wanted = jax.eval_shape(model.init, jax.random.key(0))
-    if jax.tree.map(jnp.shape, wanted) != jax.tree.map(jnp.shape, variables):
-        raise _no_weights_of_ours(name)
-    return model, variables
-
-
-def _no_weights_of_ours(name: str) -> UserError:
-    return UserError(
-        f"model: {name}: holds other weights than those of an embedded model: give "
-        "a weights.safetensors that this package has written"
-    )
+def fresh_networks(config: ml_collections.ConfigDict) -> FlowModel:
+    """The networks of a model that needs no files, without weights."""
+    return families.of(config.model).code.plan(model_spec(config), None)
 
 
 def new_model(config: ml_collections.ConfigDict) -> tuple[FlowModel, Variables]:
     """The embedded model with fresh random weights, for pretraining."""
-    model = _with_lora(config, WORLDS[config.model].model.Size())
+    model = fresh_networks(config)
     return model, jax.device_get(jax.jit(model.init)(jax.random.key(config.seed)))
 
 
@@ -120,7 +81,7 @@ def starting_model(
 ) -> tuple[FlowModel, Variables]:
     """What a run begins with: pretraining with nothing, unless `model` is a file."""
     pretraining = config.train.objective == "flow_matching"
-    if pretraining and not is_embedded(config.model):
+    if pretraining and not families.of(config.model).embedded:
         raise UserError(
             f"model: {config.model}: train.objective flow_matching learns from scenes "
             f"of an embedded world: must be one of {', '.join(WORLDS)}"
@@ -140,11 +101,12 @@ def warm_start(
     path = config.train.lora_path
     if not path:
         return trainable
-    if not config.train.use_lora or is_embedded(config.model):
+    if not config.train.use_lora:
         raise UserError(
             f"train.lora_path: {path}: needs train.use_lora and a diffusers model"
         )
-    return {"lora": sd3.with_adapter(path, trainable["lora"], model)}
+    code = families.of(config.model).code
+    return {"lora": code.with_adapter(path, trainable["lora"], model)}
 
 
 def save_result(path: Path, model: FlowModel, variables: Variables) -> None:
@@ -152,13 +114,7 @@ def save_result(path: Path, model: FlowModel, variables: Variables) -> None:
 
     The embedded model's weights; of a large one the LoRA file or the transformer.
     """
-    if is_embedded(model.name):
-        host = jax.device_get(variables)
-        embedded.save(path / "weights.safetensors", host, model)
-    elif "lora" in variables:
-        lora_files.write_diffusers(path, sd3.adapter(variables, model))
-    else:
-        sd3.write_transformer(path / "transformer", variables, model)
+    families.of(model.name).code.save_result(path, variables, model)
 
 
 def trainable_part(
@@ -182,11 +138,3 @@ def trainable_part(
             f"transformer: their names are like {', '.join(list(leaves)[:3])}"
         )
     return {"transformer": traverse_util.unflatten_dict(chosen, sep="/")}
-
-
-def _with_lora(config, size: embedded.Size) -> FlowModel:
-    rank = config.train.lora_rank if config.train.use_lora else 0
-    model = WORLDS[size.world].model.make_model(
-        size, rank, config.train.lora_alpha, jnp.dtype(config.dtype)
-    )
-    return _with_targets(config, model)

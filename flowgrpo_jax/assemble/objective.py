@@ -5,7 +5,7 @@ import dataclasses
 import ml_collections
 
 from flowgrpo_jax.flow import rollout
-from flowgrpo_jax.models.flow_model import FlowModel, guided
+from flowgrpo_jax.models.flow_model import FlowModel
 from flowgrpo_jax.rl import losses
 from flowgrpo_jax.rl import update as rl_update
 
@@ -17,11 +17,11 @@ def make_loss(
     train = config.train
     if train.kl_reference == "guided":
         scale = train.kl_guidance_scale
-        guide = dataclasses.replace(sampler, velocity=guided(model.velocity, scale))
+        guide = dataclasses.replace(sampler, velocity=model.guided(scale))
     else:
         guide = None
     if train.guidance_scale:
-        velocity = guided(model.velocity, train.guidance_scale)
+        velocity = model.guided(train.guidance_scale)
         sampler = dataclasses.replace(sampler, velocity=velocity)
     options = train.objective_options.to_dict()
     if train.objective == "flow_matching":

@@ -7,12 +7,11 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from flowgrpo_jax.assemble.model import _with_lora, abstract_model
+from flowgrpo_jax.assemble.model import abstract_model, fresh_networks, starts_fresh
 from flowgrpo_jax.assemble.prompts import check_prompts, load_prompt_set
-from flowgrpo_jax.config.keys import is_embedded
+from flowgrpo_jax.config import families
 from flowgrpo_jax.models.flow_model import Variables
 from flowgrpo_jax.rewards import geneval, monitors, registry, scoring
-from flowgrpo_jax.worlds.registry import WORLDS
 from flowgrpo_jax.worlds.sprites import detector, world
 from flowgrpo_jax.worlds.sprites import monitors as sprites_monitors
 
@@ -21,7 +20,11 @@ def reward_context(config: ml_collections.ConfigDict) -> registry.Context:
     """What the rewards of a run share: options, and the embedded world's detector."""
     options = {name: values.to_dict() for name, values in config.reward_options.items()}
     finds, own = None, options.get("geneval", {})
-    if is_embedded(config.model) and not {"detector", "colors", "server"} & set(own):
+    if families.of(config.model).embedded and not {
+        "detector",
+        "colors",
+        "server",
+    } & set(own):
         finds = detector.SpriteDetector()
         # Every sprite that the detector knows counts, in all tasks alike: its scores
         # are not those of the benchmark's detector, which counts above 0.9.
@@ -69,9 +72,8 @@ def _image_size(config: ml_collections.ConfigDict) -> tuple[int, int]:
     """Height and width of the images that the config's model makes."""
     if config.resolution:
         return config.resolution, config.resolution
-    if config.model in WORLDS:  # pretraining begins without its weights
-        model = _with_lora(config, WORLDS[config.model].model.Size())
-        variables: Variables = {}
+    if starts_fresh(config):  # there are no weights to ask
+        model, variables = fresh_networks(config), Variables()
     else:
         model, variables = abstract_model(config)
     latents = jax.ShapeDtypeStruct((1, *model.latent_shape), jnp.float32)

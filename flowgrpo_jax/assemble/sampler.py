@@ -1,7 +1,6 @@
 """From `sample` in a config to the samplers of training and evaluation."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax.numpy as jnp
 import ml_collections
@@ -9,20 +8,24 @@ import ml_collections
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.flow import rollout, schedule, transition
 from flowgrpo_jax.flow.plan import Plan
-from flowgrpo_jax.models.flow_model import FlowModel, guided
+from flowgrpo_jax.models.flow_model import FlowModel
 
 
 def make_sigmas(
     config: ml_collections.ConfigDict, model: FlowModel, num_steps: int
 ) -> tuple[float, ...]:
     """The sigmas of the config's schedule, as hashable floats."""
-    name, own = config.sample.schedule, not config.sample.shift
-    options: dict[str, Any] = {}
-    if name not in ("linear", "flux"):
-        options["shift"] = model.shift.value if own else config.sample.shift
-    if name == "sd3" and own:
-        options["dynamic"] = model.shift.dynamic
-    return tuple(float(s) for s in schedule.make(name, num_steps, **options))
+    shift = config.sample.shift
+    match config.sample.schedule:
+        case "linear":
+            sigmas = schedule.linear(num_steps)
+        case "shifted":
+            sigmas = schedule.shifted(num_steps, shift or model.shift.value)
+        case "by_tokens":
+            sigmas = schedule.by_tokens(num_steps, model.image_tokens)
+        case _:
+            sigmas = model.sigmas(num_steps, shift)
+    return tuple(float(sigma) for sigma in sigmas)
 
 
 def make_sampler(
@@ -31,7 +34,7 @@ def make_sampler(
     """The stochastic sampler of training."""
     sample = config.sample
     return rollout.Sampler(
-        velocity=guided(model.velocity, sample.guidance_scale),
+        velocity=model.guided(sample.guidance_scale),
         sigmas=make_sigmas(config, model, sample.num_steps),
         kind=sample.sde_type,
         noise_level=tuple(sample.noise_levels) or sample.noise_level,
@@ -47,7 +50,7 @@ def make_eval_sampler(
 ) -> rollout.Sampler:
     """The deterministic sampler of evaluation: the ODE, more steps."""
     return rollout.Sampler(
-        velocity=guided(model.velocity, guidance_scale),
+        velocity=model.guided(guidance_scale),
         sigmas=make_sigmas(config, model, config.sample.eval_num_steps),
         kind="ode",
         noise_level=0.0,

@@ -13,13 +13,12 @@ from flowgrpo_jax.data import prompts as prompt_data
 from flowgrpo_jax.data.embedding_cache import EmbeddingCache, Field
 from flowgrpo_jax.data.prompts import Prompt
 from flowgrpo_jax.models.flow_model import FlowModel, Variables
-from flowgrpo_jax.models.sd3.family import PromptEncoders
-from flowgrpo_jax.models.text import TextEmbedding
+from flowgrpo_jax.models.text import PromptEncoders, TextEmbedding
 
 # Prompts that are encoded at one time while a run goes on. The encoders are read from
 # the disk and dropped again every time (10 GB with T5-XXL, a minute or so), so blocks are
 # large; yet not the whole set, of which a short run sees little: in bf16 with 128 T5
-# tokens a prompt of SD3.5 takes 1.7 MB, a block 3.4 GB and 50,000 of them 84 GB.
+# tokens a prompt of a model of that kind takes 1.7 MB, a block 3.4 GB and 50,000 of them 84 GB.
 BLOCK = 2048
 _TOLD_EVERY = 30.0  # seconds
 

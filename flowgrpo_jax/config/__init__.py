@@ -2,15 +2,13 @@
 
 from flowgrpo_jax.config.keys import (
     ALIASES,
-    EMBEDDED,
     MAY_DIFFER,
     OPEN,
-    SD3,
+    assign,
     base,
     for_model,
     from_json,
     get,
-    is_embedded,
     make,
     not_one_of,
     parse_argument,
@@ -19,15 +17,13 @@ from flowgrpo_jax.config.keys import (
 
 __all__ = [
     "ALIASES",
-    "EMBEDDED",
     "MAY_DIFFER",
     "OPEN",
-    "SD3",
+    "assign",
     "base",
     "for_model",
     "from_json",
     "get",
-    "is_embedded",
     "make",
     "not_one_of",
     "parse_argument",

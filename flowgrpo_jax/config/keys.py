@@ -6,8 +6,9 @@ from typing import Any
 
 import ml_collections
 
-from flowgrpo_jax.config import recipes
+from flowgrpo_jax.config import families, recipes
 from flowgrpo_jax.errors import UserError, shown
+from flowgrpo_jax.models.families import DEFAULT, SCHEDULES_BEFORE
 from flowgrpo_jax.rewards import registry
 
 # Keys that a resumed run may change: they do not shape what was already computed.
@@ -26,8 +27,6 @@ MAY_DIFFER = frozenset(
         ),
     }
 )
-# The models that ship in this package; see worlds/registry.py.
-EMBEDDED = ("sprites", "words")
 # Groups whose keys are the user's: names of rewards, tasks or axes.
 OPEN = frozenset(
     {
@@ -86,26 +85,6 @@ def _group(*values: Any) -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(*values, allow_dotted_keys=True)
 
 
-# What Flow-GRPO trained SD3.5-M with, whatever the task (arXiv 2505.05470, its code).
-SD3: Mapping[str, Any] = {
-    "resolution": 512,
-    "max_sequence_length": 128,
-    "dtype": "bfloat16",
-    # Memory; and a block whose insides are not kept is the same program in rollout and
-    # update, whatever the compiler fuses: the first ratio is exactly 1.
-    "remat": "full",
-    "train.use_lora": True,
-    "train.lora_rank": 32,
-    "train.lora_alpha": 64.0,
-    "train.learning_rate": 3e-4,
-    "sample.schedule": "sd3",
-    "sample.shift": 0.0,
-    "eval.guidance_scale": 4.5,
-    "eval.every": 60,
-    "checkpoint.every": 60,
-}
-
-
 def base() -> ml_collections.ConfigDict:
     """Every key of every config, with its default and its meaning."""
     c = _group
@@ -113,7 +92,7 @@ def base() -> ml_collections.ConfigDict:
         {
             "seed": 42,
             # An embedded model (sprites | words), a .safetensors file of its weights, a
-            # diffusers folder, a hub id, or sd3-medium | sd3.5-medium | sd3.5-large.
+            # diffusers folder, a hub id, or a short name of one: see models/families.py.
             "model": "sprites",
             "model_path": "",  # where its files lie, if not where `model` says (--model)
             "resolution": 0,  # pixels along a side; 0 = the model's own
@@ -148,7 +127,8 @@ def base() -> ml_collections.ConfigDict:
                     "plan": "all",
                     "num_steps": 10,
                     "eval_num_steps": 40,
-                    "schedule": "sd3",  # linear | shifted | sd3 | flux
+                    # model (its own scheduler's) | linear | shifted | by_tokens
+                    "schedule": "model",
                     "shift": 3.0,  # 0 = that of the model's scheduler
                     "guidance_scale": 4.5,  # 1 = no guidance
                     "noise_level": 0.7,
@@ -254,11 +234,6 @@ def base() -> ml_collections.ConfigDict:
     )
 
 
-def is_embedded(model: str) -> bool:
-    """Whether `model` is an embedded one or a file of its weights."""
-    return model in EMBEDDED or model.endswith(".safetensors")
-
-
 def make(
     arg: str | None = None,
     recipe: str = "flow_grpo",
@@ -270,47 +245,49 @@ def make(
 
     `task` is what suits a task whatever the recipe, where the recipe leaves it open;
     `by_recipe` changes one recipe and `values` any. `arg` is what follows the colon of --config=file.py:...,
-    as `key=value,key=value` with top-level keys (model, recipe, ...). A model of the
-    SD3 family also takes what `SD3` and the recipe's authors give it.
+    as `key=value,key=value` with top-level keys (model, recipe, ...). A model also takes
+    the defaults of its family, and what the recipe's authors trained that family with.
     """
     chosen = parse_argument(arg)
     config = base()
     config.recipe = chosen.pop("recipe", recipe)
     row = recipes.recipe(config.recipe)
-    embedded = is_embedded(chosen.get("model", values.get("model", config.model)))
+    family = families.of(chosen.get("model", values.get("model", config.model)))
     layers: list[Mapping[str, Any]] = [
-        {} if embedded else SD3,
+        family.defaults,
         task or {},
         row.values,
-        {} if embedded else row.authors.get("sd3.5-medium", {}),
+        row.authors.get(family.trained_as, {}),
         (by_recipe or {}).get(config.recipe, {}),
         {key.replace("__", "."): value for key, value in values.items()},
         chosen,
     ]
     for layer in layers:
         for key, value in layer.items():
-            _assign(config, key, value)
+            assign(config, key, value)
     return config
 
 
 def for_model(
-    arg: str | None, sd3: Mapping[str, Any], **worlds: Mapping[str, Any]
+    arg: str | None, large: Mapping[str, Any], **worlds: Mapping[str, Any]
 ) -> ml_collections.ConfigDict:
     """`make` with the arguments that the task has for the model that `arg` chooses.
 
     `worlds` are those of embedded models, the first of which is the default and what a
-    file of weights is taken for. UserError if the task has none.
+    file of weights is taken for; `large` those of any other. UserError if the task has
+    none.
     """
-    default = next(iter(worlds), "sd3.5-medium")
+    own = families.embedded_worlds()
+    default = next(iter(worlds), DEFAULT)
     model = parse_argument(arg).get("model", default)
-    given = sd3
-    if is_embedded(model):
-        name = model if model in EMBEDDED else default
+    given = large
+    if families.of(model).embedded:
+        name = model if model in own else default
         if name not in worlds:
-            own = "".join(f"{world}, " for world in worlds)
+            fitting = "".join(f"{world}, " for world in worlds)
             raise UserError(
                 f"model: {model}: this task is not of the embedded world it paints: take "
-                f"{own}sd3.5-medium, a diffusers folder or a hub id"
+                f"{fitting}{DEFAULT}, a diffusers folder or a hub id"
             )
         given = worlds[name]
     return make(arg, **{"model": model} | dict(given))
@@ -327,7 +304,8 @@ def parse_argument(arg: str | None) -> dict[str, str]:
     return pairs
 
 
-def _assign(config: ml_collections.ConfigDict, key: str, value: Any) -> None:
+def assign(config: ml_collections.ConfigDict, key: str, value: Any) -> None:
+    """Set a dotted key; UserError for one that there is not, or of another type."""
     current = get(config, key)
     path, _, last = key.rpartition(".")
     node = get(config, path) if path else config
@@ -410,6 +388,8 @@ def from_json(held: Mapping[str, Any]) -> ml_collections.ConfigDict:
     """The config that a workdir holds; keys that are newer than it get their default."""
     config = base()
     _take(config, held, "")
+    schedule = config.sample.schedule
+    config.sample.schedule = SCHEDULES_BEFORE.get(schedule, schedule)
     return config
 
 
@@ -421,4 +401,4 @@ def _take(config: ml_collections.ConfigDict, held: Mapping, prefix: str) -> None
                 get(config, key)  # is there such a group?
             _take(config, value, f"{key}.")
         else:
-            _assign(config, key, tuple(value) if isinstance(value, list) else value)
+            assign(config, key, tuple(value) if isinstance(value, list) else value)

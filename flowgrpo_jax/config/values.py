@@ -26,7 +26,7 @@ from flowgrpo_jax.config.rules import (
 )
 from flowgrpo_jax.errors import UserError, shown
 from flowgrpo_jax.flow import schedule, transition
-from flowgrpo_jax.models.sd3 import transformer_config
+from flowgrpo_jax.models import remat
 from flowgrpo_jax.rewards import scoring
 from flowgrpo_jax.rl import advantage, losses
 from flowgrpo_jax.runtime import mesh as meshes
@@ -88,7 +88,7 @@ RULES: dict[str, Rule] = {
     "updates_per_iteration": whole(1, 100_000),
     "microbatch": whole(1, 100_000),
     "dtype": one_of(("float32", "bfloat16")),
-    "remat": one_of(transformer_config.REMAT),
+    "remat": one_of(remat.POLICIES),
     "mesh": table(one_of(meshes.AXES), _axis),
     "sample.plan": one_of(PLANS),
     "sample.num_steps": _STEPS,

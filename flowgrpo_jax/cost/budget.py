@@ -13,13 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from flowgrpo_jax import assemble
 from flowgrpo_jax.assemble import text_table
 from flowgrpo_jax.cost import flops
 from flowgrpo_jax.data.prompts import Prompt
 from flowgrpo_jax.engine.workload import Workload
 from flowgrpo_jax.models.flow_model import FlowModel, overlay
-from flowgrpo_jax.models.vae import VAE
+from flowgrpo_jax.models.operations import Pass
 
 
 class Passes(NamedTuple):
@@ -50,7 +49,7 @@ class Budget(NamedTuple):
     parameters: int
     trained: int
     passes: Passes
-    forward: flops.Pass
+    forward: Pass
     operations: Operations
     bytes: dict[str, int | float]
     devices: int
@@ -85,20 +84,11 @@ class Budget(NamedTuple):
 
 def of(work: Workload) -> Budget:
     """The budget of a run's workload."""
-    network, coder = work.model.config, work.model.autoencoder
-    rows, columns, _ = work.model.latent_shape
-    tokens = rows * columns // network.patch_size**2
-    text = assemble.text_shape(work.config, work.model).context.shape[1]
-    forward = flops.transformer_pass(network, tokens, text)
-    decoding = 0.0
-    if isinstance(coder, VAE):
-        decoding = flops.vae_decode(
-            rows,
-            columns,
-            latent_channels=coder.config.latent_channels,
-            widths=coder.config.block_out_channels,
-            layers=coder.config.layers_per_block,
-        )
+    model = work.model
+    rows, columns, _ = model.latent_shape
+    tokens, text = model.image_tokens, model.text_tokens
+    forward = model.denoiser.cost(tokens, text)
+    decoding = model.autoencoder.decode_operations(rows, columns)
     passes, latents = _passes(work)
     frozen, state = work.resident()
     return Budget(
@@ -106,24 +96,23 @@ def of(work: Workload) -> Budget:
         trained=flops.parameters(work.trainable),
         passes=passes,
         forward=forward,
-        operations=_operations(work.config, forward, work.needs, decoding),
+        operations=_operations(work, forward, decoding),
         bytes=_bytes(work, tokens + text, latents),
         devices=work.mesh.size,
     )
 
 
-def _branches(guidance_scale: float) -> int:
-    """Passes per sample: with guidance there is one without text too."""
-    return 1 if guidance_scale == 1.0 else 2
+def _learning_branches(work: Workload) -> int:
+    """Passes per sample to learn from it: guidance may ask the network twice."""
+    config = work.config
+    scale = config.train.guidance_scale or config.sample.guidance_scale
+    return work.model.passes(scale)
 
 
-def _learning_branches(config) -> int:
-    return _branches(config.train.guidance_scale or config.sample.guidance_scale)
-
-
-def _operations(config, forward, needs, decoding) -> Operations:
-    branches = _branches(config.sample.guidance_scale)
-    learned = _learning_branches(config)
+def _operations(work: Workload, forward: Pass, decoding: float) -> Operations:
+    config, needs = work.config, work.needs
+    branches = work.model.passes(config.sample.guidance_scale)
+    learned = _learning_branches(work)
     references = len(needs - {"old_velocity"})
     partly = config.train.use_lora or bool(config.train.parameters)
     learning = flops.trained_pass(forward, lora=partly, references=references)
@@ -178,7 +167,7 @@ def _gathered(work: Workload, tree: Any, specs: Any) -> float:
 
 def _bytes(work: Workload, tokens: int, latents: float) -> dict[str, int | float]:
     """Bytes of one device by kind, at most of what lives at one time."""
-    config, network = work.config, work.model.config
+    config = work.config
     frozen, state = work.resident()
     copies = _gathered(work, work.frozen, work.frozen_specs)
     trained = _gathered(work, work.trainable, work.trainable_specs)
@@ -189,14 +178,14 @@ def _bytes(work: Workload, tokens: int, latents: float) -> dict[str, int | float
         for leaf in jax.tree.leaves(state.trainable)
     )
     whole = trained or flops.bytes_on_device(state.trainable)
-    kept = flops.saved_activations(network, tokens, flops.KEPT_PER_BLOCK[network.remat])
+    kept = work.model.denoiser.kept_bytes(tokens)
     return {
         "weights": flops.bytes_on_device(frozen),
         "training state": flops.bytes_on_device(state),
         "gathered weights": copies + policies * trained,
         "gradients": shards + whole,
         "latents": latents,
-        "activations": _learning_branches(config) * config.microbatch * kept,
+        "activations": _learning_branches(work) * config.microbatch * kept,
     }
 
 
@@ -234,7 +223,7 @@ def prompt_bytes(config: ConfigDict, model: FlowModel) -> int:
     """Bytes of one encoded prompt."""
     return sum(
         math.prod(leaf.shape) * leaf.dtype.itemsize
-        for leaf in jax.tree.leaves(assemble.text_shape(config, model))
+        for leaf in jax.tree.leaves(model.text_shape())
     )
 
 

@@ -26,7 +26,6 @@ from flowgrpo_jax.models.flow_model import (
     overlay,
     without,
 )
-from flowgrpo_jax.models.sd3.sharding import SHARDING_RULES
 from flowgrpo_jax.models.text import TextEmbedding
 from flowgrpo_jax.rl import losses
 from flowgrpo_jax.rl import update as rl_update
@@ -78,7 +77,7 @@ class Workload:
         self.state = jax.eval_shape(self._init_state, self.trainable)
         # Moments carry the names of their parameters, so the same rules place them.
         self.trainable_specs, self.frozen_specs, self.state_specs = (
-            meshes.specs(tree, SHARDING_RULES, self.mesh)
+            meshes.specs(tree, self.model.denoiser.sharding_rules, self.mesh)
             for tree in (self.trainable, self.frozen, self.state)
         )
         self.variables_specs = overlay(self.frozen_specs, self.trainable_specs)
@@ -184,7 +183,7 @@ class Workload:
         """Abstract arguments of rollout, decode and update, placed as in a run."""
         jobs, packed, entries = self.first_iteration()
         frozen, state = self.resident()
-        text = assemble.text_shape(self.config, self.model)
+        text = self.model.text_shape()
         key = self._placed(jax.eval_shape(jax.random.key, 0))
         empty = self._placed(_rows(text, 1))
         table = self._placed(_rows(text, len(jobs)))
@@ -212,11 +211,11 @@ def _for_devices(
     model: FlowModel, config: ml_collections.ConfigDict, mesh: meshes.AnyMesh
 ) -> FlowModel:
     """The network with the attention of these devices and the config's policy."""
-    network = model.config
+    network = model.denoiser
     device = mesh.devices.flat[0] if isinstance(mesh, Mesh) else None
-    kind = attention.choose(device, network.dtype, network.attention_head_dim)
-    chosen = dataclasses.replace(network, attention=kind, remat=config.remat)
-    return dataclasses.replace(model, config=chosen)
+    kind = attention.choose(device, network.dtype, network.head_dim)
+    chosen = network.with_options(attention=kind, remat=config.remat)
+    return dataclasses.replace(model, denoiser=chosen)
 
 
 def _rows(text: TextEmbedding, count: int) -> TextEmbedding:

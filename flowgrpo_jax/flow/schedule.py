@@ -5,9 +5,6 @@ A schedule with `num_steps` transitions has `num_steps + 1` nodes, from sigma = 
 Everything is computed in float64 on the host and rounded to float32 once.
 """
 
-import inspect
-from collections.abc import Callable
-
 import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Float, Float32, Real
@@ -16,9 +13,8 @@ from flowgrpo_jax.errors import UserError
 
 Sigmas = Float32[np.ndarray, " node"]
 
-# Resolution-dependent shift of FLUX: mu is linear in the number of image tokens.
-_FLUX_BASE_TOKENS = 256
-_FLUX_MAX_TOKENS = 4096
+# Between these numbers of image tokens the shift that depends on them is interpolated.
+_BASE_TOKENS, _MAX_TOKENS = 256, 4096
 # Smallest sigma of the 1000-step training grid of diffusers, before its shift.
 _GRID_SIGMA_MIN = 1e-3
 
@@ -28,8 +24,8 @@ def shift_sigma(
 ) -> Real[ArrayLike, "*shape"]:
     """Move sigmas towards noise: `shift * s / (1 + (shift - 1) * s)`.
 
-    Keeps 0 and 1 in place. The resolution shift of Stable Diffusion 3 (arXiv
-    2403.03206), in the precision of its argument.
+    Keeps 0 and 1 in place. The shift for larger images of Esser et al. (arXiv
+    2403.03206, eq. 23), in the precision of its argument.
     """
     return shift * sigma / (1 + (shift - 1) * sigma)
 
@@ -45,8 +41,8 @@ def shifted(num_steps: int, shift: float) -> Sigmas:
     return np.asarray(nodes, np.float32)
 
 
-def sd3(num_steps: int, shift: float = 3.0, dynamic: bool = False) -> Sigmas:
-    """Sigmas of the diffusers pipelines of SD3, which shift twice.
+def shifted_grid(num_steps: int, shift: float = 3.0, dynamic: bool = False) -> Sigmas:
+    """Sigmas of diffusers' scheduler on its own grid, which it shifts twice.
 
     The scheduler shifts its training grid when it is made and, when asked for
     `num_steps` values between the ends of that grid, shifts those again. So the
@@ -60,40 +56,24 @@ def sd3(num_steps: int, shift: float = 3.0, dynamic: bool = False) -> Sigmas:
     return np.append(nodes, 0).astype(np.float32)
 
 
-def flux(
+def by_tokens(
     num_steps: int,
-    image_tokens: int = 4096,
+    image_tokens: int,
     base_shift: float = 0.5,
     max_shift: float = 1.15,
 ) -> Sigmas:
-    """Sigmas of FLUX.1-dev, shifted by `exp(mu)`, more for larger images.
+    """Sigmas shifted by `exp(mu)`, more for larger images (Black Forest Labs, 2024).
 
     `mu` goes linearly from `base_shift` at 256 image tokens to `max_shift` at 4096
     tokens; an image of H x W pixels has (H / 16) * (W / 16) of them.
     """
-    slope = (max_shift - base_shift) / (_FLUX_MAX_TOKENS - _FLUX_BASE_TOKENS)
-    mu = base_shift + slope * (image_tokens - _FLUX_BASE_TOKENS)
+    slope = (max_shift - base_shift) / (_MAX_TOKENS - _BASE_TOKENS)
+    mu = base_shift + slope * (image_tokens - _BASE_TOKENS)
     return shifted(num_steps, float(np.exp(mu)))
 
 
-SCHEDULES: dict[str, Callable[..., Sigmas]] = {
-    "linear": linear,
-    "shifted": shifted,
-    "sd3": sd3,
-    "flux": flux,
-}
-
-
-def make(name: str, num_steps: int, **options: float | bool) -> Sigmas:
-    """The schedule called `name`; UserError for unknown names or options."""
-    if name not in SCHEDULES:
-        raise UserError(f"schedule: {name}: one of {', '.join(SCHEDULES)}")
-    schedule = SCHEDULES[name]
-    try:
-        inspect.signature(schedule).bind(num_steps, **options)
-    except TypeError as error:
-        raise UserError(f"schedule: {name}: {error}") from None
-    return schedule(num_steps, **options)
+# What `sample.schedule` may be; "model" is the one of the model's own scheduler.
+SCHEDULES = ("model", "linear", "shifted", "by_tokens")
 
 
 def _linear(num_steps: int) -> Float[np.ndarray, " node"]:

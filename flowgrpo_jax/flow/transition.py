@@ -203,7 +203,7 @@ def dpm_solver_2m(
     (`sigma_previous` 1: also what to pass for a first step, with any finite previous
     values), at the same `sigma`, and for the last step, to `sigma_next` 0. A step that
     is much longer than the one before in h, such as the last but one of the ten of
-    `schedule.sd3`, continues too far: the Euler step is better there.
+    `schedule.shifted_grid`, continues too far: the Euler step is better there.
     """
     latent, velocity, previous_latent, previous_velocity = (
         x.astype(jnp.float32)

@@ -17,7 +17,6 @@ from flowgrpo_jax.config import checks
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.models.files import lora_files
 from flowgrpo_jax.models.flow_model import FlowModel, Variables, overlay
-from flowgrpo_jax.models.sd3.sharding import SHARDING_RULES
 from flowgrpo_jax.runtime import mesh as meshes
 from flowgrpo_jax.runtime.checkpoint import Checkpointer
 from flowgrpo_jax.runtime.workdir import read_config
@@ -163,7 +162,9 @@ def place(
 ) -> Placed:
     """Put the weights on all devices here, whatever mesh they were trained on."""
     mesh = meshes.make_mesh({"data": -1})
-    specs = meshes.specs(restored.variables, SHARDING_RULES, mesh)
+    specs = meshes.specs(
+        restored.variables, restored.model.denoiser.sharding_rules, mesh
+    )
     return Placed(
         mesh,
         specs,

@@ -9,19 +9,22 @@ reads and never learns), `vae` or `text` where the model has one, and for a LoRA
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
-from flowgrpo_jax.models.sd3.transformer import MMDiT, MMDiTConfig
-from flowgrpo_jax.models.text import TextEmbedding, Tokenizer
+from flowgrpo_jax.flow import schedule
+from flowgrpo_jax.models.denoiser import Denoiser, LatentShape
+from flowgrpo_jax.models.text import PromptEncoders, TextEmbedding, Tokenizer
 
 Variables = dict[str, Any]
 
 Text = TextEmbedding | Int[Array, "prompt token"]
+# Of (variables, latents, sigma, text, text of the empty prompt).
+GuidedVelocity = Callable[..., Array]
 # A predicted clean sample is turned into a velocity by dividing by sigma; near 0 that
 # would amplify the last errors.
 MIN_SIGMA = 0.05
@@ -52,10 +55,10 @@ def decoding(variables: Variables) -> Variables:
     return {name: tree for name, tree in variables.items() if name == "vae"}
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _network(config: MMDiTConfig, collections, latents, sigma, context, pooled):
-    """The transformer, traced once for all programs that ask it about these shapes."""
-    return MMDiT(config).apply(collections, latents, sigma, context, pooled)
+@functools.partial(jax.jit, static_argnums=(0, 5))
+def _predict(denoiser: Denoiser, collections, latents, sigma, text, guidance):
+    """The network, traced once for all programs that ask it about these shapes."""
+    return denoiser.predict(collections, latents, sigma, text, guidance)
 
 
 Images = Float[Array, "sample height width channel"]
@@ -70,6 +73,10 @@ class Autoencoder(Protocol):
 
     def decode(self, params: Variables, latents: Latents) -> Images: ...
 
+    def decode_operations(self, rows: int, columns: int) -> float:
+        """Floating-point operations of decoding a latent of this size."""
+        ...
+
 
 @dataclasses.dataclass(frozen=True)
 class IdentityAutoencoder:
@@ -83,13 +90,21 @@ class IdentityAutoencoder:
         """Latents to images in [0, 1]."""
         return jnp.clip(0.5 * latents + 0.5, 0.0, 1.0)
 
+    def decode_operations(self, rows: int, columns: int) -> float:
+        return 0.0
+
 
 @dataclasses.dataclass(frozen=True)
 class Shift:
-    """How a model's own scheduler moves the sigmas of its steps towards noise."""
+    """How a model's own scheduler moves the sigmas of its steps towards noise.
+
+    The steps are even on the scheduler's grid before that (`grid`), or from 1 to
+    1 / num_steps, as pipelines that give their sigmas themselves have them ("even").
+    """
 
     value: float = 3.0
-    dynamic: bool = False  # one that depends on the image's size; see schedule.sd3
+    dynamic: bool = False  # one that depends on the image's size
+    steps: Literal["grid", "even"] = "grid"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,16 +112,41 @@ class FlowModel:
     """Networks and their conventions; the weights are passed in as `variables`."""
 
     name: str
-    config: MMDiTConfig
+    denoiser: Denoiser
     autoencoder: Autoencoder
-    latent_shape: tuple[int, int, int]  # height, width and channels of one latent
+    latent_shape: LatentShape
+    text_tokens: int  # of one prompt, as the denoiser sees it
     # Text: an encoder that is small enough to learn beside the transformer, or ones
     # that are too large to stay in memory.
     text_encoder: nn.Module | None = None
     tokenizer: Tokenizer | None = None
-    prompts: Any = None
-    predicts: str = "velocity"  # or "sample": the network gives the clean latent
+    prompts: PromptEncoders | None = None
+    predicts: Literal["velocity", "sample"] = "velocity"  # or the clean latent
     shift: Shift = Shift()
+
+    @property
+    def image_tokens(self) -> int:
+        return self.denoiser.tokens(self.latent_shape)
+
+    def sigmas(self, num_steps: int, shift: float = 0.0) -> schedule.Sigmas:
+        """Sigmas [node] of the model's own scheduler, or of one with this shift."""
+        own = (
+            self.shift
+            if not shift
+            else dataclasses.replace(self.shift, value=shift, dynamic=False)
+        )
+        if own.steps == "even":
+            return schedule.shifted(num_steps, own.value)
+        return schedule.shifted_grid(num_steps, own.value, own.dynamic)
+
+    def text_shape(self) -> TextEmbedding:
+        """Shapes [1, ...] of one prompt's embedding."""
+        context, pooled = self.denoiser.text_features
+        dtype = jnp.dtype(jnp.float32 if self.tokenizer else self.denoiser.dtype)
+        return TextEmbedding(
+            jax.ShapeDtypeStruct((1, self.text_tokens, context), dtype),
+            jax.ShapeDtypeStruct((1, pooled), dtype),
+        )
 
     def encode(self, variables: Variables, images: Images) -> Latents:
         """Images in [0, 1] to clean latents."""
@@ -122,30 +162,49 @@ class FlowModel:
         latents: Float[Array, "sample height width channel"],
         sigma: Float[Array, " sample"],
         text: Text,
+        guidance: float | None = None,
     ) -> Float[Array, "sample height width channel"]:
         """Flow velocity (noise minus data) in fp32; `sigma` in [0, 1], 1 is noise.
 
         With `lora` in `variables` the adapted network answers, else the base. `text`
         may be token ids: the encoder in `variables` then takes part in the gradient.
+        `guidance` is for networks that read it.
         """
         if not isinstance(text, TextEmbedding):
             text = self.encode_text(variables, text)
-        config = self.config
+        denoiser = self.denoiser
         collections = {"params": variables["transformer"]}
         if "buffers" in variables:
             collections["buffers"] = variables["buffers"]
         if "lora" in variables:
             collections["lora"] = variables["lora"]
         else:
-            config = dataclasses.replace(config, lora_rank=0)
-        answer = _network(
-            config, collections, latents, sigma, text.context, text.pooled
-        )
+            denoiser = denoiser.with_options(lora_rank=0)
+        answer = _predict(denoiser, collections, latents, sigma, text, guidance)
         out = jnp.asarray(answer, jnp.float32)
         if self.predicts == "velocity":
             return out
         scale = jnp.maximum(sigma, MIN_SIGMA)[:, None, None, None]
         return (latents - out) / scale
+
+    def guided(self, scale: float) -> GuidedVelocity:
+        """The velocity under guidance of this scale; 1 is none.
+
+        The result takes the text of every sample and the embedding of the empty prompt
+        (one row), which a network that reads the scale does not look at.
+        """
+        if self.denoiser.guidance == "two_passes":
+            return guided(self.velocity, scale)
+
+        def embedded(variables, latents, sigma, text, empty):
+            del empty
+            return self.velocity(variables, latents, sigma, text, scale)
+
+        return embedded
+
+    def passes(self, scale: float) -> int:
+        """How often the network is asked for one velocity of this guidance."""
+        return 2 if self.denoiser.guidance == "two_passes" and scale != 1.0 else 1
 
     def encode_text(
         self, variables: Variables, ids: Int[Array, "prompt token"]
@@ -161,28 +220,17 @@ class FlowModel:
         Transformer and text encoder, or with `lora` the adapter alone.
         """
         text_key, key = jax.random.split(key)
-        config = self.config
-        if not lora:
-            config = dataclasses.replace(config, lora_rank=0)
-        collections = MMDiT(config).init(
-            key,
-            jnp.zeros((1, *self.latent_shape)),
-            jnp.ones(1),
-            jnp.zeros((1, 1, config.joint_attention_dim)),
-            jnp.zeros((1, config.pooled_projection_dim)),
-        )
         if lora:
-            return {"lora": collections["lora"]}
-        made = {"transformer": collections["params"]}
+            return {"lora": self.denoiser.init(key, self.latent_shape)["lora"]}
+        base = self.denoiser.with_options(lora_rank=0)
+        made = {"transformer": base.init(key, self.latent_shape)["params"]}
         if self.text_encoder is not None and self.tokenizer is not None:
             ids = jnp.asarray(self.tokenizer([""]))
             made["text"] = self.text_encoder.init(text_key, ids)["params"]
         return made
 
 
-def guided(
-    velocity: Callable[..., Array], scale: float
-) -> Callable[[Variables, Array, Array, TextEmbedding, TextEmbedding], Array]:
+def guided(velocity: Callable[..., Array], scale: float) -> GuidedVelocity:
     """Classifier-free guidance as one doubled batch: v_0 + scale * (v_text - v_0).
 
     The result takes the text of every sample and the embedding of the empty prompt

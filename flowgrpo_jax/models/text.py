@@ -1,7 +1,8 @@
 """What a flow model sees of a prompt, whatever made it: its embedding, its token ids."""
 
-from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -31,3 +32,28 @@ class Tokenizer(Protocol):
     def max_length(self) -> int: ...
 
     def __call__(self, prompts: Sequence[str]) -> Int[np.ndarray, "prompt token"]: ...
+
+
+@runtime_checkable
+class PromptEncoders(Protocol):
+    """Text encoders that are too large to stay: in memory only while `encoding`."""
+
+    def key(self) -> dict[str, Any]:
+        """What determines an embedding, beside the prompt and the `files`."""
+        ...
+
+    def files(self) -> list[Path]:
+        """Weights and configurations of encoders and tokenizers."""
+        ...
+
+    def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shape and type of the parts of an embedding, without the prompt axis."""
+        ...
+
+    def encoding(self) -> Callable[[Sequence[str]], TextEmbedding]:
+        """Loads the encoders; what it returns embeds prompts and holds them."""
+        ...
+
+    def cut(self, texts: Sequence[str]) -> dict[str, list[str]]:
+        """The texts of which an encoder does not see the end, by that encoder."""
+        ...

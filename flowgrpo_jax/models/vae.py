@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.models.files import config_json
 from flowgrpo_jax.models.files.tensors import Rule
+from flowgrpo_jax.models.operations import vae_decode
 
 Images = Float[Array, "sample height width channel"]
 Latents = Float[Array, "sample row column latent"]
@@ -131,6 +132,16 @@ class VAE:
         latents = latents / cfg.scaling_factor + (cfg.shift_factor or 0.0)
         images = self._apply(params, latents, "decode")
         return jnp.clip(0.5 * images + 0.5, 0.0, 1.0)
+
+    def decode_operations(self, rows: int, columns: int) -> float:
+        """Floating-point operations of decoding a latent of this size."""
+        return vae_decode(
+            rows,
+            columns,
+            latent_channels=self.config.latent_channels,
+            widths=self.config.block_out_channels,
+            layers=self.config.layers_per_block,
+        )
 
     def _apply(self, params: Params, inputs: Array, method: str) -> Array:
         module = AutoencoderKL(self.config)

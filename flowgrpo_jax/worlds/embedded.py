@@ -1,4 +1,4 @@
-"""What the embedded worlds' models share: the SD3 family's transformer, laptop-sized."""
+"""What the embedded worlds' models share: a small transformer, and their weights file."""
 
 import dataclasses
 from pathlib import Path
@@ -7,12 +7,11 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from flowgrpo_jax.errors import UserError
-from flowgrpo_jax.models import lora
+from flowgrpo_jax.models import lora, small
 from flowgrpo_jax.models.encoders.word import WordEncoder
 from flowgrpo_jax.models.files import config_json, safetensors_files, weights
 from flowgrpo_jax.models.files.hub import SINGLE_FILE
 from flowgrpo_jax.models.flow_model import FlowModel, IdentityAutoencoder, Variables
-from flowgrpo_jax.models.sd3.transformer import MMDiTConfig
 from flowgrpo_jax.models.text import Tokenizer
 
 
@@ -41,28 +40,14 @@ def make_model(
 
     `dtype` is that of matmuls and residuals.
     """
-    patches = max(height, width) // size.patch
-    config = MMDiTConfig(
-        sample_size=max(height, width),
-        patch_size=size.patch,
-        in_channels=3,
-        out_channels=3,
-        num_layers=size.depth,
-        attention_head_dim=size.width // size.heads,
-        num_attention_heads=size.heads,
-        joint_attention_dim=size.width,
-        pooled_projection_dim=size.width,
-        pos_embed_max_size=patches,
-        qk_norm="rms_norm",
-        lora_rank=lora_rank,
-        lora_alpha=lora_alpha,
-        dtype=dtype,
-    )
+    shape = small.Shape(size.width, size.depth, size.heads, size.patch)
+    network = small.denoiser(shape, max(height, width), 3, dtype)
     return FlowModel(
         name=size.world,
-        config=config,
+        denoiser=network.with_options(lora_rank=lora_rank, lora_alpha=lora_alpha),
         text_encoder=WordEncoder(tokenizer.size, size.width, size.max_words),
         tokenizer=tokenizer,
+        text_tokens=tokenizer.max_length,
         autoencoder=IdentityAutoencoder(),
         latent_shape=(height, width, 3),
         predicts="sample",
@@ -71,27 +56,33 @@ def make_model(
 
 def save(path: str | Path, variables: Variables, model: FlowModel) -> None:
     """Write variables, any LoRA folded in, and the model's size to one file."""
-    config, tokenizer = model.config, model.tokenizer
+    shape, tokenizer = small.shape_of(model.denoiser), model.tokenizer
     assert tokenizer is not None
     size = Size(
-        width=config.width,
-        depth=config.num_layers,
-        heads=config.num_attention_heads,
-        patch=config.patch_size,
+        width=shape.width,
+        depth=shape.depth,
+        heads=shape.heads,
+        patch=shape.patch,
         max_words=tokenizer.max_length,
         world=model.name,
     )
-    folded = lora.fold(variables, config.lora_alpha)
+    folded = lora.fold(variables, model.denoiser.lora_alpha)
     weights.save(path, folded, dataclasses.asdict(size))
 
 
 def load(path: str | Path) -> tuple[Variables, Size]:
     """Variables in fp32 and size; UserError if the file is of another kind."""
+    size = read_size(path)
+    return weights.load(path)[0], size
+
+
+def read_size(path: str | Path) -> Size:
+    """The size alone; UserError if the file is of another kind."""
     if "json" not in safetensors_files.read_header(Path(path)).metadata:
         raise UserError(
             f"model: {path}: holds other weights than those of an embedded model: give "
             "a weights.safetensors that this package has written, or for a checkpoint "
             f"in one file a folder of diffusers: {SINGLE_FILE}"
         )
-    variables, size = weights.load(path)
-    return variables, config_json.build(Size, size, {}, f"model: {path}: header", ())
+    size = weights.read_metadata(path)
+    return config_json.build(Size, size, {}, f"model: {path}: header", ())

@@ -10,12 +10,12 @@ from flowgrpo_jax.assemble import text_table
 from flowgrpo_jax.cost import budget
 from flowgrpo_jax.data import prompts as prompt_data
 from flowgrpo_jax.data.prompts import Prompt
-from flowgrpo_jax.models.sd3.family import PromptEncoders
+from flowgrpo_jax.models.sd3.prompts import SD3PromptEncoders
 from flowgrpo_jax.models.text import TextEmbedding
 from tests.tiny import tiny_model
 
 
-class Encoders(PromptEncoders):
+class Encoders(SD3PromptEncoders):
     """Encoders whose embedding of a prompt is its length; they count their loads."""
 
     loads = 0

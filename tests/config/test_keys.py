@@ -136,7 +136,7 @@ def test_a_step_without_noise_is_not_trained(values):
 @pytest.mark.parametrize("name", sorted(set(recipes.RECIPES) - {"pretrain"}))
 def test_the_geneval_config_leaves_the_recipe_alone(name):
     """Oracle: the row itself; a task's file must not change what a recipe is."""
-    path = Path(__file__).parents[1] / "configs" / "geneval.py"
+    path = Path(__file__).parents[2] / "configs" / "geneval.py"
     config = runpy.run_path(str(path))["get_config"](f"recipe={name}")
     for key, value in recipes.RECIPES[name].values.items():
         held = configs.get(config, key)
@@ -146,7 +146,7 @@ def test_the_geneval_config_leaves_the_recipe_alone(name):
 
 def test_a_task_follows_its_model():
     """Oracle: Flow-GRPO's config table (its code, config/grpo.py, SD3.5-M)."""
-    folder = Path(__file__).parents[1] / "configs"
+    folder = Path(__file__).parents[2] / "configs"
     make = runpy.run_path(str(folder / "geneval.py"))["get_config"]
     paper = make("model=sd3.5-medium")
     assert (paper.resolution, paper.max_sequence_length) == (512, 128)

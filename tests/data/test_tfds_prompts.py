@@ -23,9 +23,9 @@ SHAPES = PromptSet(
 # kills itself in the middle of writing.
 SCRIPT = """
 import os, sys
-from flowgrpo_jax.data import tfds_prompts
+from flowgrpo_jax.data import prompt_sets, tfds_prompts
 assert "tensorflow_datasets" not in sys.modules
-coco = tfds_prompts.PromptSet("coco", tfds_prompts.COCO, num_train=100)
+coco = prompt_sets.PromptSet("coco", prompt_sets.COCO, num_train=100)
 if sys.argv[2:]:
     from flowgrpo_jax.data.tfds_builder import GenevalPrompts
     def dying(self, prompts, generate=GenevalPrompts._generate_examples):

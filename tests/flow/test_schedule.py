@@ -30,9 +30,9 @@ def numbers(text):
 @pytest.mark.parametrize(
     "sigmas, golden, tolerance",
     [
-        (schedule.sd3(10), SD3_10, SIX_DIGITS),
-        (schedule.sd3(40), SD3_40, SIX_DIGITS),
-        (schedule.flux(6, image_tokens=1024), FLUX_6, SIX_DIGITS),
+        (schedule.shifted_grid(10), SD3_10, SIX_DIGITS),
+        (schedule.shifted_grid(40), SD3_40, SIX_DIGITS),
+        (schedule.by_tokens(6, image_tokens=1024), FLUX_6, SIX_DIGITS),
         (schedule.shifted(14, 3.0), BAGEL_14, SIX_DIGITS),
         (schedule.shifted(16, 3.0), G2RPO_16, 0.5e-4 + 6e-8),
     ],
@@ -48,23 +48,23 @@ def test_sd3_timesteps():
     golden = """1000 960.1293 913.3490 857.6923 790.3683 707.2785 602.1506 464.8760
         278.0488 8.9286"""
     # A float32 near 1000 is spaced by 6e-5, as is a float32 sigma times 1000.
-    timesteps = 1000 * schedule.sd3(10)[:-1]
+    timesteps = 1000 * schedule.shifted_grid(10)[:-1]
     np.testing.assert_allclose(timesteps, numbers(golden), rtol=0, atol=0.5e-4 + 6e-5)
 
 
 @pytest.mark.parametrize(
-    "name, options",
+    "make, options",
     [
-        ("linear", {}),
-        ("shifted", {"shift": 3.0}),
-        ("sd3", {}),
-        ("flux", {}),
+        (schedule.linear, {}),
+        (schedule.shifted, {"shift": 3.0}),
+        (schedule.shifted_grid, {}),
+        (schedule.by_tokens, {"image_tokens": 4096}),
     ],
 )
 @pytest.mark.parametrize("num_steps", [1, 2, 7, 50])
-def test_every_schedule_falls_from_noise_to_data(name, options, num_steps):
+def test_every_schedule_falls_from_noise_to_data(make, options, num_steps):
     """Oracle: invariance; float32, exact ends, strictly decreasing."""
-    sigmas = schedule.make(name, num_steps, **options)
+    sigmas = make(num_steps, **options)
     assert sigmas.dtype == np.float32 and sigmas.shape == (num_steps + 1,)
     assert sigmas[0] == 1 and sigmas[-1] == 0
     assert np.all(np.diff(sigmas) < 0)
@@ -82,17 +82,14 @@ def test_flux_shift_at_the_ends_of_its_range():
     """Oracle: closed form; mu is base_shift at 256 tokens, max_shift at 4096."""
     for tokens, mu in ((256, 0.5), (4096, 1.15)):
         expected = schedule.shifted(8, float(np.exp(mu)))
-        np.testing.assert_allclose(schedule.flux(8, tokens), expected, rtol=1e-6)
+        np.testing.assert_allclose(schedule.by_tokens(8, tokens), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda: schedule.make("karras", 10), "schedule: karras: one of linear,"),
-        (lambda: schedule.make("linear", 10, shift=3.0), "schedule: linear: .*shift"),
-        (lambda: schedule.make("shifted", 10), "schedule: shifted: .*shift"),
         (lambda: schedule.linear(0), "num_steps: 0: at least 1"),
-        (lambda: schedule.sd3(10, shift=0.0), "shift: 0.0: above 0"),
+        (lambda: schedule.shifted_grid(10, shift=0.0), "shift: 0.0: above 0"),
     ],
 )
 def test_errors_name_key_and_value(call, message):

@@ -16,7 +16,7 @@ KINDS = tuple(transition.TRANSITIONS)
 FP32 = 4e-7
 # Half a unit of the sixth printed decimal, above it for values of order 1.
 SIX_DIGITS = 0.5e-6 + FP32
-SD3_10 = schedule.sd3(10)
+SD3_10 = schedule.shifted_grid(10)
 
 
 def step(kind, x, v, sigma, sigma_next, noise_level, sigma_max=0.96):
@@ -81,7 +81,7 @@ def test_coefficients_of_sd3(i):
     "sigmas, golden",
     [
         (
-            schedule.flux(6, 1024),
+            schedule.by_tokens(6, 1024),
             """2.900745 2.757594 1.744055 1.233233 .872028 .551519
         .900000 .931196 .646043 .505883 .400768 .288167""",
         ),

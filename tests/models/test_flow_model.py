@@ -47,8 +47,8 @@ def test_sample_prediction():
 def test_velocity_is_fp32(dtype, predicts):
     """Oracle: the type rules; whatever the network computes in."""
     model, variables = tiny_model()
-    config = dataclasses.replace(model.config, dtype=dtype)
-    model = dataclasses.replace(model, config=config, predicts=predicts)
+    network = model.denoiser.with_options(dtype=dtype)
+    model = dataclasses.replace(model, denoiser=network, predicts=predicts)
     answer = jax.eval_shape(
         model.velocity,
         variables,

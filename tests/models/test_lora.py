@@ -18,7 +18,7 @@ def test_folded_velocity():
     ids = model.tokenizer(["a red circle", "two rings"])
     velocity = jax.jit(model.velocity)
     adapted = velocity(variables, latents, sigma, ids)
-    folded = lora.fold(variables, model.config.lora_alpha)
+    folded = lora.fold(variables, model.denoiser.lora_alpha)
     assert "lora" not in folded
     np.testing.assert_allclose(
         velocity(folded, latents, sigma, ids), adapted, rtol=1e-4, atol=1e-4

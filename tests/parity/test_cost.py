@@ -7,8 +7,8 @@ import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel
 from torch.utils.flop_counter import FlopCounterMode
 
-from flowgrpo_jax.cost import flops
-from flowgrpo_jax.models.sd3 import presets
+from flowgrpo_jax.models import operations
+from flowgrpo_jax.models.sd3 import cost, presets
 from flowgrpo_jax.models.sd3.transformer import MMDiTConfig
 
 MEDIUM, LARGE = (
@@ -44,7 +44,7 @@ def test_transformer(config, side, text):
             pooled_projections=torch.empty(1, config.pooled_projection_dim),
             timestep=torch.empty(1),
         )
-    made = flops.transformer_pass(config, (side // config.patch_size) ** 2, text)
+    made = cost.forward(config, (side // config.patch_size) ** 2, text)
     assert made.total == pytest.approx(want, rel=1e-3)
 
 
@@ -61,5 +61,7 @@ def test_decode(widths, layers):
             use_post_quant_conv=False,
         )
         want = counted(network.decoder, torch.empty(1, 16, 64, 64))
-    made = flops.vae_decode(64, 64, latent_channels=16, widths=widths, layers=layers)
+    made = operations.vae_decode(
+        64, 64, latent_channels=16, widths=widths, layers=layers
+    )
     assert made == pytest.approx(want, rel=1e-3)

@@ -14,10 +14,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from flowgrpo_jax import compare, export, sample
+from flowgrpo_jax import compare, export
 from flowgrpo_jax.data.prompts import Prompt
 from flowgrpo_jax.errors import UserError
-from flowgrpo_jax.inference import restore
+from flowgrpo_jax.inference import restore, sampling
 from flowgrpo_jax.models.files import lora_files
 from flowgrpo_jax.models.sd3 import family as sd3
 from flowgrpo_jax.train import train
@@ -72,14 +72,14 @@ def untuned(tuned):
     config, restored, _ = tuned
     nothing = {"lora": jax.tree.map(np.zeros_like, restored.variables["lora"])}
     base = dataclasses.replace(restored, variables=restored.variables | nothing)
-    return sample.sample(config, base, PROMPTS, 1)[:, 0]
+    return sampling.sample(config, base, PROMPTS, 1)[:, 0]
 
 
 @pytest.fixture(scope="module")
 def ours(tuned, untuned):
     """The tuned policy's images; they differ from those without its LoRA."""
     config, restored, _ = tuned
-    images = sample.sample(config, restored, PROMPTS, 1)[:, 0]
+    images = sampling.sample(config, restored, PROMPTS, 1)[:, 0]
     assert np.abs(images - untuned).max() > 10 / 255
     return images
 
@@ -255,7 +255,7 @@ def test_an_adapter_of_peft(pipeline, tmp_path, layout):  # noqa: F811
     fresh = restore.assemble.trainable_part(config, model, variables)
     started = restore.assemble.warm_start(config, model, jax.device_get(fresh))
     warm = restore.Restored(model, variables | started)
-    images = sample.sample(config, warm, PROMPTS, 1)[:, 0]
+    images = sampling.sample(config, warm, PROMPTS, 1)[:, 0]
     assert_same_images(images, theirs(loaded, config, 4.5))
     assert sd3.adapter(warm.variables, model).rank == 4
 

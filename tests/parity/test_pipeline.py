@@ -10,12 +10,11 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.stable_diffusion_3 import pipeline_stable_diffusion_3 as sd3
 
 from flowgrpo_jax import config as configs
-from flowgrpo_jax import sample
 from flowgrpo_jax.data import embedding_cache
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.flow import schedule
-from flowgrpo_jax.inference import restore
-from flowgrpo_jax.models.sd3.family import PromptEncoders
+from flowgrpo_jax.inference import restore, sampling
+from flowgrpo_jax.models.sd3.prompts import SD3PromptEncoders
 from tests.parity import tiny_sd3
 
 PROMPTS = ["a photo of the red circle", "the sign that reads hello"]
@@ -36,7 +35,7 @@ def config_of(folder, cache, guidance=4.5, negative="", recipe="flow_grpo"):
     config.dtype, config.resolution = "float32", 64
     config.max_sequence_length, config.negative_prompt = TOKENS, negative
     config.microbatch = 2
-    return sample.with_options(config, 3, guidance, STEPS)
+    return sampling.with_options(config, 3, guidance, STEPS)
 
 
 def theirs(pipeline, config, guidance):
@@ -77,7 +76,7 @@ def test_images(pipeline, tmp_path, guidance, negative):
     """Oracle: diffusers' StableDiffusion3Pipeline, fp32."""
     theirs_pipeline, folder = pipeline
     config = config_of(folder, tmp_path, guidance, negative)
-    images = sample.sample(config, restore.base(config), PROMPTS, 1)[:, 0]
+    images = sampling.sample(config, restore.base(config), PROMPTS, 1)[:, 0]
     print(f"guidance {guidance}, negative prompt {negative!r}")
     assert_same_images(images, theirs(theirs_pipeline, config, guidance))
 
@@ -108,7 +107,7 @@ def test_shift_of_the_folder(pipeline, tmp_path, options):
     np.testing.assert_allclose(found, scheduler.sigmas.numpy(), rtol=2e-6)
     config.sample.shift = 4.0
     found = restore.assemble.make_sigmas(config, model, STEPS)
-    np.testing.assert_array_equal(found, schedule.sd3(STEPS, 4.0))
+    np.testing.assert_array_equal(found, schedule.shifted_grid(STEPS, 4.0))
 
 
 def test_prompts_are_encoded_once(pipeline, tmp_path, monkeypatch, capsys):
@@ -117,7 +116,7 @@ def test_prompts_are_encoded_once(pipeline, tmp_path, monkeypatch, capsys):
     restored = restore.base(config)
     first = restore.place(config, restored, PROMPTS).text
     assert "encoding 3 prompts" in capsys.readouterr().out
-    monkeypatch.delattr(PromptEncoders, "encoding")
+    monkeypatch.delattr(SD3PromptEncoders, "encoding")
     second = restore.place(config, restored, PROMPTS[:1]).text
     np.testing.assert_array_equal(
         second.rows(PROMPTS[:1]).context, first.rows(PROMPTS[:1]).context

@@ -55,7 +55,7 @@ def folder(tmp_path):
 def test_sigmas_are_those_of_diffusers(folder, options):
     """Oracle: set_timesteps of diffusers' scheduler, as its SD3 pipeline calls it."""
     found = sd3_folder.shift(folder(**options), TOKENS)
-    sigmas = schedule.sd3(STEPS, found.value, found.dynamic)
+    sigmas = schedule.shifted_grid(STEPS, found.value, found.dynamic)
     known = {key: options[key] for key in options if key[0] != "_"}
     expected = theirs({"shift": 3.0} | known)
     np.testing.assert_allclose(sigmas, expected, rtol=3e-6, atol=1e-5)

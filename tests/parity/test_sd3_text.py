@@ -16,7 +16,7 @@ import torch
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.models.files.tokenizers import Tokenizer
 from flowgrpo_jax.models.sd3 import text as sd3_text
-from flowgrpo_jax.models.sd3.family import PromptEncoders
+from flowgrpo_jax.models.sd3.prompts import SD3PromptEncoders
 from flowgrpo_jax.models.sd3.text import SD3Text, SD3TextConfig, SD3Tokenizer
 from tests.parity.oracle import assert_close
 from tests.parity.tiny_sd3 import write_pipeline
@@ -207,7 +207,7 @@ def copy(made, tmp_path):
 def test_what_does_not_fit_is_named(copy, file, values, message):
     """Oracle: the line, by hand: the file or folder, and the key."""
     edit(copy / file, **values)
-    encoders = PromptEncoders(str(copy), 20, "float32")
+    encoders = SD3PromptEncoders(str(copy), 20, "float32")
     with pytest.raises(UserError, match=f"model: {copy}.*{message}") as caught:
         encoders.encoding()
     assert "\n" not in str(caught.value)
@@ -228,7 +228,7 @@ def test_damaged_files_are_named(copy, file, text, message):
     """Oracle: the line, by hand; it has the file, not only the folder."""
     (copy / file).write_text(text)
     with pytest.raises(UserError, match=f"model: {copy / file}: {message}") as caught:
-        PromptEncoders(str(copy), 20, "float32").encoding()
+        SD3PromptEncoders(str(copy), 20, "float32").encoding()
     assert "\n" not in str(caught.value)
 
 

@@ -125,7 +125,7 @@ def test_deterministic_step_has_log_prob_zero():
 
 def test_first_step_uses_sigma_max():
     """Oracle: golden numbers, flow_grpo.md 1.8 C; sigma = 1, noise 0.5."""
-    sigma_max = schedule.sd3(10)[1]
+    sigma_max = schedule.shifted_grid(10)[1]
     log_prob, step = transition.replay(
         "sde",
         latent=jnp.float32(1),

@@ -9,7 +9,7 @@ from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.flow import schedule, transition
 from flowgrpo_jax.rl import regularizer
 
-SD3_10 = schedule.sd3(10)
+SD3_10 = schedule.shifted_grid(10)
 
 
 def step(kind, latent, velocity, sigma, sigma_next, noise_level):

@@ -1,16 +1,11 @@
 """From the name of a model to the folder of its files: an alias, a path or a hub id."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.runtime import paths
 
-ALIASES = {
-    "sd3-medium": "stabilityai/stable-diffusion-3-medium-diffusers",
-    "sd3.5-medium": "stabilityai/stable-diffusion-3.5-medium",
-    "sd3.5-large": "stabilityai/stable-diffusion-3.5-large",
-}
 _WEIGHTS = ("transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
 _SMALL = ("scheduler", "tokenizer", "tokenizer_2", "tokenizer_3")
 # What a pipeline is read from. The repositories also hold single-file copies of the
@@ -24,8 +19,10 @@ SINGLE_FILE = "StableDiffusion3Pipeline.from_single_file(...).save_pretrained(..
 _VARIANTS = ("*.fp16*", "*non_ema*")
 
 
-def folder(model: str) -> Path:
+def folder(model: str, aliases: Mapping[str, str]) -> Path:
     """The diffusers folder of `model`; what is not on this machine is downloaded.
+
+    `aliases`: short names of hub ids.
 
     `HF_TOKEN` opens gated models, `HF_HUB_OFFLINE=1` keeps to what was downloaded
     before, `HF_HOME` says where that is. UserError if there is no such model.
@@ -43,12 +40,12 @@ def folder(model: str) -> Path:
                 "diffusers' save_pretrained has written"
             )
         return local
-    name = ALIASES.get(model, model)
+    name = aliases.get(model, model)
     if not _may_be_an_id(name):
         raise UserError(
             f"model: {model}: no such folder: must be sprites, words, a .safetensors "
             "file, a diffusers folder, a hub id (owner/name) or one of "
-            f"{', '.join(ALIASES)}"
+            f"{', '.join(aliases)}"
         )
     return _download(f"model: {model}", name, NEEDED)
 

@@ -24,14 +24,10 @@ def save(path: str | Path, variables: dict, metadata: dict, dtype=np.float16) ->
 
 def load(path: str | Path) -> tuple[dict, dict]:
     """Read (variables in fp32, metadata); UserError if missing or damaged."""
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"weights: {path}: no such file")
+    path, metadata = Path(path), read_metadata(path)
     found = safetensors_files.read_header(path)
     safetensors_files.check_sum(path)
     flat = {name: stored.map().astype(np.float32) for name, stored in found[0].items()}
-    where = f"weights: {path}: the metadata in its header"
-    metadata = config_json.parse(found.metadata.get("json", "{}"), where)
     try:
         return traverse_util.unflatten_dict(flat, sep="/"), metadata
     except (IndexError, TypeError, ValueError) as error:  # an array named as a group is
@@ -39,3 +35,12 @@ def load(path: str | Path) -> tuple[dict, dict]:
             f"weights: {path}: holds a tensor in the place of a group of tensors: give "
             "a file that this package has written"
         ) from error
+
+
+def read_metadata(path: str | Path) -> dict:
+    """What stands in the header beside the arrays; UserError if it cannot be read."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"weights: {path}: no such file")
+    held = safetensors_files.read_header(path).metadata.get("json", "{}")
+    return config_json.parse(held, f"weights: {path}: the metadata in its header")

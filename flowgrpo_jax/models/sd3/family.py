@@ -1,8 +1,6 @@
 """Stable Diffusion 3 as a FlowModel: from a diffusers folder, and back to one."""
 
 import dataclasses
-import functools
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,138 +12,58 @@ from jax.typing import DTypeLike
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.models import lora as loras
 from flowgrpo_jax.models import vae
-from flowgrpo_jax.models.files import lora_files, lora_reading, tensors
+from flowgrpo_jax.models.files import hub, lora_files, lora_reading, tensors
 from flowgrpo_jax.models.flow_model import FlowModel, Shift, Variables, overlay
 from flowgrpo_jax.models.sd3 import folder as sd3_folder
 from flowgrpo_jax.models.sd3 import presets, transformer_config
 from flowgrpo_jax.models.sd3 import text as sd3_text
-from flowgrpo_jax.models.sd3.transformer import MMDiT, MMDiTConfig
-from flowgrpo_jax.models.text import TextEmbedding
+from flowgrpo_jax.models.sd3.denoiser import SD3Denoiser
+from flowgrpo_jax.models.sd3.prompts import SD3PromptEncoders
+from flowgrpo_jax.models.sd3.transformer_config import MMDiTConfig
+from flowgrpo_jax.models.spec import ModelSpec
 
-# The VAE of all released models, from their vae/config.json.
-_VAE = vae.VAEConfig(
-    block_out_channels=(128, 256, 512, 512),
-    layers_per_block=2,
-    latent_channels=16,
-    scaling_factor=1.5305,
-    shift_factor=0.0609,
-    use_quant_conv=False,
-    use_post_quant_conv=False,
-)
 # Read by itself: the transformer does not learn it.
 _POSITIONS = (r"pos_embed\.pos_embed",)
 
 
-@dataclasses.dataclass(frozen=True)
-class PromptEncoders:
-    """The text encoders of a folder; they are in memory only while `encoding`."""
-
-    folder: str
-    max_sequence_length: int  # tokens for T5
-    dtype: str  # of their weights and of the embeddings
-
-    def key(self) -> dict[str, Any]:
-        """What determines an embedding, beside the prompt and the `files`."""
-        return {"t5_tokens": self.max_sequence_length, "dtype": self.dtype}
-
-    def files(self) -> list[Path]:
-        """Weights and configurations of encoders and tokenizers."""
-        found = [
-            path
-            for part in ("text_encoder", "tokenizer")
-            for path in Path(self.folder).glob(f"{part}*/*")
-            if path.is_file()
-        ]
-        return sorted(found)
-
-    def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shape and type of the parts of an embedding, without the prompt axis."""
-        config = self._config()
-        tokens = 2 * sd3_text.CLIP_TOKENS + self.max_sequence_length
-        network, params = sd3_text.SD3Text(config), sd3_text.shapes(config)
-        ids = jax.ShapeDtypeStruct((1, tokens), np.dtype(np.int32))
-        found = jax.eval_shape(
-            lambda params, ids: vars(network.apply({"params": params}, ids)),
-            params,
-            ids,
-        )
-        return {
-            name: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
-            for name, leaf in found.items()
-        }
-
-    def encoding(self) -> Callable[[Sequence[str]], TextEmbedding]:
-        """Loads the encoders; what it returns embeds prompts and holds them."""
-        config = self._config()
-        tokenize = self._tokenizer()
-        tokenize.check(config)
-        like = sd3_text.shapes(config)
-        params = jax.device_put(sd3_text.read(self.folder, like))
-        run = jax.jit(sd3_text.SD3Text(config).apply)
-
-        def encode(texts):
-            ids = jax.device_put(tokenize(texts))
-            return jax.device_get(run({"params": params}, ids))
-
-        return encode
-
-    def cut(self, texts: Sequence[str]) -> dict[str, list[str]]:
-        """The texts of which an encoder does not see the end, by that encoder."""
-        return self._tokenizer().cut(texts)
-
-    def _tokenizer(self) -> sd3_text.SD3Tokenizer:
-        return _tokenizer(self.folder, self.max_sequence_length)
-
-    def _config(self) -> sd3_text.SD3TextConfig:
-        config = sd3_text.SD3TextConfig.from_folder(self.folder)
-        return config.with_dtype(jnp.dtype(self.dtype))
+def find(spec: ModelSpec) -> Path:
+    """The diffusers folder of a model; what is not on this machine is downloaded."""
+    return hub.folder(spec.place, presets.HUB_IDS)
 
 
-@functools.lru_cache(1)
-def _tokenizer(folder: str, max_sequence_length: int) -> sd3_text.SD3Tokenizer:
-    return sd3_text.SD3Tokenizer(folder, max_sequence_length)
-
-
-def make_model(
-    name: str,
-    folder: Path | None,
-    resolution: int = 0,
-    max_sequence_length: int = sd3_text.MAX_SEQUENCE_LENGTH,
-    lora_rank: int = 0,
-    lora_alpha: float = 0.0,
-    dtype: DTypeLike = jnp.float32,
-) -> FlowModel:
+def plan(spec: ModelSpec, place: Path | None) -> FlowModel:
     """The networks that a folder describes, without weights.
 
     Without a folder `name` is one of `presets.TRANSFORMERS`, as it was released.
-    `resolution`: pixels along a side; 0 is what the transformer was trained at.
     """
-    if folder is None:
-        config = MMDiTConfig.from_dict(presets.TRANSFORMERS[name])
-        coder, prompts = _VAE, None
+    if place is None:
+        config = MMDiTConfig.from_dict(presets.TRANSFORMERS[spec.name])
+        coder, prompts = vae.SD3, None
     else:
-        sd3_folder.check_index(folder)
-        config = MMDiTConfig.from_folder(folder / "transformer")
-        coder = vae.VAEConfig.from_folder(folder / "vae")
-        kind = jnp.dtype(dtype).name
-        prompts = PromptEncoders(str(folder), max_sequence_length, kind)
-    _check_latents(config, coder, folder)
-    side = _latent_side(config, coder, resolution)
+        sd3_folder.check_index(place)
+        config = MMDiTConfig.from_folder(place / "transformer")
+        coder = vae.VAEConfig.from_folder(place / "vae")
+        kind = jnp.dtype(spec.dtype).name
+        prompts = SD3PromptEncoders(str(place), spec.max_sequence_length, kind)
+    _check_latents(config, coder, place)
+    side = _latent_side(config, coder, spec.resolution)
     patches = side // config.patch_size
-    config = dataclasses.replace(
-        config,
-        position_crop=(patches, patches),
-        lora_rank=lora_rank,
-        lora_alpha=lora_alpha,
-        dtype=dtype,
+    network = SD3Denoiser(
+        dataclasses.replace(config, position_crop=(patches, patches))
+    ).with_options(
+        lora_rank=spec.lora_rank,
+        lora_alpha=spec.lora_alpha,
+        lora_targets=spec.lora_targets or None,
+        dtype=jnp.dtype(spec.dtype),
     )
     return FlowModel(
-        name=name,
-        config=config,
+        name=spec.name,
+        denoiser=network,
         autoencoder=vae.VAE(coder),
         latent_shape=(side, side, config.in_channels),
+        text_tokens=sd3_text.CLIP_TOKENS + spec.max_sequence_length,
         prompts=prompts,
-        shift=Shift() if folder is None else sd3_folder.shift(folder, patches**2),
+        shift=Shift() if place is None else sd3_folder.shift(place, patches**2),
     )
 
 
@@ -179,17 +97,10 @@ def _latent_side(config: MMDiTConfig, coder: vae.VAEConfig, resolution: int) -> 
 
 def shapes(model: FlowModel, weights: DTypeLike) -> Variables:
     """Shapes of all variables; `weights` is the type of the transformer's."""
-    config = dataclasses.replace(model.config, lora_rank=0)
-    latents = jnp.zeros((1, *model.latent_shape))
-    network, coder = MMDiT(config), model.autoencoder
+    network, coder = model.denoiser.with_options(lora_rank=0), model.autoencoder
     assert isinstance(coder, vae.VAE)
     found = jax.eval_shape(
-        network.init,
-        jax.random.key(0),
-        latents,
-        jnp.ones(1),
-        jnp.zeros((1, 1, config.joint_attention_dim)),
-        jnp.zeros((1, config.pooled_projection_dim)),
+        lambda key: network.init(key, model.latent_shape), jax.random.key(0)
     )
     return {
         "transformer": jax.tree.map(
@@ -201,35 +112,44 @@ def shapes(model: FlowModel, weights: DTypeLike) -> Variables:
     }
 
 
-def read(folder: Path, model: FlowModel, like: Variables) -> Variables:
+def read(place: Path, model: FlowModel, like: Variables) -> Variables:
     """The variables of a folder, in the types and at the places of `like`."""
-    table, network = transformer_config.table(model.config), folder / "transformer"
+    table, network = transformer_config.table(_config(model)), place / "transformer"
     return {
         "transformer": tensors.read(network, table, like["transformer"], _POSITIONS),
         "buffers": tensors.read(network, table, like["buffers"], (".*",)),
-        "vae": tensors.read(folder / "vae", vae.TABLE, like["vae"]),
+        "vae": tensors.read(place / "vae", vae.TABLE, like["vae"]),
     }
+
+
+def save_result(path: Path, variables: Variables, model: FlowModel) -> None:
+    """The LoRA of a run as pytorch_lora_weights.safetensors, or its transformer."""
+    if "lora" in variables:
+        lora_files.write_diffusers(path, adapter(variables, model))
+    else:
+        write_transformer(path / "transformer", variables, model)
 
 
 def adapter(variables: Variables, model: FlowModel) -> lora_files.Adapter:
     """The LoRA of a policy, under the names of diffusers."""
-    table, alpha = transformer_config.table(model.config), model.config.lora_alpha
+    table, alpha = transformer_config.table(_config(model)), model.denoiser.lora_alpha
     return lora_files.from_variables(jax.device_get(variables["lora"]), table, alpha)
 
 
 def with_adapter(path: str, lora: Variables, model: FlowModel) -> Variables:
     """A `lora` tree like this one, with the weights of a LoRA file or PEFT folder."""
-    table, alpha = transformer_config.table(model.config), model.config.lora_alpha
+    table, alpha = transformer_config.table(_config(model)), model.denoiser.lora_alpha
     return lora_files.to_variables(lora_reading.read(path), lora, table, alpha)
 
 
 def write_transformer(folder: Path, variables: Variables, model: FlowModel) -> None:
     """The transformer as a diffusers folder, any LoRA folded in."""
-    config = model.config
+    config = _config(model)
     host = loras.fold(jax.device_get(variables), config.lora_alpha)["transformer"]
     table, size = transformer_config.table(config), config.pos_embed_max_size
     whole = jax.ShapeDtypeStruct((size, size, config.width), np.dtype(np.float32))
     # Here is a crop of the positional table: all of it is in the base model.
+    assert isinstance(model.prompts, SD3PromptEncoders)
     base = Path(model.prompts.folder) / "transformer"
     positions = tensors.read(base, table, {"pos_embed": {"table": whole}}, (".*",))
     tensors.write(folder, overlay(host, positions), table, _config_json(config))
@@ -243,3 +163,24 @@ def _config_json(config: MMDiTConfig) -> dict[str, Any]:
     return {"_class_name": "SD3Transformer2DModel", **values} | {
         "caption_projection_dim": config.width
     }
+
+
+def _config(model: FlowModel) -> MMDiTConfig:
+    assert isinstance(model.denoiser, SD3Denoiser)
+    return model.denoiser.config
+
+
+def usage(base: str | None, transformer: bool) -> str:
+    """Code for diffusers that loads a result, in the folder of the model card."""
+    place = f'base = "{base}"' if base else "base = ...  # the folder of the base model"
+    if transformer:
+        return f"""from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
+
+{place}
+transformer = SD3Transformer2DModel.from_pretrained("transformer")
+pipeline = StableDiffusion3Pipeline.from_pretrained(base, transformer=transformer)"""
+    return f"""from diffusers import StableDiffusion3Pipeline
+
+{place}
+pipeline = StableDiffusion3Pipeline.from_pretrained(base)
+pipeline.load_lora_weights(".")"""

@@ -18,8 +18,9 @@ from jaxtyping import Array, Float
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.models.attention import attention
 from flowgrpo_jax.models.layers import Dense, LayerNorm, RMSNorm
+from flowgrpo_jax.models.remat import rematerialized
 from flowgrpo_jax.models.sd3 import positions
-from flowgrpo_jax.models.sd3.transformer_config import REMAT, MMDiTConfig, groups
+from flowgrpo_jax.models.sd3.transformer_config import MMDiTConfig, groups
 
 
 class MMDiT(nn.Module):
@@ -37,13 +38,13 @@ class MMDiT(nn.Module):
     ) -> Float[Array, "sample height width out_channel"]:
         cfg = self.config
         rows, columns = (side // cfg.patch_size for side in latents.shape[1:3])
-        begin = _rematerialized(_begin, cfg, in_scan=False)
+        begin = rematerialized(_begin, cfg.remat, in_scan=False)
         image, text, condition = begin(self, latents, sigma, context, pooled)
 
         # One scanned layer per group: compile time does not grow with depth.
         for group in groups(cfg):
             stack = nn.scan(
-                _rematerialized(_ScanBlock, cfg, in_scan=True),
+                rematerialized(_ScanBlock, cfg.remat, in_scan=True),
                 variable_axes={"params": 0, "lora": 0},
                 split_rngs={"params": True},
                 in_axes=nn.broadcast,
@@ -52,12 +53,14 @@ class MMDiT(nn.Module):
             (image, text), _ = stack(cfg, group.dual, name=group.name)(
                 (image, text), condition
             )
-        final = _rematerialized(_Block, cfg, in_scan=False)
+        final = rematerialized(_Block, cfg.remat, in_scan=False)
         dual = cfg.num_layers - 1 in cfg.dual_attention_layers
         image, _ = final(cfg, dual=dual, last=True, name="last_block")(
             image, text, condition
         )
-        image = _rematerialized(_finish, cfg, in_scan=False)(self, image, condition)
+        image = rematerialized(_finish, cfg.remat, in_scan=False)(
+            self, image, condition
+        )
         return unpatchify(image, rows, columns, cfg.patch_size)
 
 
@@ -78,20 +81,6 @@ def _finish(network: MMDiT, image: Array, condition: Array) -> Array:
     features = cfg.patch_size**2 * cfg.out_channels
     zeros = nn.initializers.zeros
     return _dense(cfg, "proj_out", features, kernel_init=zeros)(image)
-
-
-def _rematerialized(block: Any, cfg: MMDiTConfig, in_scan: bool) -> Any:
-    """The block under the config's policy; a scan needs no barrier against CSE.
-
-    Or a function of the network, which makes its layers in the network's own scope.
-    """
-    if cfg.remat not in REMAT:
-        raise UserError(f"remat: {cfg.remat}: must be one of {', '.join(REMAT)}")
-    kept = REMAT[cfg.remat]
-    if kept is None:
-        return block
-    policy = jax.checkpoint_policies.save_only_these_names(*kept)
-    return nn.remat(block, prevent_cse=not in_scan, policy=policy)
 
 
 class _ScanBlock(nn.Module):
@@ -198,7 +187,7 @@ def _query_key_value(cfg: MMDiTConfig, tokens, prefix: str):
 def _dense(
     cfg: MMDiTConfig, layer: str, features: int, parts: int = 1, **options: Any
 ) -> Dense:
-    """The layer of that name in `mmdit_config`, with LoRA if it is to have it."""
+    """The layer of that name in `transformer_config`, with LoRA if it is to have it."""
     return Dense(
         features,
         parts=parts,

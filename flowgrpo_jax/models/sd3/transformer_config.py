@@ -11,23 +11,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from flowgrpo_jax.errors import UserError
-from flowgrpo_jax.models.attention import SAVED
 from flowgrpo_jax.models.files import config_json
 from flowgrpo_jax.models.files.tensors import Rule
-
-# Rematerialisation: what of a block is kept for the backward pass, in widths per token;
-# the rest is computed again. None keeps all that XLA asks for.
-REMAT: dict[str, tuple[str, ...] | None] = {
-    "none": None,
-    "full": (),  # the block's input alone
-    "attention": ("modulation", "qkv", SAVED),  # 4: the MLP is computed again
-    "dense": (
-        "modulation",
-        "qkv",
-        SAVED,
-        "hidden",
-    ),  # 8: only what lies between matmuls
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +44,7 @@ class MMDiTConfig:
     )
     dtype: DTypeLike = jnp.float32  # matmuls and residual stream
     attention: str = "xla"  # see attention.choose
-    remat: str = "none"  # one of REMAT
+    remat: str = "none"  # one of remat.POLICIES
 
     @property
     def width(self) -> int:

@@ -6,6 +6,7 @@ from huggingface_hub import errors
 
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.models.files import hub
+from flowgrpo_jax.models.sd3.presets import HUB_IDS
 
 
 @pytest.fixture
@@ -30,15 +31,15 @@ def http_error(kind):
     return error
 
 
-@pytest.mark.parametrize("alias, name", hub.ALIASES.items())
+@pytest.mark.parametrize("alias, name", HUB_IDS.items())
 def test_an_alias_stands_for_its_hub_id(asked, alias, name):
     """Oracle: the table."""
-    assert str(hub.folder(alias)) == "somewhere" and asked["name"] == name
+    assert str(hub.folder(alias, HUB_IDS)) == "somewhere" and asked["name"] == name
 
 
 def test_only_what_is_read_is_downloaded(asked):
     """Oracle: huggingface_hub's own filter on the files of the repositories."""
-    hub.folder("stabilityai/stable-diffusion-3.5-medium")
+    hub.folder("stabilityai/stable-diffusion-3.5-medium", {})
     held = [
         "model_index.json",
         "sd3.5_medium.safetensors",
@@ -85,17 +86,17 @@ def test_what_the_hub_answers_is_one_line(asked, kind, line):
     """Oracle: the line, by hand."""
     asked["answer"] = http_error(kind)
     with pytest.raises(UserError, match=f"^model: a/b: {line}"):
-        hub.folder("a/b")
+        hub.folder("a/b", {})
 
 
 def test_folders(tmp_path):
     """Oracle: the lines, by hand; a folder is taken as it is."""
     with pytest.raises(UserError, match="a folder without model_index.json"):
-        hub.folder(str(tmp_path))
+        hub.folder(str(tmp_path), {})
     (tmp_path / "model_index.json").write_text("{}")
-    assert hub.folder(str(tmp_path)) == tmp_path
+    assert hub.folder(str(tmp_path), {}) == tmp_path
     for name in ("sd4", str(tmp_path / "gone"), "./a/b", "a/"):
         with pytest.raises(
             UserError, match="no such folder: must be sprites, words, a"
         ):
-            hub.folder(name)
+            hub.folder(name, HUB_IDS)

@@ -6,12 +6,12 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
-from tests.rewards.test_remote import IMAGES, PROMPTS, answering
 
 from flowgrpo_jax.data.prompts import Prompt
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.rewards import registry
 from flowgrpo_jax.rewards.registry import Context
+from tests.rewards.service.test_client import IMAGES, PROMPTS, answering
 
 
 def says(*words):

@@ -1,0 +1,27 @@
+"""Which model a run has, and how: all that a family needs to make it."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSpec:
+    """A model by name, and the options of its networks; weights are not part of it.
+
+    `path` is where its files lie, if not where `name` says. `resolution` is in pixels
+    along a side, 0 for the model's own. A `lora_rank` of 0 is no adapter;
+    `lora_targets` are regular expressions of the ends of diffusers' module names.
+    """
+
+    name: str
+    path: str = ""
+    resolution: int = 0
+    max_sequence_length: int = 256
+    dtype: str = "float32"
+    lora_rank: int = 0
+    lora_alpha: float = 0.0
+    lora_targets: tuple[str, ...] = ()
+
+    @property
+    def place(self) -> str:
+        """Where its files are looked for."""
+        return self.path or self.name

@@ -1,0 +1,112 @@
+"""The embedded worlds as a family of models: one weights file, in here or the user's."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.models.files.lora_files import Adapter
+from flowgrpo_jax.models.flow_model import FlowModel, Variables
+from flowgrpo_jax.models.spec import ModelSpec
+from flowgrpo_jax.runtime import paths
+from flowgrpo_jax.worlds import embedded
+from flowgrpo_jax.worlds.registry import WORLDS
+
+
+def find(spec: ModelSpec) -> Path:
+    """The weights file of a world's name, or the one that is named; UserError if none."""
+    _check(spec)
+    name = spec.name
+    own = WORLDS[name].model.WEIGHTS if name in WORLDS else name
+    path = paths.local(spec.path or own)
+    if not path.is_file():
+        remedy = "install the package again" if name in WORLDS else "give a file"
+        raise UserError(f"model: {name}: no weights at {path}: {remedy}")
+    return path
+
+
+def plan(spec: ModelSpec, place: Path | None) -> FlowModel:
+    """The networks whose size the file tells; without one, of a world's usual size."""
+    _check(spec)
+    if place is None:
+        return _of_size(spec, WORLDS[spec.name].model.Size())
+    try:
+        return _of_size(spec, embedded.read_size(place))
+    except (TypeError, KeyError) as error:  # the header tells of something else
+        raise _no_weights_of_ours(spec.name) from error
+
+
+def _of_size(spec: ModelSpec, size: embedded.Size) -> FlowModel:
+    made = WORLDS[size.world].model.make_model(
+        size, spec.lora_rank, spec.lora_alpha, jnp.dtype(spec.dtype)
+    )
+    network = made.denoiser.with_options(lora_targets=spec.lora_targets or None)
+    return dataclasses.replace(made, denoiser=network)
+
+
+def shapes(model: FlowModel, weights: DTypeLike) -> Variables:
+    """Shapes of all variables, in fp32 whatever `weights` says: the file has no other."""
+    del weights
+    return jax.eval_shape(model.init, jax.random.key(0))
+
+
+def read(place: Path, model: FlowModel, like: Variables) -> Variables:
+    """The variables on the host, in fp32: they are small on any mesh."""
+    try:
+        variables, _ = embedded.load(place)
+    except (TypeError, KeyError) as error:
+        raise _no_weights_of_ours(str(place)) from error
+    if jax.tree.map(jnp.shape, like) != jax.tree.map(jnp.shape, variables):
+        raise _no_weights_of_ours(str(place))
+    return variables
+
+
+def with_adapter(path: str, lora: Variables, model: FlowModel) -> Variables:
+    """UserError: files of adapters are of diffusers' models."""
+    raise UserError(
+        f"train.lora_path: {path}: needs train.use_lora and a diffusers model"
+    )
+
+
+def save_result(path: Path, variables: Variables, model: FlowModel) -> None:
+    """One file, weights.safetensors, with any LoRA folded in."""
+    embedded.save(path / "weights.safetensors", jax.device_get(variables), model)
+
+
+def adapter(variables: Variables, model: FlowModel) -> Adapter:
+    """UserError: there is no diffusers model that an adapter could be for."""
+    raise _not_of_diffusers(model)
+
+
+def write_transformer(folder: Path, variables: Variables, model: FlowModel) -> None:
+    """UserError: diffusers has no such transformer."""
+    raise _not_of_diffusers(model)
+
+
+def usage(base: str | None, transformer: bool) -> str:
+    """How this package samples the result."""
+    return "python -m flowgrpo_jax.sample --model=weights.safetensors --prompt=..."
+
+
+def _check(spec: ModelSpec) -> None:
+    if spec.resolution:
+        raise UserError(
+            f"resolution: {spec.resolution}: must be 0: the embedded model has one"
+        )
+
+
+def _not_of_diffusers(model: FlowModel) -> UserError:
+    return UserError(
+        f"model: {model.name}: the embedded model is no diffusers model: its result is "
+        "weights.safetensors in the run's --workdir"
+    )
+
+
+def _no_weights_of_ours(name: str) -> UserError:
+    return UserError(
+        f"model: {name}: holds other weights than those of an embedded model: give "
+        "a weights.safetensors that this package has written"
+    )

@@ -1,0 +1,12 @@
+"""The row of the embedded worlds in the table of families, without networks."""
+
+from flowgrpo_jax.models.family import Family
+
+ROW = Family(
+    name="embedded",
+    module="flowgrpo_jax.worlds.family",
+    # Their weights are in this package: nothing is downloaded.
+    aliases={"sprites": "", "words": ""},
+    suffixes=(".safetensors",),
+    embedded=True,
+)
