@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 
 from flowgrpo_jax.config import recipes
-from flowgrpo_jax.flow import calibration, plan, transition
+from flowgrpo_jax.flow import plan, transition
 from flowgrpo_jax.rl import forward_losses, losses, objective
 
 PIECES: dict[str, list[Callable]] = {
@@ -22,7 +22,7 @@ PIECES: dict[str, list[Callable]] = {
     "mix_grpo_flash": [plan.compressed, transition.dpm_solver_2m],
     "tempflow_grpo": [objective.tempflow_weights],
     "branch_grpo": [plan.tree],
-    "dense_grpo": [plan._probe, calibration.calibrate],
+    "dense_grpo": [plan._probe],
     "flow_cps": [transition._cps],
     "grpo_guard": [losses.guard],
     "flow_dppo": [losses.dppo, objective.dppo],

@@ -1,6 +1,6 @@
 """What a run will cost and whether it fits, before anyone rents a chip.
 
-python -m flowgrpo_jax.estimate --config=configs/geneval.py:model=sd3.5-medium \\
+python -m flowgrpo_jax.estimate --config=configs/pickscore.py \\
   --topology=v5e:2x4 --config.microbatch=4 --config.remat=full
 
 Parameters, operations and bytes come from formulas. Where libtpu is installed

@@ -75,7 +75,7 @@ def test_the_loss_has_a_guidance_of_its_own(scale, asked):
         recipe="sft", sample__guidance_scale=4.5, train__guidance_scale=scale
     )
     loss = assemble.make_loss(config, model, assemble.make_sampler(config, model))
-    text = model.encode_text({}, jnp.zeros((3, 1), int))
+    text = model.encode_text(toy.VARIABLES, jnp.zeros((3, 1), int))
     column = jnp.ones((3, 1))
     elements = SampleElements(
         clean=jnp.ones((3, 1, *model.latent_shape)),

@@ -2,7 +2,7 @@
 
 import ml_collections
 
-from flowgrpo_jax.config import keys, values
+from flowgrpo_jax.config import families, keys, recipes, values
 from flowgrpo_jax.config.values import WINDOWS
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.rewards import registry
@@ -83,6 +83,13 @@ def remarks(config: ml_collections.ConfigDict) -> list[str]:
         for name in config.reward_options
         if name not in _measured(config)
     ]
+    family, authors = families.of(config.model), recipes.recipe(config.recipe).authors
+    if family.trained_as and authors and family.trained_as not in authors:
+        told.append(
+            f"recipe: {config.recipe}: its authors trained {' and '.join(authors)}, no "
+            f"model of the family of {config.model}: the learning rate, the group size "
+            "and whatever else it leaves open are the defaults of that family"
+        )
     if last and train.decay_iterations > last:
         told.append(
             f"train.decay_iterations: {train.decay_iterations}: more than the {last} "

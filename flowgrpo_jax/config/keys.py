@@ -9,7 +9,6 @@ import ml_collections
 from flowgrpo_jax.config import families, recipes
 from flowgrpo_jax.errors import UserError, shown
 from flowgrpo_jax.models.families import DEFAULT, SCHEDULES_BEFORE
-from flowgrpo_jax.rewards import registry
 
 # Keys that a resumed run may change: they do not shape what was already computed.
 MAY_DIFFER = frozenset(
@@ -342,6 +341,10 @@ def unknown_key(config: ml_collections.ConfigDict, key: str, group: str) -> User
     """The line for a key that `group` has not: the nearest ones, or all that it has."""
     name = key.rpartition(".")[2]
     if group in ("reward", "eval.reward"):
+        from flowgrpo_jax.rewards import (
+            registry,  # jax comes with it, and takes seconds
+        )
+
         if name not in registry.REWARDS:
             return not_one_of(group, name, registry.REWARDS)
         return UserError(

@@ -45,7 +45,7 @@ def small(config, **values):
         "mesh": {"data": 1},
         **values,
     }.items():
-        configs._assign(config, key, value)
+        configs.assign(config, key, value)
     return config
 
 
