@@ -24,7 +24,7 @@ from benchmarks.fuzz import core
 from flowgrpo_jax.flow import schedule
 from flowgrpo_jax.models.encoders.clip import CLIPTextConfig
 from flowgrpo_jax.models.encoders.t5 import T5Config
-from flowgrpo_jax.models.files import config_json
+from flowgrpo_jax.models.files import config_json, pipeline_index, scheduler
 from flowgrpo_jax.models.sd3 import folder as sd3_folder
 from flowgrpo_jax.models.sd3.transformer_config import MMDiTConfig
 from flowgrpo_jax.models.vae import VAEConfig
@@ -141,7 +141,7 @@ def check(given: tuple[str, dict[str, Any]]) -> str:
         if name == "scheduler":
             return _check_scheduler(json.dumps(values).encode(), Path(folder))
         if name == "index":
-            (Path(folder) / sd3_folder.INDEX).write_text(json.dumps(values))
+            (Path(folder) / pipeline_index.INDEX).write_text(json.dumps(values))
             with core.refused() as lines:
                 sd3_folder.check_index(Path(folder))
             for part, entry in values.items() if not lines else ():
@@ -156,9 +156,9 @@ def check(given: tuple[str, dict[str, Any]]) -> str:
 
 def _check_scheduler(data: bytes, folder: Path) -> str:
     (folder / "scheduler").mkdir()
-    (folder / "scheduler" / sd3_folder.SCHEDULER).write_bytes(data)
+    (folder / "scheduler" / scheduler.SCHEDULER).write_bytes(data)
     with core.refused() as lines:
-        shift = sd3_folder.shift(folder, TOKENS)
+        shift = scheduler.shift(folder, TOKENS)
         ours = schedule.shifted_grid(STEPS, shift.value, shift.dynamic)
     if lines:
         return core.REFUSED

@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # a row must not import jax
 
 @runtime_checkable
 class Code(Protocol):
-    """What the module of a family does, with its networks and files."""
+    """What a family does with its networks and files: `CODE` of its module."""
 
     def find(self, spec: "ModelSpec") -> Path:
         """Where the model's files lie; what is not on this machine is downloaded.
@@ -86,7 +86,7 @@ class Family:
       sampling: config keys that its pipeline in diffusers samples with.
       embedded: whether it paints scenes of an embedded world: these have a detector of
         their own, can be pretrained here, and are no model of diffusers.
-      module: the dotted name of its `Code`.
+      module: the dotted name of the file that has its `Code`, as CODE.
     """
 
     name: str
@@ -101,5 +101,5 @@ class Family:
 
     @property
     def code(self) -> Code:
-        """Its module, imported on the first use: networks are slow to import."""
-        return cast(Code, importlib.import_module(self.module))
+        """Imported on the first use: networks are slow to import."""
+        return cast(Code, importlib.import_module(self.module).CODE)

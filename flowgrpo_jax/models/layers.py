@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
@@ -78,3 +79,13 @@ class RMSNorm(nn.Module):
         mean_square = (wide * wide).mean(axis=-1, keepdims=True)
         wide = wide * jax.lax.rsqrt(mean_square + 1e-6) * scale.astype(jnp.float32)
         return wide.astype(x.dtype)
+
+
+def timestep_embedding(
+    timestep: Float[Array, " sample"], features: int = 256
+) -> Float[Array, "sample feature"]:
+    """Cosines then sines of timestep * 10000^(-i/half), in fp32."""
+    half = features // 2
+    frequency = jnp.exp(-np.log(10_000.0) * jnp.arange(half, dtype=jnp.float32) / half)
+    angle = timestep.astype(jnp.float32)[:, None] * frequency
+    return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)

@@ -92,6 +92,8 @@ SD3 = VAEConfig(
     use_quant_conv=False,
     use_post_quant_conv=False,
 )
+# Of FLUX.1: the same network, other numbers around it.
+FLUX = dataclasses.replace(SD3, scaling_factor=0.3611, shift_factor=0.1159)
 _HARMLESS = ("sample_size", "force_upcast")  # of training, and of fp16 decoding
 _BLOCK_TYPES = {
     "down_block_types": "DownEncoderBlock2D",

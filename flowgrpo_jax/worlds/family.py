@@ -16,27 +16,68 @@ from flowgrpo_jax.worlds import embedded
 from flowgrpo_jax.worlds.registry import WORLDS
 
 
-def find(spec: ModelSpec) -> Path:
-    """The weights file of a world's name, or the one that is named; UserError if none."""
-    _check(spec)
-    name = spec.name
-    own = WORLDS[name].model.WEIGHTS if name in WORLDS else name
-    path = paths.local(spec.path or own)
-    if not path.is_file():
-        remedy = "install the package again" if name in WORLDS else "give a file"
-        raise UserError(f"model: {name}: no weights at {path}: {remedy}")
-    return path
+class EmbeddedCode:
+    """The family's code; see `family.Code` for what each method is."""
 
+    def find(self, spec: ModelSpec) -> Path:
+        """The weights file of a world's name, or the one that is named; UserError if none."""
+        _check(spec)
+        name = spec.name
+        own = WORLDS[name].model.WEIGHTS if name in WORLDS else name
+        path = paths.local(spec.path or own)
+        if not path.is_file():
+            remedy = "install the package again" if name in WORLDS else "give a file"
+            raise UserError(f"model: {name}: no weights at {path}: {remedy}")
+        return path
 
-def plan(spec: ModelSpec, place: Path | None) -> FlowModel:
-    """The networks whose size the file tells; without one, of a world's usual size."""
-    _check(spec)
-    if place is None:
-        return _of_size(spec, WORLDS[spec.name].model.Size())
-    try:
-        return _of_size(spec, embedded.read_size(place))
-    except (TypeError, KeyError) as error:  # the header tells of something else
-        raise _no_weights_of_ours(spec.name) from error
+    def plan(self, spec: ModelSpec, place: Path | None) -> FlowModel:
+        """The networks whose size the file tells; without one, of a world's usual size."""
+        _check(spec)
+        if place is None:
+            return _of_size(spec, WORLDS[spec.name].model.Size())
+        try:
+            return _of_size(spec, embedded.read_size(place))
+        except (TypeError, KeyError) as error:  # the header tells of something else
+            raise _no_weights_of_ours(spec.name) from error
+
+    def shapes(self, model: FlowModel, weights: DTypeLike) -> Variables:
+        """Shapes of all variables, in fp32 whatever `weights` says: the file has no other."""
+        del weights
+        return jax.eval_shape(model.init, jax.random.key(0))
+
+    def read(self, place: Path, model: FlowModel, like: Variables) -> Variables:
+        """The variables on the host, in fp32: they are small on any mesh."""
+        try:
+            variables, _ = embedded.load(place)
+        except (TypeError, KeyError) as error:
+            raise _no_weights_of_ours(str(place)) from error
+        if jax.tree.map(jnp.shape, like) != jax.tree.map(jnp.shape, variables):
+            raise _no_weights_of_ours(str(place))
+        return variables
+
+    def with_adapter(self, path: str, lora: Variables, model: FlowModel) -> Variables:
+        """UserError: files of adapters are of diffusers' models."""
+        raise UserError(
+            f"train.lora_path: {path}: needs train.use_lora and a diffusers model"
+        )
+
+    def save_result(self, path: Path, variables: Variables, model: FlowModel) -> None:
+        """One file, weights.safetensors, with any LoRA folded in."""
+        embedded.save(path / "weights.safetensors", jax.device_get(variables), model)
+
+    def adapter(self, variables: Variables, model: FlowModel) -> Adapter:
+        """UserError: there is no diffusers model that an adapter could be for."""
+        raise _not_of_diffusers(model)
+
+    def write_transformer(
+        self, folder: Path, variables: Variables, model: FlowModel
+    ) -> None:
+        """UserError: diffusers has no such transformer."""
+        raise _not_of_diffusers(model)
+
+    def usage(self, base: str | None, transformer: bool) -> str:
+        """How this package samples the result."""
+        return "python -m flowgrpo_jax.sample --model=weights.safetensors --prompt=..."
 
 
 def _of_size(spec: ModelSpec, size: embedded.Size) -> FlowModel:
@@ -45,50 +86,6 @@ def _of_size(spec: ModelSpec, size: embedded.Size) -> FlowModel:
     )
     network = made.denoiser.with_options(lora_targets=spec.lora_targets or None)
     return dataclasses.replace(made, denoiser=network)
-
-
-def shapes(model: FlowModel, weights: DTypeLike) -> Variables:
-    """Shapes of all variables, in fp32 whatever `weights` says: the file has no other."""
-    del weights
-    return jax.eval_shape(model.init, jax.random.key(0))
-
-
-def read(place: Path, model: FlowModel, like: Variables) -> Variables:
-    """The variables on the host, in fp32: they are small on any mesh."""
-    try:
-        variables, _ = embedded.load(place)
-    except (TypeError, KeyError) as error:
-        raise _no_weights_of_ours(str(place)) from error
-    if jax.tree.map(jnp.shape, like) != jax.tree.map(jnp.shape, variables):
-        raise _no_weights_of_ours(str(place))
-    return variables
-
-
-def with_adapter(path: str, lora: Variables, model: FlowModel) -> Variables:
-    """UserError: files of adapters are of diffusers' models."""
-    raise UserError(
-        f"train.lora_path: {path}: needs train.use_lora and a diffusers model"
-    )
-
-
-def save_result(path: Path, variables: Variables, model: FlowModel) -> None:
-    """One file, weights.safetensors, with any LoRA folded in."""
-    embedded.save(path / "weights.safetensors", jax.device_get(variables), model)
-
-
-def adapter(variables: Variables, model: FlowModel) -> Adapter:
-    """UserError: there is no diffusers model that an adapter could be for."""
-    raise _not_of_diffusers(model)
-
-
-def write_transformer(folder: Path, variables: Variables, model: FlowModel) -> None:
-    """UserError: diffusers has no such transformer."""
-    raise _not_of_diffusers(model)
-
-
-def usage(base: str | None, transformer: bool) -> str:
-    """How this package samples the result."""
-    return "python -m flowgrpo_jax.sample --model=weights.safetensors --prompt=..."
 
 
 def _check(spec: ModelSpec) -> None:
@@ -110,3 +107,6 @@ def _no_weights_of_ours(name: str) -> UserError:
         f"model: {name}: holds other weights than those of an embedded model: give "
         "a weights.safetensors that this package has written"
     )
+
+
+CODE = EmbeddedCode()

@@ -19,7 +19,7 @@ from flowgrpo_jax.data.prompts import Prompt
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.inference import restore, sampling
 from flowgrpo_jax.models.files import lora_files
-from flowgrpo_jax.models.sd3 import family as sd3
+from flowgrpo_jax.models.sd3.family import CODE as sd3
 from flowgrpo_jax.train import train
 from tests.parity import tiny_sd3
 from tests.parity.test_pipeline import (

@@ -15,9 +15,10 @@ from flax import traverse_util
 from peft import LoraConfig
 
 from flowgrpo_jax.models.files import tensors
+from flowgrpo_jax.models.layers import timestep_embedding
 from flowgrpo_jax.models.sd3 import transformer_config
 from flowgrpo_jax.models.sd3.presets import TRANSFORMERS
-from flowgrpo_jax.models.sd3.transformer import MMDiT, MMDiTConfig, timestep_embedding
+from flowgrpo_jax.models.sd3.transformer import MMDiT, MMDiTConfig
 
 SMALL = {
     "sample_size": 8,

@@ -14,7 +14,7 @@ from flowgrpo_jax.data import embedding_cache
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.flow import schedule
 from flowgrpo_jax.inference import restore, sampling
-from flowgrpo_jax.models.sd3.prompts import SD3PromptEncoders
+from flowgrpo_jax.models.folder_encoders import FolderEncoders
 from tests.parity import tiny_sd3
 
 PROMPTS = ["a photo of the red circle", "the sign that reads hello"]
@@ -116,7 +116,7 @@ def test_prompts_are_encoded_once(pipeline, tmp_path, monkeypatch, capsys):
     restored = restore.base(config)
     first = restore.place(config, restored, PROMPTS).text
     assert "encoding 3 prompts" in capsys.readouterr().out
-    monkeypatch.delattr(SD3PromptEncoders, "encoding")
+    monkeypatch.delattr(FolderEncoders, "encoding")
     second = restore.place(config, restored, PROMPTS[:1]).text
     np.testing.assert_array_equal(
         second.rows(PROMPTS[:1]).context, first.rows(PROMPTS[:1]).context

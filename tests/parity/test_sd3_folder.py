@@ -9,6 +9,7 @@ from diffusers.pipelines.stable_diffusion_3 import pipeline_stable_diffusion_3 a
 
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.flow import schedule
+from flowgrpo_jax.models.files import pipeline_index, scheduler
 from flowgrpo_jax.models.sd3 import folder as sd3_folder
 
 STEPS, TOKENS = 10, 1024
@@ -29,7 +30,7 @@ def theirs(options):
 def folder(tmp_path):
     """Writes scheduler_config.json with these keys over diffusers' own."""
     FlowMatchEulerDiscreteScheduler(shift=3.0).save_pretrained(tmp_path / "scheduler")
-    path = tmp_path / "scheduler" / sd3_folder.SCHEDULER
+    path = tmp_path / "scheduler" / scheduler.SCHEDULER
 
     def write(**options):
         path.write_text(json.dumps(json.loads(path.read_text()) | options))
@@ -54,7 +55,7 @@ def folder(tmp_path):
 )
 def test_sigmas_are_those_of_diffusers(folder, options):
     """Oracle: set_timesteps of diffusers' scheduler, as its SD3 pipeline calls it."""
-    found = sd3_folder.shift(folder(**options), TOKENS)
+    found = scheduler.shift(folder(**options), TOKENS)
     sigmas = schedule.shifted_grid(STEPS, found.value, found.dynamic)
     known = {key: options[key] for key in options if key[0] != "_"}
     expected = theirs({"shift": 3.0} | known)
@@ -76,8 +77,8 @@ def test_sigmas_are_those_of_diffusers(folder, options):
 def test_other_sigmas_are_refused_by_name(folder, options):
     """Oracle: diffusers, whose sigmas are others with this key."""
     (key,) = options.keys() - {"use_dynamic_shifting"}
-    with pytest.raises(UserError, match=f"{sd3_folder.SCHEDULER}: {key}: "):
-        sd3_folder.shift(folder(**options), TOKENS)
+    with pytest.raises(UserError, match=f"{scheduler.SCHEDULER}: {key}: "):
+        scheduler.shift(folder(**options), TOKENS)
     plain = {key: value for key, value in options.items() if "dynamic" in key}
     assert np.abs(theirs(options) - theirs(plain)).max() > 1e-4
 
@@ -107,8 +108,8 @@ def test_other_sigmas_are_refused_by_name(folder, options):
 )
 def test_what_cannot_be_followed_is_refused_by_name(folder, options, key):
     """Oracle: the line begins with the file and the key; shorter than a screen."""
-    with pytest.raises(UserError, match=f"{sd3_folder.SCHEDULER}: {key}: ") as caught:
-        sd3_folder.shift(folder(**options), TOKENS)
+    with pytest.raises(UserError, match=f"{scheduler.SCHEDULER}: {key}: ") as caught:
+        scheduler.shift(folder(**options), TOKENS)
     assert len(str(caught.value)) < 500 and "\n" not in str(caught.value)
 
 
@@ -144,11 +145,11 @@ INDEX = {
 )
 def test_parts_of_another_class_are_refused_by_name(tmp_path, change, key):
     """Oracle: the classes that are implemented; the line names file and part."""
-    (tmp_path / sd3_folder.INDEX).write_text(json.dumps(INDEX | change))
+    (tmp_path / pipeline_index.INDEX).write_text(json.dumps(INDEX | change))
     if key is None:
         assert sd3_folder.check_index(tmp_path) is None
         return
-    with pytest.raises(UserError, match=f"{sd3_folder.INDEX}: {key}: "):
+    with pytest.raises(UserError, match=f"{pipeline_index.INDEX}: {key}: "):
         sd3_folder.check_index(tmp_path)
 
 
@@ -165,7 +166,7 @@ def test_parts_of_another_class_are_refused_by_name(tmp_path, change, key):
 )
 def test_broken_json_is_one_line(tmp_path, text, message):
     """Oracle: the line, by hand; it names the file."""
-    path = tmp_path / sd3_folder.INDEX
+    path = tmp_path / pipeline_index.INDEX
     path.write_text(text)
     with pytest.raises(UserError, match=f"model: {path}: {message}") as caught:
         sd3_folder.check_index(tmp_path)

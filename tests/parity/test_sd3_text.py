@@ -17,7 +17,7 @@ from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.models.files.tokenizers import Tokenizer
 from flowgrpo_jax.models.sd3 import text as sd3_text
 from flowgrpo_jax.models.sd3.prompts import SD3PromptEncoders
-from flowgrpo_jax.models.sd3.text import SD3Text, SD3TextConfig, SD3Tokenizer
+from flowgrpo_jax.models.sd3.text import SD3Text, SD3TextConfig, sd3_tokenizer
 from tests.parity.oracle import assert_close
 from tests.parity.tiny_sd3 import write_pipeline
 
@@ -50,7 +50,7 @@ def encoded(folder, length: int, dtype=jnp.float32):
     """Context and pooled of the prompts, by way of the folder alone."""
     config = SD3TextConfig.from_folder(folder).with_dtype(dtype)
     params = sd3_text.read(folder, sd3_text.shapes(config))
-    ids = jnp.asarray(SD3Tokenizer(folder, length)(PROMPTS))
+    ids = jnp.asarray(sd3_tokenizer(folder, length)(PROMPTS))
     return jax.jit(SD3Text(config).apply)({"params": params}, ids)
 
 
@@ -136,7 +136,7 @@ def test_what_is_cut_is_known(made):
     pipeline, folder = made
     exact = " ".join(["red"] * 75)  # 77 with start and end
     texts = [*PROMPTS, exact, exact + " red"]
-    found = SD3Tokenizer(folder, 20).cut(texts)
+    found = sd3_tokenizer(folder, 20).cut(texts)
     for name, tokenizer, most in (
         ("CLIP (77 tokens)", pipeline.tokenizer, 77),
         ("T5 (20 tokens)", pipeline.tokenizer_3, 20),
@@ -145,13 +145,13 @@ def test_what_is_cut_is_known(made):
         assert found[name] == longer and 0 < len(longer) < len(texts)
     assert exact + " red" in found["CLIP (77 tokens)"]
     assert exact not in found["CLIP (77 tokens)"]
-    assert SD3Tokenizer(folder, 20).cut(["red", ""]) == {}
+    assert sd3_tokenizer(folder, 20).cut(["red", ""]) == {}
 
 
 @pytest.mark.parametrize("length", [0, 513])
 def test_length_out_of_range(made, length):
     with pytest.raises(UserError, match=rf"max_sequence_length: {length}: .*1 \.\.\. "):
-        SD3Tokenizer(made[1], length)
+        sd3_tokenizer(made[1], length)
 
 
 @pytest.mark.parametrize("kind", ["clip", "t5"])
@@ -238,7 +238,7 @@ def test_pieces_alone_need_sentencepiece(copy):
         pytest.skip("sentencepiece is installed")
     (copy / "tokenizer_3" / "tokenizer.json").rename(copy / "tokenizer_3/spiece.model")
     with pytest.raises(UserError, match="spiece.model: .*pip install sentencepiece"):
-        SD3Tokenizer(copy, 20)
+        sd3_tokenizer(copy, 20)
 
 
 def test_the_class_is_that_of_the_index(copy, made):
@@ -252,7 +252,7 @@ def test_folder_without_an_index(made, tmp_path):
     for name in ("tokenizer", "tokenizer_2"):
         shutil.copytree(made[1] / name, tmp_path / name)
     with pytest.raises(UserError, match="model_index.json: cannot be read"):
-        SD3Tokenizer(tmp_path)
+        sd3_tokenizer(tmp_path)
 
 
 def edit(path, **values):

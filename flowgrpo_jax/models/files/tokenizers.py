@@ -50,7 +50,7 @@ class Tokenizer:
                 f"model: {folder}: the tokenizer cannot be read ({reason})"
             ) from error
         self._tokenizer = tokenizer
-        self.folder = folder
+        self.folder, self.kind = folder, kind
         self.size = len(tokenizer)  # ids are below it
         self.model_max_length = tokenizer.model_max_length
         self.length = length or tokenizer.model_max_length

@@ -5,13 +5,11 @@ Esser et al. 2024, arXiv 2403.03206, section 5.2; joined as in diffusers'
 """
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Int
@@ -21,13 +19,16 @@ from flowgrpo_jax.models.encoders import clip_weights, t5
 from flowgrpo_jax.models.encoders.clip import CLIPText, CLIPTextConfig
 from flowgrpo_jax.models.files import config_json, tensors
 from flowgrpo_jax.models.files.tokenizers import Tokenizer
+from flowgrpo_jax.models.folder_encoders import (
+    CLIP_TOKENS,
+    JoinedTokenizer,
+    check_length,
+)
 from flowgrpo_jax.models.sd3 import folder as sd3_folder
 from flowgrpo_jax.models.sd3.transformer_config import MMDiTConfig
 from flowgrpo_jax.models.text import TextEmbedding
 
 MAX_SEQUENCE_LENGTH = 256  # T5 tokens; diffusers' default. Flow-GRPO trains with 128.
-CLIP_TOKENS = 77
-_LONGEST = 512  # what T5 was trained with, and the most that diffusers allows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +68,12 @@ class SD3TextConfig:
             t5=large,
         )
 
+    @property
+    def vocabularies(self) -> tuple[int | None, ...]:
+        """Ids that each encoder knows."""
+        large = self.t5.vocab_size if self.t5 else None
+        return self.clip_l.vocab_size, self.clip_g.vocab_size, large
+
 
 def _clip(folder: Path) -> CLIPTextConfig:
     """One of the two; the pipeline reads it by the class with a projection."""
@@ -101,62 +108,28 @@ def _check_widths(config: SD3TextConfig, pooled: int, folder: Path) -> None:
     )
 
 
-class SD3Tokenizer:
+def sd3_tokenizer(
+    folder: str | Path, max_sequence_length: int = MAX_SEQUENCE_LENGTH
+) -> JoinedTokenizer:
     """Ids of the three tokenizers side by side: 77 for each CLIP, the rest for T5.
 
     UserError if `max_sequence_length`, the tokens for T5, is not in 1 ... 512, or if a
     tokenizer is missing.
     """
-
-    def __init__(
-        self, folder: str | Path, max_sequence_length: int = MAX_SEQUENCE_LENGTH
-    ):
-        if not 1 <= max_sequence_length <= _LONGEST:
-            raise UserError(
-                f"max_sequence_length: {max_sequence_length}: must be in 1 ... "
-                f"{_LONGEST}"
-            )
-        folder = Path(folder)
-        self._length = 2 * CLIP_TOKENS + max_sequence_length
-        self._parts = [
-            Tokenizer(folder / name, "clip", CLIP_TOKENS)
-            for name in ("tokenizer", "tokenizer_2")
-        ]
-        if sd3_folder.has_t5(folder):
-            large = Tokenizer(folder / "tokenizer_3", "t5", max_sequence_length)
-            self._parts.append(large)
-        if (most := self._parts[0].model_max_length) != CLIP_TOKENS:
-            raise UserError(
-                f"model: {folder / 'tokenizer'}: model_max_length: {most}: only "
-                f"{CLIP_TOKENS} is implemented"
-            )
-
-    def __call__(self, prompts: Sequence[str]) -> Int[np.ndarray, "prompt token"]:
-        """Ids [prompt, 2 * 77 + max_sequence_length]."""
-        ids = np.concatenate([part(prompts) for part in self._parts], axis=1)
-        return np.pad(ids, ((0, 0), (0, self._length - ids.shape[1])))
-
-    def check(self, config: SD3TextConfig) -> None:
-        """UserError if a tokenizer has ids that its encoder does not know."""
-        encoders = (config.clip_l, config.clip_g, config.t5)
-        for part, encoder in zip(self._parts, encoders, strict=False):
-            if encoder is not None and part.size > encoder.vocab_size:
-                raise UserError(
-                    f"model: {part.folder}: {part.size} tokens: its text encoder knows "
-                    f"{encoder.vocab_size} (vocab_size)"
-                )
-
-    def cut(self, prompts: Sequence[str]) -> dict[str, list[str]]:
-        """The prompts of which an encoder does not see the end, by that encoder."""
-        found: dict[str, list[str]] = {}
-        for name, part in zip(("CLIP", "CLIP", "T5"), self._parts, strict=False):
-            if longer := part.cut(prompts):
-                found[f"{name} ({part.length} tokens)"] = longer
-        return found
+    check_length(max_sequence_length)
+    folder = Path(folder)
+    parts = [
+        ("CLIP", Tokenizer(folder / name, "clip", CLIP_TOKENS))
+        for name in ("tokenizer", "tokenizer_2")
+    ]
+    if sd3_folder.has_t5(folder):
+        large = Tokenizer(folder / "tokenizer_3", "t5", max_sequence_length)
+        parts.append(("T5", large))
+    return JoinedTokenizer(parts, 2 * CLIP_TOKENS + max_sequence_length)
 
 
 class SD3Text(nn.Module):
-    """Ids of an `SD3Tokenizer` to what the transformer sees.
+    """Ids of an `sd3_tokenizer` to what the transformer sees.
 
     Context: CLIP-L and CLIP-G side by side (their last layer but one), padded with
     zeros to the width of T5, then the tokens of T5, which sees its padding as well.

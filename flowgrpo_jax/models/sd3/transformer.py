@@ -10,14 +10,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.models.attention import attention
-from flowgrpo_jax.models.layers import Dense, LayerNorm, RMSNorm
+from flowgrpo_jax.models.layers import Dense, LayerNorm, RMSNorm, timestep_embedding
 from flowgrpo_jax.models.remat import rematerialized
 from flowgrpo_jax.models.sd3 import positions
 from flowgrpo_jax.models.sd3.transformer_config import MMDiTConfig, groups
@@ -277,16 +276,6 @@ class _TimeText(nn.Module):
             hidden = nn.silu(_dense(cfg, f"{layer}_1", cfg.width)(vector))
             parts.append(_dense(cfg, f"{layer}_2", cfg.width)(hidden))
         return parts[0] + parts[1]
-
-
-def timestep_embedding(
-    timestep: Float[Array, " sample"], features: int = 256
-) -> Float[Array, "sample feature"]:
-    """Cosines then sines of timestep * 10000^(-i/half), in fp32."""
-    half = features // 2
-    frequency = jnp.exp(-np.log(10_000.0) * jnp.arange(half, dtype=jnp.float32) / half)
-    angle = timestep.astype(jnp.float32)[:, None] * frequency
-    return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
 
 
 def unpatchify(

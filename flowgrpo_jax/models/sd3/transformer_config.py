@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,8 +10,10 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.models import layer_names
 from flowgrpo_jax.models.files import config_json
 from flowgrpo_jax.models.files.tensors import Rule
+from flowgrpo_jax.models.layer_names import layer_rules, norm_rules
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,43 +173,14 @@ OUTER_LAYERS: dict[str, str | tuple[str, ...]] = {
 
 
 def adapted_layers(patterns: Sequence[str]) -> tuple[str, ...]:
-    """Our layers whose modules in diffusers' files the patterns name, for LoRA.
+    """Our layers that LoRA patterns name; see `layer_names.adapted`.
 
-    A pattern is a regular expression of the end of a module's name from a dot on, as
-    `attn\\.to_q`; it speaks of all blocks. UserError if it names nothing, or a part of
-    a layer that is one here (query, key and value).
+    In the order of BLOCK_LAYERS, then of OUTER_LAYERS.
     """
-    layers, unused = [], set(patterns)
-    for layer, parts in (BLOCK_LAYERS | OUTER_LAYERS).items():
-        prefix = "transformer_blocks." if layer in BLOCK_LAYERS else ""
-        found = []
-        for part in (parts,) if isinstance(parts, str) else parts:
-            by = [p for p in patterns if _matches(p, prefix + part)]
-            unused -= set(by)
-            found.append(bool(by))
-        if any(found) and not all(found):
-            raise UserError(
-                f"train.lora_targets: {patterns}: {', '.join(parts)} are one layer "
-                "here: name all of them or none"
-            )
-        if all(found):
-            layers.append(layer)
-    for pattern in sorted(unused):
-        raise UserError(
-            f"train.lora_targets: {pattern}: names no layer of the transformer: they "
-            "are like attn.to_q, attn2.to_out.0, ff.net.2, norm1.linear, proj_out"
-        )
-    return tuple(layers)
-
-
-def _matches(pattern: str, module: str) -> bool:
-    try:
-        re.compile(pattern)  # by itself: "a)|(b" would be one within the parentheses
-        return re.fullmatch(rf"(.*\.)?({pattern})", module) is not None
-    except (re.error, OverflowError, RecursionError) as error:
-        raise UserError(
-            f"train.lora_targets: {pattern}: is no regular expression ({error})"
-        ) from error
+    groups = {"": ("transformer_blocks.", BLOCK_LAYERS), "/": ("", OUTER_LAYERS)}
+    like = "attn.to_q, attn2.to_out.0, ff.net.2, norm1.linear, proj_out"
+    found = layer_names.adapted(patterns, groups, like)
+    return tuple(name.removeprefix("/") for name in found)
 
 
 def table(config: MMDiTConfig) -> list[Rule]:
@@ -232,30 +204,13 @@ def table(config: MMDiTConfig) -> list[Rule]:
             grid=config.pos_embed_max_size,
         ),
     ]
-    rules += _layer_rules(OUTER_LAYERS, "", "", 0)
+    rules += layer_rules(OUTER_LAYERS, "", "")
     stacks = [
         (f"{group.name}/block/", "transformer_blocks.{layer}.", group.first)
         for group in groups(config)
     ]
     last = f"transformer_blocks.{config.num_layers - 1}."
     for ours, theirs, first in (*stacks, ("last_block/", last, 0)):
-        rules += _layer_rules(BLOCK_LAYERS, ours, theirs, first)
-        rules += [
-            Rule(f"{ours}{name}/scale", f"{theirs}{norm}.weight", first=first)
-            for name, norm in BLOCK_NORMS.items()
-        ]
-    return rules
-
-
-def _layer_rules(
-    layers: Mapping[str, str | tuple[str, ...]], ours: str, theirs: str, first: int
-) -> list[Rule]:
-    """Kernel and bias of every layer."""
-    rules = []
-    for name, parts in layers.items():
-        joined = (parts,) if isinstance(parts, str) else parts
-        weights = tuple(f"{theirs}{part}.weight" for part in joined)
-        biases = tuple(f"{theirs}{part}.bias" for part in joined)
-        rules.append(Rule(f"{ours}{name}/kernel", weights, "dense", first))
-        rules.append(Rule(f"{ours}{name}/bias", biases, first=first))
+        rules += layer_rules(BLOCK_LAYERS, ours, theirs, first)
+        rules += norm_rules(BLOCK_NORMS, ours, theirs, first)
     return rules

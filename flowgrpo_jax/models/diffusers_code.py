@@ -1,0 +1,138 @@
+"""What is alike for all families whose models are folders of diffusers."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.models import lora as loras
+from flowgrpo_jax.models import vae
+from flowgrpo_jax.models.files import hub, lora_files, lora_reading, tensors
+from flowgrpo_jax.models.flow_model import FlowModel, Variables
+from flowgrpo_jax.models.spec import ModelSpec
+
+
+class Classes(NamedTuple):
+    """Names of diffusers' classes, for messages and for the code on a model card."""
+
+    pipeline: str
+    transformer: str
+
+
+class DiffusersCode:
+    """The half of `family.Code` that needs a rename table and the names of classes.
+
+    A family adds `plan` and `table`, and what its transformer has beside parameters.
+    """
+
+    classes: Classes
+    aliases: Mapping[str, str]
+
+    def table(self, model: FlowModel) -> tensors.Table:
+        """The rename table of the transformer's file."""
+        raise NotImplementedError
+
+    def config_json(self, model: FlowModel) -> dict[str, Any]:
+        """What the transformer's config.json must say, but its class."""
+        raise NotImplementedError
+
+    def find(self, spec: ModelSpec) -> Path:
+        """The diffusers folder of a model; what is not here is downloaded."""
+        return hub.folder(spec.place, self.aliases)
+
+    def shapes(self, model: FlowModel, weights: DTypeLike) -> Variables:
+        """Shapes of all variables; `weights` is the type of the transformer's."""
+        network, coder = model.denoiser.with_options(lora_rank=0), model.autoencoder
+        assert isinstance(coder, vae.VAE)
+        found = jax.eval_shape(
+            lambda key: network.init(key, model.latent_shape), jax.random.key(0)
+        )
+        made = {
+            "transformer": jax.tree.map(
+                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(weights)),
+                found["params"],
+            ),
+            "vae": coder.shapes(),
+        }
+        return made | {
+            name: tree for name, tree in found.items() if name not in ("params", "lora")
+        }
+
+    def read(self, place: Path, model: FlowModel, like: Variables) -> Variables:
+        """The variables of a folder, in the types and at the places of `like`."""
+        return {
+            "transformer": tensors.read(
+                place / "transformer", self.table(model), like["transformer"]
+            ),
+            "vae": tensors.read(place / "vae", vae.TABLE, like["vae"]),
+        }
+
+    def save_result(self, path: Path, variables: Variables, model: FlowModel) -> None:
+        """The LoRA of a run as pytorch_lora_weights.safetensors, or its transformer."""
+        if "lora" in variables:
+            lora_files.write_diffusers(path, self.adapter(variables, model))
+        else:
+            self.write_transformer(path / "transformer", variables, model)
+
+    def adapter(self, variables: Variables, model: FlowModel) -> lora_files.Adapter:
+        """The LoRA of a policy, under the names of diffusers."""
+        lora = jax.device_get(variables["lora"])
+        alpha = model.denoiser.lora_alpha
+        return lora_files.from_variables(lora, self.table(model), alpha)
+
+    def with_adapter(self, path: str, lora: Variables, model: FlowModel) -> Variables:
+        """A `lora` tree like this one, with the weights of a LoRA file or folder."""
+        alpha = model.denoiser.lora_alpha
+        read = lora_reading.read(path)
+        return lora_files.to_variables(read, lora, self.table(model), alpha)
+
+    def write_transformer(
+        self, folder: Path, variables: Variables, model: FlowModel
+    ) -> None:
+        """The transformer as a diffusers folder, any LoRA folded in."""
+        held = {"_class_name": self.classes.transformer, **self.config_json(model)}
+        tensors.write(folder, self.folded(variables, model), self.table(model), held)
+
+    def folded(self, variables: Variables, model: FlowModel) -> Variables:
+        """All that the transformer's file holds, on the host."""
+        alpha = model.denoiser.lora_alpha
+        return loras.fold(jax.device_get(variables), alpha)["transformer"]
+
+    def usage(self, base: str | None, transformer: bool) -> str:
+        """Code for diffusers that loads a result, in the folder of the model card."""
+        pipeline, network = self.classes
+        where = f'"{base}"' if base else "...  # the folder of the base model"
+        if transformer:
+            return f"""from diffusers import {network}, {pipeline}
+
+base = {where}
+transformer = {network}.from_pretrained("transformer")
+pipeline = {pipeline}.from_pretrained(base, transformer=transformer)"""
+        return f"""from diffusers import {pipeline}
+
+base = {where}
+pipeline = {pipeline}.from_pretrained(base)
+pipeline.load_lora_weights(".")"""
+
+
+def check_latents(
+    channels: tuple[int, int], coder: vae.VAEConfig, folder: Path | None
+) -> None:
+    """UserError for a transformer and an autoencoder that do not fit together.
+
+    `channels`: of the latents that the transformer takes and gives.
+    """
+    if channels != (coder.latent_channels,) * 2:
+        raise UserError(
+            f"model: {folder}: transformer/config.json: in_channels and out_channels: "
+            f"{channels[0]} and {channels[1]}: latents of the vae have "
+            f"{coder.latent_channels}"
+        )
+    if (coder.in_channels, coder.out_channels) != (3, 3):
+        raise UserError(
+            f"model: {folder}: vae/config.json: in_channels and out_channels: must be 3"
+        )
