@@ -25,7 +25,7 @@ from flowgrpo_jax.assemble.planner import Planner
 from flowgrpo_jax.config import recipes
 from flowgrpo_jax.engine import credit
 from flowgrpo_jax.report.charts import Series, chart
-from flowgrpo_jax.rl import losses
+from flowgrpo_jax.rl.objectives.table import OBJECTIVES
 from flowgrpo_jax.runtime import platform
 from flowgrpo_jax.runtime.metrics import read_metrics
 
@@ -82,7 +82,7 @@ def price(config) -> tuple[float, float]:
     packed = planner.pack(jobs)
     plans = [job.plan for job in jobs]
     rollout = sum(len(made.evaluated) for made in plans)
-    objective = losses.OBJECTIVES[config.train.objective]
+    objective = OBJECTIVES[config.train.objective]
     if objective.consumes == "transitions":
         edges = np.ones(sum(len(made.trained) for made in plans))
         entries = credit.action_entries(config, jobs, packed, edges, 1)
@@ -90,7 +90,7 @@ def price(config) -> tuple[float, float]:
     else:
         rewards = np.tile(np.arange(config.group_size, dtype=float), (len(jobs), 1))
         entries = credit.sample_entries(
-            config, packed, rewards, rewards, objective.together, 1
+            config, packed, rewards, rewards, objective.grouping, 1
         )
         passes = entries.weight.sum()
     asked = assemble.fixed_policies(config) - {"old_velocity"}

@@ -11,27 +11,33 @@ from collections.abc import Callable
 
 from flowgrpo_jax.config import recipes
 from flowgrpo_jax.flow import plan, transition
-from flowgrpo_jax.rl import forward_losses, losses, objective
+from flowgrpo_jax.rl.objectives.table import OBJECTIVES
+from flowgrpo_jax.rl.step_weight import tempflow_weights
+
+
+def _score(objective: str) -> Callable:
+    return OBJECTIVES[objective].score
+
 
 PIECES: dict[str, list[Callable]] = {
-    "flow_grpo": [plan.chains, transition._flow_sde, losses.ppo_clip],
+    "flow_grpo": [plan.chains, transition._flow_sde, _score("ppo_clip")],
     "flow_grpo_fast": [plan.random_window],
     "g2rpo": [plan.branches],
     "dance_grpo": [plan.random_subset, transition._dance],
     "mix_grpo": [plan.progressive_window],
     "mix_grpo_flash": [plan.compressed, transition.dpm_solver_2m],
-    "tempflow_grpo": [objective.tempflow_weights],
+    "tempflow_grpo": [tempflow_weights],
     "branch_grpo": [plan.tree],
     "dense_grpo": [plan._probe],
     "flow_cps": [transition._cps],
-    "grpo_guard": [losses.guard],
-    "flow_dppo": [losses.dppo, objective.dppo],
-    "diffusion_nft": [forward_losses.nft, objective.nft],
-    "awm": [forward_losses.awm],
-    "dgpo": [forward_losses.dgpo, objective.dgpo],
-    "crd": [forward_losses.crd, objective.crd],
-    "orw_cfm_w2": [forward_losses.weighted_matching],
-    "online_dpo": [forward_losses.dpo, objective.dpo],
+    "grpo_guard": [_score("guard")],
+    "flow_dppo": [_score("dppo")],
+    "diffusion_nft": [_score("nft")],
+    "awm": [_score("awm")],
+    "dgpo": [_score("dgpo")],
+    "crd": [_score("crd")],
+    "orw_cfm_w2": [_score("weighted_matching")],
+    "online_dpo": [_score("dpo")],
 }
 
 

@@ -13,7 +13,8 @@ from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.flow import packing, plan
 from flowgrpo_jax.models.flow_model import FlowModel
 from flowgrpo_jax.rl import losses
-from flowgrpo_jax.rl.forward_losses import SampleElements
+from flowgrpo_jax.rl.objectives.noised import SampleElements
+from flowgrpo_jax.rl.objectives.table import OBJECTIVES
 from tests import toy
 
 # Guidance on SD3.5-M: of sampling, of the loss, of evaluation.
@@ -55,7 +56,7 @@ def test_guidance_on_sd35(recipe):
 def test_every_row_that_learns_from_samples_has_its_guidance_told():
     """Oracle: the objectives; others must guide as the rollout did."""
     for name in recipes.RECIPES:
-        row = losses.OBJECTIVES[configs.make(recipe=name).train.objective]
+        row = OBJECTIVES[configs.make(recipe=name).train.objective]
         if row.consumes == "samples" and name != "pretrain":
             assert name in GUIDANCE and GUIDANCE[name][1] == 1.0
 

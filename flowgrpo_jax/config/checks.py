@@ -6,7 +6,7 @@ from flowgrpo_jax.config import families, keys, recipes, values
 from flowgrpo_jax.config.values import WINDOWS
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.rewards import registry
-from flowgrpo_jax.rl import losses
+from flowgrpo_jax.rl.objectives.table import OBJECTIVES
 from flowgrpo_jax.worlds.registry import WORLDS
 
 _CLIPPING = ("ppo_clip", "guard", "awm")
@@ -124,7 +124,7 @@ def _check_axes(config: ml_collections.ConfigDict) -> None:
     sample, train = config.sample, config.train
     if train.objective == "flow_matching":
         return
-    samples = losses.OBJECTIVES[train.objective].consumes == "samples"
+    samples = OBJECTIVES[train.objective].consumes == "samples"
     same = (0.0, sample.guidance_scale)
     if not samples and train.guidance_scale not in same:
         raise UserError(

@@ -4,7 +4,7 @@ One rule a key; a key of `config.base` without one fails a test. What keys must 
 together is in `checks`.
 """
 
-import typing
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,7 +28,11 @@ from flowgrpo_jax.errors import UserError, shown
 from flowgrpo_jax.flow import schedule, transition
 from flowgrpo_jax.models import remat
 from flowgrpo_jax.rewards import scoring
-from flowgrpo_jax.rl import advantage, losses
+from flowgrpo_jax.rl import advantage
+from flowgrpo_jax.rl.objectives import options as option_fields
+from flowgrpo_jax.rl.objectives.table import OBJECTIVES
+from flowgrpo_jax.rl.regularizer import KL_FORMS, REFERENCES
+from flowgrpo_jax.rl.step_weight import STEP_WEIGHTS
 from flowgrpo_jax.runtime import mesh as meshes
 
 WINDOWS = ("window", "random_window", "progressive_window")
@@ -121,7 +125,7 @@ RULES: dict[str, Rule] = {
     "sample.whole_anchor": flag,
     "sample.fanout": whole(2, 1000),
     "sample.probe_steps": whole(0, 1000),
-    "train.objective": one_of(losses.OBJECTIVES),
+    "train.objective": one_of(OBJECTIVES),
     # What their names may be depends on the objective: see `_check_objective`.
     "train.objective_options": table(text("an option"), anything),
     "train.optimizer": one_of(("adamw", "muon")),
@@ -143,7 +147,7 @@ RULES: dict[str, Rule] = {
     "train.advantage_eps": number(0),
     "train.backup": one_of(advantage.BACKUPS),
     "train.reward_combination": one_of(advantage.COMBINES),
-    "train.step_weight": one_of(("none", "std")),
+    "train.step_weight": one_of(STEP_WEIGHTS),
     "train.draws": whole(1, 10_000),
     "train.select": one_of(("all", "best")),
     "train.behaviour": one_of(
@@ -152,8 +156,8 @@ RULES: dict[str, Rule] = {
     "train.behaviour_ramp": _ramp,
     "train.behaviour_every": whole(1),
     "train.beta": number(0),
-    "train.kl_form": one_of(("official", "paper", "velocity")),
-    "train.kl_reference": one_of(("frozen", "ema", "guided")),
+    "train.kl_form": one_of(KL_FORMS),
+    "train.kl_reference": one_of(REFERENCES),
     "train.kl_guidance_scale": number(0, 1000),
     "train.kl_floor": _SHARE,
     "train.ema_beta": number(0),
@@ -187,17 +191,6 @@ RULES: dict[str, Rule] = {
     "log.every": whole(1),
     "log.wandb": text(),
     "log.tensorboard": flag,
-}
-# Options of objectives, where their annotation is a number.
-OPTIONS: dict[str, Rule] = {
-    "beta": number(0, above=True),
-    "threshold": number(0, above=True),
-    "tau": number(0),
-    "sigma_min": number(0, 1, below=True),
-    "sigma_max": number(0, 1, above=True),
-    "shift": number(0, 1000, above=True),
-    "uniform_share": _SHARE,
-    "preference_weight": number(0),
 }
 # Flags of the commands; many stand in for a key, and are to be named themselves.
 FLAGS: dict[str, Rule] = {
@@ -283,19 +276,24 @@ def _check_keys(config, held: Mapping, wanted: Mapping, prefix: str) -> None:
 
 def _check_objective(objective: str, options: Mapping[str, Any]) -> None:
     """Names, types and ranges of the objective's own options."""
-    allowed = losses.options(objective)
-    for name, value in options.items():
-        key = f"train.objective_options.{name}"
-        if name not in allowed:
-            known = ", ".join(allowed) or "none"
-            raise UserError(f"{key}: no option of {objective}; its options: {known}")
-        annotation = allowed[name].annotation
-        if typing.get_origin(annotation) is typing.Literal:
-            _apply(one_of(typing.get_args(annotation)), key, value)
-        else:
-            _apply(flag if annotation is bool else OPTIONS[name], key, value)
+    own = OBJECTIVES[objective].options
+    option_fields.check_names(objective, own, options)
+    for field in dataclasses.fields(own):
+        if field.name in options:
+            key = f"train.objective_options.{field.name}"
+            _apply(_rule_of(field), key, options[field.name])
     low, high = options.get("sigma_min", 0.0), options.get("sigma_max", 1.0)
     if low >= high:
         raise UserError(
             f"train.objective_options.sigma_min: {low}: must be below sigma_max ({high})"
         )
+
+
+def _rule_of(field: dataclasses.Field) -> Rule:
+    """What an option of an objective may hold, as its field says."""
+    if words := option_fields.choices(field):
+        return one_of(words)
+    if (between := option_fields.between(field)) is None:
+        return flag
+    most = LARGEST if between.most is None else between.most
+    return number(between.least, most, above=between.above, below=between.below)

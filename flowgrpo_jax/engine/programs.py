@@ -18,6 +18,7 @@ from flowgrpo_jax.flow import rollout
 from flowgrpo_jax.models.flow_model import overlay
 from flowgrpo_jax.rl import losses
 from flowgrpo_jax.rl import update as rl_update
+from flowgrpo_jax.rl.objectives.noised import SampleElements
 from flowgrpo_jax.rl.update import Entries
 from flowgrpo_jax.runtime import mesh as meshes
 from flowgrpo_jax.runtime import platform
@@ -132,11 +133,11 @@ def fetch_transitions(
 
 def fetch_samples(
     clean: jax.Array, key: jax.Array
-) -> Callable[[Entries], losses.SampleElements]:
+) -> Callable[[Entries], SampleElements]:
     """The same from clean latents [pack, leaf, ...]; every draw has its own key."""
     flat = clean.reshape(-1, *clean.shape[2:])
 
-    def fetch(batch: Entries) -> losses.SampleElements:
+    def fetch(batch: Entries) -> SampleElements:
         slots, siblings = batch.item.shape
 
         def per_sample(values):
@@ -146,7 +147,7 @@ def fetch_samples(
             key, per_sample(batch.prompt), batch.number.reshape(-1)
         )
         keys = jax.vmap(jax.random.fold_in)(keys, per_sample(batch.draw))
-        return losses.SampleElements(
+        return SampleElements(
             clean=flat[batch.item],
             advantage=batch.advantage,
             reward=batch.reward,

@@ -27,8 +27,8 @@ from flowgrpo_jax.models.flow_model import (
     without,
 )
 from flowgrpo_jax.models.text import TextEmbedding
-from flowgrpo_jax.rl import losses
 from flowgrpo_jax.rl import update as rl_update
+from flowgrpo_jax.rl.objectives.table import OBJECTIVES
 from flowgrpo_jax.rl.update import Entries
 from flowgrpo_jax.runtime import mesh as meshes
 from flowgrpo_jax.worlds.registry import WORLDS
@@ -53,7 +53,7 @@ class Workload:
         self.pretraining = config.train.objective == "flow_matching"
         self.needs = assemble.fixed_policies(config)
         self.behaviour = assemble.make_behaviour(config)
-        self.objective = losses.OBJECTIVES[config.train.objective]
+        self.objective = OBJECTIVES[config.train.objective]
         self.learns_from_samples = self.objective.consumes == "samples"
         self.optimizer = rl_update.make_optimizer(
             learning_rate(config),
@@ -160,7 +160,7 @@ class Workload:
             packed,
             np.where(leaves.credited, measured["avg"], np.nan).reshape(by_prompt),
             advantages.reshape(by_prompt),
-            self.objective.together,
+            self.objective.grouping,
             devices,
         )
         return entries, stats

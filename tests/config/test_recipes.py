@@ -9,7 +9,7 @@ from flowgrpo_jax import train as trainer
 from flowgrpo_jax.assemble.planner import Planner
 from flowgrpo_jax.config import checks, recipes
 from flowgrpo_jax.engine import credit
-from flowgrpo_jax.rl import losses
+from flowgrpo_jax.rl.objectives.table import OBJECTIVES
 from tests import toy
 from tests.tiny_run import reward_spread, use
 
@@ -88,13 +88,13 @@ def test_price_of_every_row(recipe):
         assert sum(len(made.evaluated) for made in plans) == PROMPTS * rollout
         assert packed.tables.used.sum() == PROMPTS * rollout
     assert sum(len(made.leaves) for made in plans) == PROMPTS * decoded
-    if losses.OBJECTIVES[config.train.objective].consumes == "transitions":
+    if OBJECTIVES[config.train.objective].consumes == "transitions":
         edges = np.ones(sum(len(made.trained) for made in plans))
         entries = credit.action_entries(config, jobs, packed, edges, 1)
     else:
         rewards = np.random.default_rng(0).normal(size=(PROMPTS, decoded))
-        together = losses.OBJECTIVES[config.train.objective].together
-        entries = credit.sample_entries(config, packed, rewards, rewards, together, 1)
+        grouping = OBJECTIVES[config.train.objective].grouping
+        entries = credit.sample_entries(config, packed, rewards, rewards, grouping, 1)
     assert entries.weight.any(-1).sum() == PROMPTS * trained
 
 
@@ -121,7 +121,7 @@ def test_every_row_learns_at_its_price(recipe, monkeypatch):
         assert first["nfe_rollout"] == TOY_PROMPTS * rollout
     assert first["decoded_images"] == TOY_PROMPTS * decoded
     assert first["nfe_update"] == TOY_PROMPTS * trained
-    if losses.OBJECTIVES[run.config.train.objective].consumes == "transitions":
+    if OBJECTIVES[run.config.train.objective].consumes == "transitions":
         assert first["ratio_gap"] == 0.0
     rewards = []
     for iteration in range(1, 30):
@@ -141,7 +141,7 @@ def test_row_trains_the_network(recipe, weights_file, monkeypatch):
     """Oracle: an invariance; the first ratio is exactly 1, and all stays finite."""
     config = tiny_config(weights_file, recipe)
     state, metrics = one_iteration(config, monkeypatch)
-    if losses.OBJECTIVES[config.train.objective].consumes == "transitions":
+    if OBJECTIVES[config.train.objective].consumes == "transitions":
         assert metrics["ratio_gap"] == 0.0
     assert np.isfinite(metrics["grad_norm"]) and metrics["grad_norm"] > 0
     moved = jax.tree.map(lambda x: np.isfinite(x).all(), jax.device_get(state))

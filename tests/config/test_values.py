@@ -9,7 +9,8 @@ import pytest
 from flowgrpo_jax import config as configs
 from flowgrpo_jax.config import checks, recipes, values
 from flowgrpo_jax.errors import UserError
-from flowgrpo_jax.rl import losses
+from flowgrpo_jax.rl.objectives import options
+from flowgrpo_jax.rl.objectives.table import OBJECTIVES
 
 
 def leaves(held, prefix=""):
@@ -167,10 +168,10 @@ def test_a_placeholder_without_a_value_is_one_line():
         values.check(config)
 
 
-@pytest.mark.parametrize("objective", losses.OBJECTIVES)
+@pytest.mark.parametrize("objective", OBJECTIVES)
 def test_options_of_objectives_are_looked_at(objective):
     """Oracle: every option refuses what is no value of its kind, and a typo."""
-    for name in losses.options(objective):
+    for name in options.names(OBJECTIVES[objective].options):
         for value in (None, "nope", math.nan, (1,), {"a": 1}, -1):
             config = configs.make(
                 train__objective=objective, train__objective_options={name: value}

@@ -1,4 +1,4 @@
-"""Replayed likelihoods against the golden transition of two policies."""
+"""Recomputed likelihoods against the golden transition of two policies."""
 
 import jax
 import jax.numpy as jnp
@@ -7,6 +7,8 @@ import pytest
 
 from flowgrpo_jax.flow import schedule, transition
 from flowgrpo_jax.rl import likelihood
+from flowgrpo_jax.rl.objectives.awm import matching_log_prob
+from flowgrpo_jax.rl.objectives.guard import guard_log_ratio
 
 # Example E of flow_grpo.md 1.8: sigma 0.75 -> 0.5, an old and a new velocity.
 LATENT = jnp.array([[[0.5, -0.25], [1, 0]]])
@@ -52,7 +54,7 @@ def test_golden_guard_ratio():
     """Oracle: golden GRPO-Guard ratio, flow_grpo.md 1.8 E; and its definition."""
     (old, old_step), (new, step) = policies("sde", 0.7)
     action = transition.sample(old_step, NOISE)
-    log_ratio = likelihood.guard_log_ratio(action, step, old_step)
+    log_ratio = guard_log_ratio(action, step, old_step)
     np.testing.assert_allclose(jnp.exp(log_ratio), 0.9980565784, rtol=FP32)
     bias = jnp.mean((step.mean - old_step.mean) ** 2) / (2 * step.std**2)
     expected = (likelihood.log_ratio(new, old) + bias) * step.std
@@ -64,7 +66,7 @@ def test_guard_ratio_has_no_bias(kind, level):
     """Oracle: symmetry; actions of noise and -noise have opposite log-ratios."""
     (_, old_step), (_, step) = policies(kind, level)
     there, back = (
-        likelihood.guard_log_ratio(transition.sample(old_step, noise), step, old_step)
+        guard_log_ratio(transition.sample(old_step, noise), step, old_step)
         for noise in (NOISE, -NOISE)
     )
     np.testing.assert_allclose(there, -back, rtol=1e-5)
@@ -77,7 +79,7 @@ def test_guard_ratio_of_a_deterministic_step():
     def log_ratio(mean):
         still = {"std": jnp.float32(0), "diffusion": jnp.float32(0)}
         step, old = (transition.Gaussian(mean=m, **still) for m in (mean, LATENT))
-        return likelihood.guard_log_ratio(LATENT + 1, step, old)
+        return guard_log_ratio(LATENT + 1, step, old)
 
     value, slope = jax.value_and_grad(log_ratio)(LATENT + 0.5)
     assert value == 0 and not slope.any()
@@ -96,10 +98,10 @@ def test_guard_ratio_of_a_deterministic_step():
 def test_matching_log_prob(weighting, expected):
     """Oracle: algorithms.md 14.2 in float64; the slope at a perfect match is finite."""
     error, sigma = np.array([0.0, 0.01, 2.0]), np.array([0.9, 0.3, 0.6])
-    actual = likelihood.matching_log_prob(jnp.array(error), jnp.array(sigma), weighting)
+    actual = matching_log_prob(jnp.array(error), jnp.array(sigma), weighting)
     np.testing.assert_allclose(actual, -expected(error, sigma), rtol=1e-5, atol=1e-9)
     perfect, sigma = jnp.zeros(()), jnp.float32(0.5)
-    slope = jax.grad(likelihood.matching_log_prob)(perfect, sigma, weighting)
+    slope = jax.grad(matching_log_prob)(perfect, sigma, weighting)
     assert np.isfinite(slope) and slope < 0
 
 

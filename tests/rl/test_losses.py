@@ -10,6 +10,7 @@ import pytest
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.flow import rollout, schedule
 from flowgrpo_jax.rl import losses
+from flowgrpo_jax.rl.step_weight import tempflow_weights
 
 SHAPE = (2, 1, 1)
 STEPS = 10
@@ -223,9 +224,9 @@ def test_upper_range_of_its_own():
 def test_tempflow_weights():
     """Oracle: golden numbers, algorithms.md 5, for 10 steps, shift 3, a = 0.7."""
     golden = "1.660 1.751 1.261 1.047 .919 .830 .758 .689 .607 .479".split()
-    weights = losses.tempflow_weights(make_sampler())
+    weights = tempflow_weights(make_sampler())
     np.testing.assert_allclose(weights, np.array(golden, float), atol=0.5e-3)
-    some = losses.tempflow_weights(make_sampler(), (1, 2, 5))
+    some = tempflow_weights(make_sampler(), (1, 2, 5))
     np.testing.assert_allclose(some[[1, 2, 5]].mean(), 1.0, rtol=1e-6)
 
 
@@ -235,7 +236,7 @@ def test_step_weight_multiplies_the_objective():
     elements, _ = act(sampler)
     plain = losses.make(sampler, "ppo_clip", {}, **SETTINGS)
     weighted = losses.make(sampler, "ppo_clip", {}, **SETTINGS, step_weight="std")
-    weights = losses.tempflow_weights(sampler)[elements.transitions.step]
+    weights = tempflow_weights(sampler)[elements.transitions.step]
     np.testing.assert_allclose(
         evaluate(weighted, elements)[0],
         weights[:, None] * evaluate(plain, elements)[0],

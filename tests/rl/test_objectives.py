@@ -6,17 +6,45 @@ import numpy as np
 import pytest
 
 from flowgrpo_jax.flow import schedule, transition
-from flowgrpo_jax.rl import objective
+from flowgrpo_jax.rl.likelihood import Actions
+from flowgrpo_jax.rl.objectives.clipping import Clip, reward_probability
+from flowgrpo_jax.rl.objectives.dpo import DpoOptions, dpo
+from flowgrpo_jax.rl.objectives.dppo import DppoOptions, dppo
+from flowgrpo_jax.rl.objectives.noised import (
+    Noised,
+    SampleElements,
+    flow_matching_error,
+    self_normalized_error,
+)
+from flowgrpo_jax.rl.objectives.options import NoOptions
+from flowgrpo_jax.rl.objectives.policy_gradient import policy_gradient
+from flowgrpo_jax.rl.objectives.ppo_clip import ppo_clip
 
 # A float32 rounding or two of a loss of order 1.
 FP32 = 2e-7
 
 
+def score(objective, log_ratio, advantage, clip, options, divergence=0.0):
+    """An objective on actions of one state, whose step has moved by a KL."""
+    log_prob = jnp.asarray(log_ratio, jnp.float32)[None]
+    latent = jnp.zeros((1, 1, 1, 1))
+    # KL = (difference of means)^2 / (2 std^2) with std 1.
+    moved = latent + jnp.sqrt(jnp.float32(2 * divergence))
+    old, new = (
+        transition.Gaussian(x, jnp.ones(1), jnp.ones(1)) for x in (latent, moved)
+    )
+    siblings = jnp.zeros((1, log_prob.shape[1], 1, 1, 1))
+    actions = Actions(
+        log_prob, jnp.zeros_like(log_prob), siblings, new, old, jnp.ones(1)
+    )
+    advantage = jnp.asarray(advantage, jnp.float32)[None]
+    loss, info = objective(actions, advantage, clip, options)
+    return loss[0], {name: value[0] for name, value in info.items()}
+
+
 def ppo(log_ratio, advantage, low=1e-4, high=1e-4, adv_clip_max=5.0):
-    log_ratio = jnp.asarray(log_ratio, jnp.float32)
-    old = jnp.zeros_like(log_ratio)
-    advantage = jnp.asarray(advantage, jnp.float32)
-    return objective.ppo_clip(log_ratio, old, advantage, low, high, adv_clip_max)
+    clip = Clip(low, high, adv_clip_max)
+    return score(ppo_clip, log_ratio, advantage, clip, NoOptions())
 
 
 @pytest.mark.parametrize("clip_range", [1e-3, 1e-4, 1e-5])
@@ -65,13 +93,14 @@ def test_dppo_leaves_out_only_what_goes_further_away():
     advantage = jnp.array([2.0, -2.0, 2.0, -2.0, 2.0])
     free = -advantage * jnp.exp(log_ratio)
 
-    def dppo(divergence):
-        return objective.dppo(log_ratio, jnp.float32(divergence), advantage, 0.5, 5.0)
+    def dppo_at(divergence):
+        options = DppoOptions(threshold=0.5)
+        return score(dppo, log_ratio, advantage, Clip(1, 1, 5.0), options, divergence)
 
-    loss, info = dppo(0.4)
+    loss, info = dppo_at(0.4)
     np.testing.assert_allclose(loss, free, rtol=FP32)
     assert not info["clipfrac"].any()
-    loss, info = dppo(0.5)
+    loss, info = dppo_at(0.5)
     np.testing.assert_allclose(loss, [0, free[1], free[2], 0, free[4]], rtol=FP32)
     np.testing.assert_array_equal(info["clipfrac_gt_one"], [1, 0, 0, 0, 0])
     np.testing.assert_array_equal(info["clipfrac_lt_one"], [0, 0, 0, 1, 0])
@@ -82,7 +111,7 @@ def test_policy_gradient():
     log_ratio, advantage = jnp.array([0.0, 2.0, -1.0]), jnp.array([1.0, -9.0, 3.0])
 
     def loss(x):
-        return objective.policy_gradient(x, advantage, 5.0)[0]
+        return score(policy_gradient, x, advantage, Clip(1, 1, 5.0), NoOptions())[0]
 
     np.testing.assert_array_equal(loss(log_ratio), [0, 10, 3])
     slope = jax.grad(lambda x: loss(x).sum())(log_ratio)
@@ -91,7 +120,7 @@ def test_policy_gradient():
 
 def test_reward_probability():
     """Oracle: algorithms.md 14.1; clip(A / (2 * 5) + 1/2, 0, 1)."""
-    actual = objective.reward_probability(jnp.array([-7.0, -5, -1, 0, 5, 9]), 5.0)
+    actual = reward_probability(jnp.array([-7.0, -5, -1, 0, 5, 9]), 5.0)
     np.testing.assert_allclose(actual, [0, 0, 0.4, 0.5, 1, 1], rtol=FP32)
 
 
@@ -99,9 +128,9 @@ def test_self_normalized_error_is_scale_free_in_slope():
     """Oracle: closed form; mean square over mean size, the size a constant."""
     data, noise = jnp.zeros((2, 4)), jnp.zeros((2, 4))
     velocity = jnp.array([[1.0, -1, 3, -3], [10.0, -10, 30, -30]])
-    loss = objective.self_normalized(velocity, data, noise)
+    loss = self_normalized_error(velocity, data, noise)
     np.testing.assert_allclose(loss, [2.5, 25], rtol=FP32)
-    slope = jax.grad(lambda v: objective.self_normalized(v, data, noise).sum())
+    slope = jax.grad(lambda v: self_normalized_error(v, data, noise).sum())
     np.testing.assert_allclose(slope(velocity), [[0.25, -0.25, 0.75, -0.75]] * 2)
 
 
@@ -109,17 +138,31 @@ ERROR = jnp.array([[0.5, 2.0], [2.0, 0.5]])
 REFERENCE = jnp.array([[0.6, 1.5], [1.0, 0.5]])
 
 
-def dpo_slope(**options):
-    def total(error):
-        return objective.dpo(error, REFERENCE, 4.0, **options).sum()
+def dpo_loss(error=ERROR, **options):
+    """The loss [pair] where clean latents and noise are 0: an error is v^2 / 1."""
+    shape = error.shape
+    zero = jnp.zeros((error.size, 1, 1, 1))
+    noised = Noised(zero, jnp.ones(error.size), (), zero, zero, shape)
+    elements = SampleElements(
+        zero.reshape(*shape, 1, 1, 1),
+        jnp.zeros(shape),
+        jnp.zeros(shape),
+        jax.random.split(jax.random.key(0), shape),
+    )
+    v, v_old = (jnp.sqrt(x).reshape(zero.shape) for x in (error, REFERENCE))
+    fixed, chosen = {"old": v_old}, DpoOptions(beta=4.0, **options)
+    loss, _ = dpo(noised, v, fixed, elements, Clip(1, 1, 5.0), chosen)
+    return loss[:, 0]
 
-    return jax.grad(total)(ERROR)
+
+def dpo_slope(**options):
+    return jax.grad(lambda error: dpo_loss(error, **options).sum())(ERROR)
 
 
 def test_dpo():
     """Oracle: closed form of the loss and of its slope, beta / 2 * sigmoid(-z)."""
     z = 2.0 * np.array([-0.1 - 0.5, 1.0 - 0.0])
-    loss = objective.dpo(ERROR, REFERENCE, 4.0)
+    loss = dpo_loss()
     np.testing.assert_allclose(loss, np.log1p(np.exp(z)), rtol=1e-6)
     slope = 2.0 / (1 + np.exp(-z))
     np.testing.assert_allclose(dpo_slope(), np.stack([slope, -slope], 1), rtol=1e-6)
@@ -133,14 +176,13 @@ def test_rejection_scaling_shortens_the_losers_gradient_only():
     np.testing.assert_allclose(
         scaled[:, 1], plain[:, 1] * jnp.array([0.5, 1]), rtol=1e-6
     )
-    loss = objective.dpo(ERROR, REFERENCE, 4.0, rejection_scaling=True)
-    np.testing.assert_allclose(loss, objective.dpo(ERROR, REFERENCE, 4.0), rtol=1e-6)
+    loss = dpo_loss(rejection_scaling=True)
+    np.testing.assert_allclose(loss, dpo_loss(), rtol=1e-6)
 
 
 def test_preference_weight_prices_a_winner_that_gets_worse():
     """Oracle: definition; weight * beta * max(0, rise of the winner's error)."""
-    more = objective.dpo(ERROR, REFERENCE, 4.0, preference_weight=0.25)
-    extra = more - objective.dpo(ERROR, REFERENCE, 4.0)
+    extra = dpo_loss(preference_weight=0.25) - dpo_loss()
     np.testing.assert_allclose(extra, [0.0, 1.0], rtol=1e-5)
 
 
@@ -175,7 +217,7 @@ def test_policy_gradient_of_every_step(kind, level, golden):
         _, step = replay(jnp.float32(0))
         log_prob, _ = replay(step.mean + step.std)
         old = jax.lax.stop_gradient(log_prob)
-        loss, _ = objective.ppo_clip(log_prob, old, jnp.ones(1), 1e-4, 1e-4, 5.0)
+        loss, _ = ppo(log_prob - old, jnp.ones(1))
         return loss[0]
 
     gains = jax.vmap(jax.grad(loss), (None, 0, 0))(0.3, sigmas[:-1], sigmas[1:])
@@ -185,23 +227,21 @@ def test_policy_gradient_of_every_step(kind, level, golden):
 
 
 def test_flow_matching():
-    """Oracle: closed form; zero at the target, mean over latent dims, weighted."""
+    """Oracle: closed form; zero at the target, mean over latent dims."""
     data = jnp.arange(12.0).reshape(2, 3, 2)
     noise = jnp.cos(data)
     target = noise - data
-    np.testing.assert_array_equal(objective.flow_matching(target, data, noise), 0)
+    np.testing.assert_array_equal(flow_matching_error(target, data, noise), 0)
     off = target.at[0, 0, 0].add(3.0).at[1].add(2.0)
-    loss = objective.flow_matching(off, data, noise)
+    loss = flow_matching_error(off, data, noise)
     # Adding to a target of about -10 rounds at 1e-6.
     np.testing.assert_allclose(loss, [1.5, 4.0], rtol=1e-5)
-    weighted = objective.flow_matching(off, data, noise, jnp.array([2.0, 0.0]))
-    np.testing.assert_allclose(weighted, [3.0, 0.0], rtol=1e-5)
 
 
 def test_flow_matching_of_bfloat16_is_float32():
     """Oracle: float64 of the same rounded inputs."""
     x, data, noise = jax.random.normal(jax.random.key(0), (3, 2, 64), jnp.bfloat16)
-    loss = objective.flow_matching(x, data, noise)
+    loss = flow_matching_error(x, data, noise)
     assert loss.dtype == jnp.float32
     x, data, noise = (np.asarray(a, np.float64) for a in (x, data, noise))
     expected = ((x - (noise - data)) ** 2).mean(axis=1)

@@ -9,10 +9,13 @@ import pytest
 
 from flowgrpo_jax.flow import rollout
 from flowgrpo_jax.flow.schedule import shift_sigma
-from flowgrpo_jax.rl import forward_losses, losses
+from flowgrpo_jax.rl import losses
+from flowgrpo_jax.rl.objectives.noised import SampleElements, add_noise
+from flowgrpo_jax.rl.objectives.sigma_draws import SigmaInRange, sigma_in_range
+from flowgrpo_jax.rl.objectives.table import OBJECTIVES
 
 SHAPE = (2, 1, 1)
-ON_SAMPLES = [n for n, row in losses.OBJECTIVES.items() if row.consumes == "samples"]
+ON_SAMPLES = [n for n, row in OBJECTIVES.items() if row.consumes == "samples"]
 SETTINGS = {"clip_range": 1.0, "adv_clip_max": 5.0, "beta": 0.0, "kl_form": "velocity"}
 
 
@@ -36,7 +39,7 @@ def make_elements(slots=3, siblings=2, seed=0, advantage=None):
     shape = (slots, siblings)
     if advantage is None:
         advantage = jax.random.normal(keys[1], shape)
-    return losses.SampleElements(
+    return SampleElements(
         clean=jax.random.normal(keys[0], (*shape, *SHAPE)),
         advantage=jnp.broadcast_to(jnp.asarray(advantage, jnp.float32), shape),
         reward=jax.random.uniform(keys[2], shape),
@@ -68,8 +71,8 @@ def gradient(loss, elements, shift=0.0, fixed=0.0):
 
 def noised(elements, shared=False, **options):
     """What the loss asks the networks about: (noised points, velocity there)."""
-    sigma = functools.partial(forward_losses.sigma_in_range, **options)
-    return forward_losses.add_noise(sigma, shared, (), elements)
+    sigma = functools.partial(sigma_in_range, options=SigmaInRange(**options))
+    return add_noise(sigma, shared, (), elements)
 
 
 def errors(elements, shift, shared=False):
@@ -364,8 +367,8 @@ def test_penalty_on_velocities():
     )
 
 
-def test_rows_say_what_must_be_together():
+def test_rows_say_who_are_siblings():
     """Oracle: the papers; pairs for DPO, groups for DGPO and CRD, one otherwise."""
-    together = {name: losses.OBJECTIVES[name].together for name in ON_SAMPLES}
+    grouping = {name: OBJECTIVES[name].grouping for name in ON_SAMPLES}
     others = dict.fromkeys(ON_SAMPLES, "one")
-    assert together == others | {"dgpo": "group", "crd": "group", "dpo": "pair"}
+    assert grouping == others | {"dgpo": "group", "crd": "group", "dpo": "pair"}
