@@ -5,11 +5,7 @@ python -m flowgrpo_jax.sample --prompt="a photo of a red circle" --workdir=DIR
 python -m flowgrpo_jax.sample --prompt="a photo of a red circle" --search=rbf --budget=500
 
 The same --seed gives base and tuned weights the same noise: compare file by file.
-A search spends a budget of network evaluations per prompt on better images:
-  best_of_n           keeps the best of many by the reward
-  cfg_rejection       finishes only what guidance moves most at the start; no reward
-  rbf, rbf_vp         rollover budget forcing: the best of several at every step
-  noise_optimization  ascends a differentiable reward by the gradient of the noise
+A search spends a budget of network evaluations per prompt on better images.
 """
 
 import dataclasses
@@ -26,6 +22,8 @@ from flowgrpo_jax import cli
 from flowgrpo_jax.data.prompt_files import checked, load_prompts
 from flowgrpo_jax.data.prompts import Prompt
 from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.inference.search import methods, noise_optimization
+from flowgrpo_jax.inference.search.methods import METHODS
 
 FLAGS = flags.FlagValues()
 _CONFIG = config_flags.DEFINE_config_file(
@@ -75,8 +73,9 @@ _OUTPUT = flags.DEFINE_string(
 _SEARCH = flags.DEFINE_enum(
     "search",
     None,
-    ["best_of_n", "cfg_rejection", "rbf", "rbf_vp", "noise_optimization"],
-    "Search for better images instead.",
+    list(METHODS),
+    "Search for better images instead. "
+    + "; ".join(f"{name}: {method.summary}" for name, method in METHODS.items()),
     flag_values=FLAGS,
 )
 _BUDGET = flags.DEFINE_integer(
@@ -89,7 +88,7 @@ _BUDGET = flags.DEFINE_integer(
 _REWARD = flags.DEFINE_enum(
     "reward",
     None,
-    ["brightness", "darkness"],
+    list(noise_optimization.REWARDS),
     "Of a search: what to raise; default the config's reward.",
     flag_values=FLAGS,
 )
@@ -195,7 +194,7 @@ def _search(config, restored, texts: Sequence[str], judge: Judge | None) -> np.n
     import jax
 
     from flowgrpo_jax import assemble
-    from flowgrpo_jax.inference.search import methods, noise_optimization, setting
+    from flowgrpo_jax.inference.search import setting
 
     model, scale = restored.model, config.eval.guidance_scale
     table = assemble.make_text_table(config, model, restored.variables, texts)
@@ -254,14 +253,17 @@ def _check_search(config: ConfigDict) -> None:
             f"--budget: {_BUDGET.value}: must be at least {steps}, the evaluations of "
             "one image"
         )
-    if method == "cfg_rejection":
+    row = METHODS[method]
+    if row.by == "guidance":
         _check_rejection(config)
-    if method.startswith("rbf") and steps < 2:
-        raise UserError(f"--num_steps: {steps}: --search={method} needs at least 2")
-    if method == "noise_optimization" and _REWARD.value is None:
+    if steps < row.fewest_steps:
+        raise UserError(
+            f"--num_steps: {steps}: --search={method} needs at least {row.fewest_steps}"
+        )
+    if row.by == "gradient" and _REWARD.value is None:
         raise UserError(
             f"--reward: {_score_name(config)}: has no gradient, which --search={method} "
-            "needs: must be one of brightness, darkness"
+            "needs: must be one of {', '.join(noise_optimization.REWARDS)}"
         )
 
 
@@ -294,7 +296,6 @@ def _judge(config: ConfigDict, prompts: Sequence[Prompt]) -> Judge | None:
 
     from flowgrpo_jax import assemble
     from flowgrpo_jax.inference import sampling
-    from flowgrpo_jax.inference.search import noise_optimization
 
     if _REWARD.value is not None:
         smooth = noise_optimization.REWARDS[_REWARD.value]
@@ -303,7 +304,7 @@ def _judge(config: ConfigDict, prompts: Sequence[Prompt]) -> Judge | None:
     try:
         known = sampling.judgeable(config, reward, prompts)
     except UserError:
-        if _SEARCH.value == "cfg_rejection":
+        if METHODS[str(_SEARCH.value)].by == "guidance":
             return None
         raise
     return lambda images, prompt: reward(images, [known[prompt]] * len(images))["avg"]

@@ -1,15 +1,14 @@
 """The searches by name: how each spends a budget of evaluations."""
 
+import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from jaxtyping import Array
 
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.inference.search import noise_optimization, rollover, selection
 from flowgrpo_jax.inference.search.setting import Result, Reward, Setting
-
-METHODS = ("best_of_n", "cfg_rejection", "rbf", "rbf_vp", "noise_optimization")
 
 
 class Guidance(NamedTuple):
@@ -19,6 +18,82 @@ class Guidance(NamedTuple):
     scale: float
     judged_steps: int = 10
     share: float = 0.25
+
+
+class Means(NamedTuple):
+    """What a search may choose by; the one that it needs must be there."""
+
+    reward: Reward | None
+    guidance: Guidance
+    smooth: noise_optimization.SmoothReward | None
+
+
+class Method(NamedTuple):
+    """A row: what the search does, what it chooses by, and how few steps it can do with.
+
+    `function` takes the setting, the budget and the means.
+    """
+
+    summary: str
+    by: Literal["reward", "guidance", "gradient"]
+    function: Callable[[Setting, int, Means], Result]
+    fewest_steps: int = 1
+
+
+def _best_of_n(setting: Setting, budget: int, means: Means) -> Result:
+    assert means.reward is not None
+    return selection.best_of_n(setting, means.reward, budget // setting.num_steps)
+
+
+def _cfg_rejection(setting: Setting, budget: int, means: Means) -> Result:
+    judged, share = means.guidance.judged_steps, means.guidance.share
+    return selection.cfg_rejection(
+        setting,
+        means.guidance.velocity,
+        means.guidance.scale,
+        candidates(budget, setting.num_steps, judged, share),
+        judged,
+        share,
+    )
+
+
+def _rollover(path: str, setting: Setting, budget: int, means: Means) -> Result:
+    assert means.reward is not None
+    return rollover.rollover_budget_forcing(setting, means.reward, budget, path)
+
+
+def _noise_optimization(setting: Setting, budget: int, means: Means) -> Result:
+    assert means.smooth is not None
+    return noise_optimization.noise_optimization(
+        setting, means.smooth, budget // setting.num_steps
+    )
+
+
+METHODS: dict[str, Method] = {
+    "best_of_n": Method("keeps the best of many by the reward", "reward", _best_of_n),
+    "cfg_rejection": Method(
+        "finishes only what guidance moves most at the start; no reward",
+        "guidance",
+        _cfg_rejection,
+    ),
+    "rbf": Method(
+        "rollover budget forcing: the best of several at every step",
+        "reward",
+        functools.partial(_rollover, "linear"),
+        fewest_steps=2,
+    ),
+    "rbf_vp": Method(
+        "the same on a variance-preserving path",
+        "reward",
+        functools.partial(_rollover, "vp"),
+        fewest_steps=2,
+    ),
+    "noise_optimization": Method(
+        "ascends a differentiable reward by the gradient of the noise",
+        "gradient",
+        _noise_optimization,
+    ),
+}
 
 
 def search(
@@ -31,32 +106,15 @@ def search(
 ) -> Result:
     """One prompt's search with at most `budget` evaluations.
 
-    cfg_rejection takes no reward, noise_optimization the `smooth` one, all others
-    `reward`. UserError for a budget that is too small for one image.
+    `Method.by` tells which of `reward`, `guidance` and `smooth` it needs. UserError
+    for a budget that is too small for one image.
     """
     steps = setting.num_steps
     if budget < steps:
         raise UserError(
             f"budget: {budget}: must be at least {steps}, the evaluations of one image"
         )
-    if method == "cfg_rejection":
-        judged, share = guidance.judged_steps, guidance.share
-        return selection.cfg_rejection(
-            setting,
-            guidance.velocity,
-            guidance.scale,
-            candidates(budget, steps, judged, share),
-            judged,
-            share,
-        )
-    if method == "noise_optimization":
-        assert smooth is not None
-        return noise_optimization.noise_optimization(setting, smooth, budget // steps)
-    assert reward is not None
-    if method == "best_of_n":
-        return selection.best_of_n(setting, reward, budget // steps)
-    path = {"rbf": "linear", "rbf_vp": "vp"}[method]
-    return rollover.rollover_budget_forcing(setting, reward, budget, path)
+    return METHODS[method].function(setting, budget, Means(reward, guidance, smooth))
 
 
 def candidates(budget: int, num_steps: int, judged_steps: int, share: float) -> int:
