@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from flowgrpo_jax.flow.plan import DETERMINISTIC, ROOT, Plan
+from flowgrpo_jax.flow.plan import DETERMINISTIC, FIRST_SHARED_MEMBER, ROOT, Plan
 
 # int32 and float32, of the host before they are placed on the mesh, then of the device
 Ints = Any
@@ -229,7 +229,7 @@ def _node_columns(job: Job, row: np.ndarray) -> dict[str, np.ndarray]:
         "before": row[before],
         "earlier": at[before],
         "noisy": (noise != DETERMINISTIC).astype(np.int32),
-        "member": np.where(noise < 2**30, noise + job.member, noise),
+        "member": np.where(noise < FIRST_SHARED_MEMBER, noise + job.member, noise),
         "counter": np.where(root, 0, start + 1),
     }
 

@@ -25,6 +25,9 @@ DETERMINISTIC = -1
 # The member number from which a group that shares its first noise draws it; further
 # anchors of a prompt count down from here.
 SHARED_MEMBER = 2**31 - 1
+# Members below it are a prompt's own images, which a job numbers from its first one on;
+# those from here up to SHARED_MEMBER are shared noises, the same whatever the job.
+FIRST_SHARED_MEMBER = 2**30
 # No parent: the node begins as noise.
 ROOT = -1
 
