@@ -5,6 +5,7 @@ from ml_collections import config_flags
 
 from flowgrpo_jax import cli
 from flowgrpo_jax.config import recipes
+from flowgrpo_jax.config.listing import listing
 from flowgrpo_jax.runtime import stopping
 
 FLAGS = flags.FlagValues()
@@ -23,6 +24,12 @@ _MODEL = flags.DEFINE_string(
 _LIST = flags.DEFINE_bool(
     "list_recipes", False, "Print the algorithms and stop.", FLAGS
 )
+_PRINT = flags.DEFINE_bool(
+    "print_config",
+    False,
+    "Print the final config, what differs from the defaults first, and stop.",
+    FLAGS,
+)
 
 
 def main() -> int:
@@ -30,6 +37,9 @@ def main() -> int:
         print(recipes.describe())
         return 0
     config = cli.required_config(_CONFIG)
+    if _PRINT.value:
+        print(listing(config))
+        return 0
     workdir = cli.workdir(_WORKDIR.value, FLAGS["config"])
     from flowgrpo_jax.assemble import base_weights
     from flowgrpo_jax.train import train

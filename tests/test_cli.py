@@ -124,6 +124,21 @@ def test_right_values_arrive(parse):
     assert other.reward.to_dict() == {"geneval": 2.0}
 
 
+def test_print_config_prints_the_final_values_and_stops(parse, capsys, monkeypatch):
+    """Oracle: the lines, by hand; nothing is loaded and no workdir is made."""
+    monkeypatch.setattr(cli, "workdir", None)
+    parse(CONFIG, "--print_config", "--config.seed=7", "--config.train.beta=0.5")
+    assert main.main() == 0
+    lines = capsys.readouterr().out.splitlines()
+    changed = lines[
+        1 : next(i for i, line in enumerate(lines[1:], 1) if line[0] == "#")
+    ]
+    assert "seed = 7  (default 42)" in changed
+    assert "train.beta = 0.5  (default 0.04)" in changed
+    assert "num_iterations = 400" not in changed
+    assert "num_iterations = 400" in lines
+
+
 def test_home_is_the_home_folder_behind_an_equals_sign(parse, monkeypatch, tmp_path):
     """Oracle: what a shell does where `~` begins a word."""
     monkeypatch.setenv("HOME", str(tmp_path))
