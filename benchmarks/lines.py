@@ -8,6 +8,7 @@ algorithm alone or for it first (others then use it for nothing). Docstrings cou
 import inspect
 import re
 from collections.abc import Callable
+from types import ModuleType
 
 from flowgrpo_jax.config import recipes
 from flowgrpo_jax.flow import plan, transition
@@ -15,12 +16,15 @@ from flowgrpo_jax.rl.objectives.table import OBJECTIVES
 from flowgrpo_jax.rl.step_weight import tempflow_weights
 
 
-def _score(objective: str) -> Callable:
-    return OBJECTIVES[objective].score
+def _room(objective: str) -> ModuleType:
+    """The whole room: the function, its options and what it imports."""
+    module = inspect.getmodule(OBJECTIVES[objective].score)
+    assert module is not None
+    return module
 
 
-PIECES: dict[str, list[Callable]] = {
-    "flow_grpo": [plan.chains, transition._flow_sde, _score("ppo_clip")],
+PIECES: dict[str, list[Callable | ModuleType]] = {
+    "flow_grpo": [plan.chains, transition._flow_sde, _room("ppo_clip")],
     "flow_grpo_fast": [plan.random_window],
     "g2rpo": [plan.branches],
     "dance_grpo": [plan.random_subset, transition._dance],
@@ -30,14 +34,14 @@ PIECES: dict[str, list[Callable]] = {
     "branch_grpo": [plan.tree],
     "dense_grpo": [plan._probe],
     "flow_cps": [transition._cps],
-    "grpo_guard": [_score("guard")],
-    "flow_dppo": [_score("dppo")],
-    "diffusion_nft": [_score("nft")],
-    "awm": [_score("awm")],
-    "dgpo": [_score("dgpo")],
-    "crd": [_score("crd")],
-    "orw_cfm_w2": [_score("weighted_matching")],
-    "online_dpo": [_score("dpo")],
+    "grpo_guard": [_room("guard")],
+    "flow_dppo": [_room("dppo")],
+    "diffusion_nft": [_room("nft")],
+    "awm": [_room("awm")],
+    "dgpo": [_room("dgpo")],
+    "crd": [_room("crd")],
+    "orw_cfm_w2": [_room("weighted_matching")],
+    "online_dpo": [_room("dpo")],
 }
 
 
@@ -56,7 +60,7 @@ def main() -> None:
     print("|---|---|---|")
     for name, count in row_lines().items():
         pieces = [
-            f"`{piece.__name__}` {len(inspect.getsource(piece).splitlines())}"
+            f"`{piece.__name__.split('.')[-1]}` {len(inspect.getsource(piece).splitlines())}"
             for piece in PIECES.get(name, [])
         ]
         print(f"| {name} | {count} | {', '.join(pieces) or 'nothing'} |")

@@ -263,7 +263,7 @@ def _check_search(config: ConfigDict) -> None:
     if row.by == "gradient" and _REWARD.value is None:
         raise UserError(
             f"--reward: {_score_name(config)}: has no gradient, which --search={method} "
-            "needs: must be one of {', '.join(noise_optimization.REWARDS)}"
+            f"needs: must be one of {', '.join(noise_optimization.REWARDS)}"
         )
 
 

@@ -146,7 +146,8 @@ def test_unknown_words_are_found():
         ),
         (
             ("--search=noise_optimization", f"--prompt={RED}"),
-            "--reward: geneval: has no gradient, which --search=noise_optimization",
+            "--reward: geneval: has no gradient, which --search=noise_optimization "
+            "needs: must be one of brightness, darkness",
         ),
         (
             ("--search=rbf", "--prompt=a red dog"),
