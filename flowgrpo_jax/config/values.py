@@ -56,9 +56,9 @@ def _ramp(values: Any) -> rules.Fault | None:
         return fault
     # A share of 1 never follows the learner: that is the behaviour `frozen`.
     each = (_SHARE, number(0), whole(0), number(0, 1, below=True))
-    for place, (rule, value) in enumerate(zip(each, values, strict=True)):
+    for index, (rule, value) in enumerate(zip(each, values, strict=True)):
         if fault := rule(value):
-            return fault._replace(where=f"[{place}]")
+            return fault._replace(where=f"[{index}]")
     return None
 
 

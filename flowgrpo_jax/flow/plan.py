@@ -380,8 +380,8 @@ def random_subset(
         raise UserError(
             f"train.timestep_fraction: {share}: trains none of {num_steps - 1} steps"
         )
-    chance = _generator(seed, (member, prompt, iteration))
-    return tuple(sorted(chance.permutation(num_steps - 1)[:count].tolist()))
+    rng = _generator(seed, (member, prompt, iteration))
+    return tuple(sorted(rng.permutation(num_steps - 1)[:count].tolist()))
 
 
 def random_window(

@@ -131,7 +131,7 @@ def draw(
     return jax.vmap(one)(latent, velocity, noise, step, stop, stochastic)
 
 
-def replay(
+def log_probs(
     sampler: Sampler,
     latent: Float[Array, "slot height width channel"],
     next_latent: Float[Array, "slot sibling height width channel"],
@@ -155,7 +155,7 @@ def replay(
 
     def one(x, following, v, start, end, switch):
         sigma, sigma_next, options = step_arguments(sampler, start, end, switch)
-        return transition.replay(
+        return transition.log_probs(
             sampler.kind, x, following, v, sigma, sigma_next, **options
         )
 
@@ -247,7 +247,7 @@ def _trained(sampler, pack: Tables, latents, velocities, clean) -> Transitions |
     ends = (pack.action >= rows)[..., None, None, None]
     following = jnp.where(ends, clean[beyond], latents[inside])
     always = jnp.ones(pack.start.shape, jnp.float32)
-    log_prob, _ = replay(
+    log_prob, _ = log_probs(
         sampler, latent, following, velocity, pack.start, pack.stop, always
     )
     return Transitions(

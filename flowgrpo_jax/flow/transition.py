@@ -111,7 +111,7 @@ def _mean_square(error: Float[Array, "*latent"]) -> Float32[Array, ""]:
     """Mean of squares, added up in halves in an order of our own.
 
     A compiler's reduction takes the order that suits its layout, which differs between
-    programs; a stored log-prob and its replay would then not be the same bits.
+    programs; a stored log-prob and the recomputed one would then not be the same bits.
     """
     terms = jax.lax.optimization_barrier(error.reshape(-1) ** 2)
     count = terms.size
@@ -122,7 +122,7 @@ def _mean_square(error: Float[Array, "*latent"]) -> Float32[Array, ""]:
     return terms[0] / count
 
 
-def replay(
+def log_probs(
     kind: str,
     latent: Float[Array, "*latent"],
     next_latents: Float[Array, " sibling *latent"],

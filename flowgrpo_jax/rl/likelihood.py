@@ -1,7 +1,7 @@
 """Likelihoods: what an objective is told about stored actions.
 
 The log-prob of a stored transition under the learner's velocity comes from
-`flow.rollout.replay`, the function that gave the old one. (A clean sample has no
+`flow.rollout.log_probs`, the function that gave the old one. (A clean sample has no
 log-prob: what stands for it is in `objectives.awm`.)
 """
 
@@ -46,7 +46,7 @@ def recompute(
     """Log-probs of the stored actions and their Gaussian, under a velocity."""
     # Only stochastic steps are stored.
     always = jnp.ones(stored.step.shape, jnp.float32)
-    return rollout.replay(
+    return rollout.log_probs(
         sampler,
         stored.latent,
         stored.next_latent,

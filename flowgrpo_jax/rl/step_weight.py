@@ -20,7 +20,7 @@ def tempflow_weights(
     """
     count = sampler.num_steps
     step, nothing = jnp.arange(count), jnp.zeros((count, 1, 1, 1))
-    _, gaussian = rollout.replay(
+    _, gaussian = rollout.log_probs(
         sampler, nothing, nothing[:, None], nothing, step, step + 1, jnp.ones(count)
     )
     std = np.asarray(gaussian.std)

@@ -29,7 +29,7 @@ def policies(kind, level):
     return [
         (log_probs[0], step)
         for log_probs, step in (
-            transition.replay(kind, LATENT, actions, velocity, *scalars, **options)
+            transition.log_probs(kind, LATENT, actions, velocity, *scalars, **options)
             for velocity in (OLD_VELOCITY, NEW_VELOCITY)
         )
     ]
@@ -107,7 +107,7 @@ def test_matching_log_prob(weighting, expected):
 
 @pytest.mark.parametrize("kind", ["sde", "cps", "dance"])
 def test_on_policy_log_ratio_is_exactly_zero(kind):
-    """Oracle: invariance; the same velocity replays to the same bits."""
+    """Oracle: invariance; the same velocity gives the same bits again."""
     (first, _), _ = policies(kind, 0.5)
     (second, _), _ = policies(kind, 0.5)
     assert likelihood.log_ratio(first, second) == 0
@@ -128,7 +128,7 @@ def test_deterministic_step_has_log_prob_zero():
 def test_first_step_uses_sigma_max():
     """Oracle: golden numbers, flow_grpo.md 1.8 C; sigma = 1, noise 0.5."""
     sigma_max = schedule.shifted_grid(10)[1]
-    log_prob, step = transition.replay(
+    log_prob, step = transition.log_probs(
         "sde",
         latent=jnp.float32(1),
         next_latents=jnp.array([1.0950323302]),

@@ -52,7 +52,7 @@ def act(sampler, slots=6, siblings=3, seed=0):
             return rollout.draw(sampler, latent, v, eps, step, step + 1, always)
 
         following = jax.vmap(draw, 1, 1)(noise)
-        log_prob, _ = rollout.replay(
+        log_prob, _ = rollout.log_probs(
             sampler, latent, following, v, step, step + 1, always
         )
         return rollout.Transitions(latent, following, log_prob, step, step + 1, v)

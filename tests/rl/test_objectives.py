@@ -203,8 +203,8 @@ def test_policy_gradient_of_every_step(kind, level, golden):
     options = {"sigma_max": sigmas[1], "noise_level": level}
 
     def loss(velocity, sigma, sigma_next):
-        def replay(action):
-            return transition.replay(
+        def act_again(action):
+            return transition.log_probs(
                 kind,
                 jnp.float32(0.4),
                 action[None],
@@ -214,8 +214,8 @@ def test_policy_gradient_of_every_step(kind, level, golden):
                 **options,
             )
 
-        _, step = replay(jnp.float32(0))
-        log_prob, _ = replay(step.mean + step.std)
+        _, step = act_again(jnp.float32(0))
+        log_prob, _ = act_again(step.mean + step.std)
         old = jax.lax.stop_gradient(log_prob)
         loss, _ = ppo(log_prob - old, jnp.ones(1))
         return loss[0]
