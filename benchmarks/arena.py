@@ -21,9 +21,10 @@ from absl import app, flags
 
 from flowgrpo_jax import assemble, train
 from flowgrpo_jax import config as configs
-from flowgrpo_jax.assemble.planner import Planner
+from flowgrpo_jax.assemble import specs
 from flowgrpo_jax.config import recipes
 from flowgrpo_jax.engine import credit
+from flowgrpo_jax.engine.planner import Planner
 from flowgrpo_jax.report.charts import Series, chart
 from flowgrpo_jax.rl.objectives.table import OBJECTIVES
 from flowgrpo_jax.runtime import platform
@@ -77,7 +78,7 @@ def config_of(recipe: str, seed: int, prompts: int = 2, iterations: int = 1):
 
 def price(config) -> tuple[float, float]:
     """(network evaluations, trained passes) of an iteration, per prompt."""
-    planner = Planner(config, devices=1)
+    planner = Planner(specs.plan_spec(config), devices=1)
     jobs = planner.jobs(0)
     packed = planner.pack(jobs)
     plans = [job.plan for job in jobs]
@@ -85,12 +86,14 @@ def price(config) -> tuple[float, float]:
     objective = OBJECTIVES[config.train.objective]
     if objective.consumes == "transitions":
         edges = np.ones(sum(len(made.trained) for made in plans))
-        entries = credit.action_entries(config, jobs, packed, edges, 1)
+        entries = credit.action_entries(
+            specs.update_spec(config), jobs, packed, edges, 1
+        )
         passes = entries.weight.any(-1).sum()
     else:
         rewards = np.tile(np.arange(config.group_size, dtype=float), (len(jobs), 1))
         entries = credit.sample_entries(
-            config, packed, rewards, rewards, objective.grouping, 1
+            specs.update_spec(config), packed, rewards, rewards, objective.grouping, 1
         )
         passes = entries.weight.sum()
     asked = assemble.fixed_policies(config) - {"old_velocity"}

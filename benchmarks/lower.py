@@ -13,7 +13,6 @@ import jax
 
 from flowgrpo_jax import assemble
 from flowgrpo_jax import config as configs
-from flowgrpo_jax.engine.workload import Workload
 from flowgrpo_jax.runtime import mesh as meshes
 
 REPEATS = 3
@@ -31,7 +30,7 @@ def main() -> None:
     print("| model | learns | program | CPU | wall |\n|---|---|---|---|---|")
     for name, values in RUNS:
         config = configs.make(f"model={name}", microbatch=4, remat="full", **values)
-        work = Workload(config, mesh, *assemble.abstract_model(config))
+        work = assemble.make_work(config, mesh, *assemble.abstract_model(config))
         arguments = work.arguments()
         for program in ("rollout", "update"):
             times = [

@@ -14,7 +14,7 @@ import time
 import numpy as np
 
 from flowgrpo_jax import config as configs
-from flowgrpo_jax import train as trainer
+from flowgrpo_jax.assemble import run as assembled
 from flowgrpo_jax.config import checks
 from flowgrpo_jax.rewards import registry
 
@@ -43,7 +43,7 @@ def make_run(flags, rewards):
         eval__guidance_scale=1.0,
     )
     checks.check(config)
-    return trainer.Run(config)
+    return assembled.Run(config)
 
 
 def main():

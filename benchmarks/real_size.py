@@ -28,7 +28,6 @@ from flowgrpo_jax import assemble
 from flowgrpo_jax import config as configs
 from flowgrpo_jax.cost import flops
 from flowgrpo_jax.engine import programs
-from flowgrpo_jax.engine.workload import Workload
 from flowgrpo_jax.models.flow_model import FlowModel, IdentityAutoencoder, overlay
 from flowgrpo_jax.models.sd3 import presets
 from flowgrpo_jax.models.sd3.denoiser import SD3Denoiser
@@ -113,7 +112,7 @@ class Ours:
             lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(self.dtype)),
             jax.eval_shape(model.init, jax.random.key(0)),
         )
-        self.work = work = Workload(config, mesh, model, like)
+        self.work = work = assemble.make_work(config, mesh, model, like)
         self.frozen = _random(like, 0.02, 0)
         self.state = work.initial_state(_random(work.trainable, 0.02, 1))
         self.text, self.empty = (

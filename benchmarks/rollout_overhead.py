@@ -16,9 +16,8 @@ from absl import app
 
 from flowgrpo_jax import assemble
 from flowgrpo_jax import config as configs
-from flowgrpo_jax.assemble import text_table
-from flowgrpo_jax.assemble.planner import Planner
-from flowgrpo_jax.engine import programs
+from flowgrpo_jax.engine import programs, text_table
+from flowgrpo_jax.engine.planner import Planner
 from flowgrpo_jax.runtime import mesh as meshes
 from flowgrpo_jax.runtime import platform
 
@@ -42,7 +41,7 @@ def main(_):
     )
     empty = meshes.place(table.empty, programs.WHOLE, mesh)
     variables = meshes.place(variables, specs, mesh)
-    planner = Planner(config, mesh.size)
+    planner = Planner(specs.plan_spec(config), mesh.size)
     packed = planner.pack(planner.jobs(0))
     tables = meshes.place(packed.tables, programs.PACKS, mesh)
     numbers = np.arange(PROMPTS * GROUP, dtype=np.int32) // GROUP

@@ -59,7 +59,8 @@ Row = tuple[str, float, float, float]
 
 def main() -> None:
     from flowgrpo_jax import assemble
-    from flowgrpo_jax.inference import restore, sampling
+    from flowgrpo_jax.assemble import restore
+    from flowgrpo_jax.inference import sampling
     from flowgrpo_jax.runtime.workdir import atomic_write
 
     workdir = _WORKDIR.value
@@ -67,7 +68,7 @@ def main() -> None:
     assert workdir is not None  # choose_config says so
     prompts = thinned(_prompts(config), _MAX_PROMPTS.value)
     reward = assemble.make_eval_reward(config)
-    prompts = sampling.judgeable(config, reward, prompts)
+    prompts = assemble.judgeable(config, reward, prompts)
     output = Path(_OUTPUT.value or Path(workdir) / "compare.html")
     cli.writable_folder(output.parent, "--output")
     restored = restore.tuned(config, workdir, _CHECKPOINT.value, _WEIGHTS.value)
@@ -75,7 +76,9 @@ def main() -> None:
 
     def side(restored) -> Side:
         texts = [prompt.text for prompt in prompts]
-        images = sampling.sample(config, restored, texts, _NUM_IMAGES.value)
+        pipeline, variables = restore.make_pipeline(config, restored, texts)
+        count = _NUM_IMAGES.value
+        images = sampling.sample(pipeline, variables, len(texts), count)
         flat = images.reshape(-1, *images.shape[2:])
         measured = reward(flat, [p for p in prompts for _ in range(_NUM_IMAGES.value)])
         if len(config.eval.reward or config.reward) == 1:
@@ -104,8 +107,8 @@ def main() -> None:
 
 def options(config: ConfigDict) -> ConfigDict:
     """The run's config with the options of the command."""
+    from flowgrpo_jax.assemble import variants
     from flowgrpo_jax.config import families
-    from flowgrpo_jax.inference import sampling
 
     guidance, steps = _GUIDANCE.value, _NUM_STEPS.value
     usual = families.of(config.model).sampling
@@ -113,7 +116,7 @@ def options(config: ConfigDict) -> ConfigDict:
         guidance = usual.get("eval.guidance_scale")
     if steps is None:
         steps = usual.get("sample.eval_num_steps")
-    return sampling.with_options(config, _SEED.value, guidance, steps)
+    return variants.with_options(config, _SEED.value, guidance, steps)
 
 
 def _prompts(config: ConfigDict) -> list[Prompt]:

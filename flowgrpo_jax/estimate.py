@@ -18,10 +18,12 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from flowgrpo_jax import assemble, cli
+from flowgrpo_jax.assemble import specs
 from flowgrpo_jax.config import checks
 from flowgrpo_jax.cost import budget, flops, topology
-from flowgrpo_jax.engine.workload import Workload
+from flowgrpo_jax.engine.workload import PolicyWork
 from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.models.flow_model import FlowModel
 from flowgrpo_jax.runtime.mesh import AnyMesh
 
 FLAGS = flags.FlagValues()
@@ -61,11 +63,16 @@ def main() -> None:
     jax.config.update("jax_platforms", "cpu")
     checks.check(config)
     mesh, why_not = topology.make_mesh(_TOPOLOGY.value, config.mesh.to_dict())
-    work = Workload(config, mesh, *assemble.abstract_model(config))
+    if assemble.pretrains(config):
+        raise UserError(
+            f"train.objective: {config.train.objective}: what pretraining costs is not "
+            "estimated: give a config that learns from rewards"
+        )
+    work = assemble.make_policy_work(config, mesh, *assemble.abstract_model(config))
     made = budget.of(work)
-    print(*describe(work, made, chip), sep="\n")
+    print(*describe(config, work, made, chip), sep="\n")
     if work.model.tokenizer is None:  # its encoders do not learn: a cache on disk
-        print(f"text            {text(work)}", flush=True)
+        print(f"text            {text(config, work.model)}", flush=True)
     memory = flops.CHIPS[chip].memory
 
     def finish(needed: dict[str, float], answer: str) -> None:
@@ -91,9 +98,11 @@ def main() -> None:
     finish(needed, answer)
 
 
-def describe(work: Workload, made: budget.Budget, chip: str) -> list[str]:
+def describe(
+    config: ConfigDict, work: PolicyWork, made: budget.Budget, chip: str
+) -> list[str]:
     """What formulas say, one line per question."""
-    config, each, passes = work.config, made.operations, made.passes
+    each, passes = made.operations, made.passes
     mesh = " x ".join(f"{name} {size}" for name, size in work.mesh.shape.items())
     ways = f"LoRA of rank {config.train.lora_rank}" if config.train.use_lora else "full"
     tera = budget.operations
@@ -113,24 +122,26 @@ def describe(work: Workload, made: budget.Budget, chip: str) -> list[str]:
     return lines
 
 
-def text(work: Workload) -> str:
+def text(config: ConfigDict, model: FlowModel) -> str:
     """What the prompts of the run take, encoded; they need not be on this machine."""
-    config, model = work.config, work.model
     try:
         prompts = assemble.load_prompt_set(config.prompts, "train")
         held_out = assemble.load_prompt_set(config.eval.prompts, "test", "eval.prompts")
     except UserError as error:
-        each = budget.prompt_bytes(config, model) / 1e6
+        each = budget.prompt_bytes(model) / 1e6
         return f"{each:.2f} MB a prompt; how many is not known here: {error}"
-    return budget.text_line(config, model, prompts, held_out)
+    spec, folder = specs.policy_spec(config), config.embedding_cache
+    return budget.text_line(spec, model, prompts, held_out, folder)
 
 
-def on_top(work: Workload, made: budget.Budget, chip: str) -> list[str]:
+def on_top(work: PolicyWork, made: budget.Budget, chip: str) -> list[str]:
     """What keeps a run above its floor, as far as it is known beforehand."""
     lines = []
     if made.operations.rerun:
         share = made.operations.rerun * made.passes.learning / made.total
-        lines.append(f"{share:.0%} more operations by remat {work.config.remat}")
+        lines.append(
+            f"{share:.0%} more operations by remat {work.model.denoiser.remat}"
+        )
     depth = work.model.denoiser.head_dim
     factor = flops.head_factor(made.forward, flops.CHIPS[chip], depth)
     if factor > 1.005:
@@ -142,12 +153,12 @@ def on_top(work: Workload, made: budget.Budget, chip: str) -> list[str]:
         lines.append(
             f"in it devices wait {made.waiting:.0%} of the time: whole groups do not "
             "divide evenly; take prompts_per_iteration a multiple of "
-            f"{made.devices * work.config.updates_per_iteration}"
+            f"{made.devices * work.updates.updates_per_iteration}"
         )
     return lines
 
 
-def compile_programs(work: Workload) -> Iterator[tuple[str, float, float]]:
+def compile_programs(work: PolicyWork) -> Iterator[tuple[str, float, float]]:
     """(program, bytes of one device with all else that stays there, seconds taken)."""
     arguments = work.arguments()
     for name in _PROGRAMS:

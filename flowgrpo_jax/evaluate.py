@@ -75,12 +75,13 @@ def main() -> None:
     if protocol is None and (_PROMPTS.value or _MAX_PROMPTS.value):
         raise UserError("--prompts, --max_prompts: are of a protocol: give --protocol")
     from flowgrpo_jax import assemble
-    from flowgrpo_jax.inference import evaluator, protocols, restore
+    from flowgrpo_jax.assemble import restore, variants
+    from flowgrpo_jax.inference import evaluator, protocols
 
     workdir = _WORKDIR.value
     config = restore.choose_config(_CONFIG.value, workdir, _MODEL.value)
     if protocol is not None:
-        config = protocols.configure(config, protocol, _PROMPTS.value)
+        config = variants.by_protocol(config, protocol, _PROMPTS.value)
     if _OUTPUT.value:  # fail before the work, not after it
         cli.writable_folder(Path(_OUTPUT.value).parent, "--output")
     rewards = assemble.try_rewards(config, False, monitored=protocol is None)
@@ -97,10 +98,9 @@ def main() -> None:
         scores, how = evaluate(config, restored, rewards), {}
         print(evaluator.table(scores))
     else:
-        images = protocols.PROTOCOLS[protocol].images_per_prompt
         most = _MAX_PROMPTS.value
-        scores = protocols.measure(config, restored, images, most, rewards)
-        how = protocols.record(config, protocol, _MAX_PROMPTS.value)
+        scores = measure(config, restored, protocol, most, rewards)
+        how = record(config, protocol, most)
         print(protocols.table(scores, Path(workdir or config.model).name))
     write(output, config, restored, scores, how)
     print(f"scores of {restored} in {output}")
@@ -114,7 +114,7 @@ def evaluate(
     `rewards` is the context of `assemble.try_rewards`, if it was called.
     """
     from flowgrpo_jax import assemble
-    from flowgrpo_jax.inference import restore
+    from flowgrpo_jax.assemble import restore, specs
     from flowgrpo_jax.inference.evaluator import Evaluator
 
     prompts = assemble.load_prompt_set(config.eval.prompts, "test", "eval.prompts")
@@ -122,7 +122,7 @@ def evaluate(
     assemble.check_prompts(config, context, prompts, "eval.prompts")
     placed = restore.place(config, restored, [prompt.text for prompt in prompts])
     evaluator = Evaluator(
-        config,
+        specs.eval_spec(config, restored.model),
         restored.model,
         placed.mesh,
         placed.specs,
@@ -132,6 +132,48 @@ def evaluate(
         assemble.make_monitor(config, context),
     )
     return evaluator(placed.variables, final=True)
+
+
+def measure(
+    config: ConfigDict,
+    restored: Any,
+    protocol: str,
+    max_prompts: int | None = None,
+    rewards: Any = None,
+) -> dict[str, float]:
+    """The scores of a `restore.Restored` by a protocol that the config is made for.
+
+    `max_prompts` takes that many of every task. `rewards` as in `evaluate`.
+    """
+    from flowgrpo_jax import assemble
+    from flowgrpo_jax.assemble import restore
+    from flowgrpo_jax.inference import protocols
+
+    prompts = assemble.load_prompt_set(config.eval.prompts, "test", "eval.prompts")
+    if max_prompts is not None:
+        prompts = protocols.first_of_each_task(prompts, max_prompts)
+    context = rewards or assemble.reward_context(config)
+    assemble.check_prompts(config, context, prompts, "eval.prompts")
+    reward = assemble.make_eval_reward(config, context)
+    texts = [prompt.text for prompt in prompts]
+    pipeline, variables = restore.make_pipeline(config, restored, texts)
+    images = protocols.PROTOCOLS[protocol].images_per_prompt
+    return protocols.measure(pipeline, variables, prompts, reward, images)
+
+
+def record(config: ConfigDict, name: str, max_prompts: int | None) -> dict[str, Any]:
+    """What the JSON says about how the scores of a protocol came about."""
+    from flowgrpo_jax.inference import protocols
+
+    return {
+        "protocol": name,
+        "prompts": config.eval.prompts,
+        "whole": max_prompts is None,  # else no number to compare
+        "images_per_prompt": protocols.PROTOCOLS[name].images_per_prompt,
+        "num_steps": config.sample.eval_num_steps,
+        "guidance_scale": config.eval.guidance_scale,
+        "negative_prompt": "",
+    }
 
 
 def default_output(

@@ -45,8 +45,8 @@ _EXAMPLES = 3
 
 
 def main() -> None:
+    from flowgrpo_jax.assemble import restore
     from flowgrpo_jax.config import families
-    from flowgrpo_jax.inference import restore
 
     workdir = _WORKDIR.value
     config = restore.choose_config(None, workdir, _MODEL.value)

@@ -109,7 +109,8 @@ Judge = Callable[..., np.ndarray]
 
 def main() -> None:
     from flowgrpo_jax import config as configs
-    from flowgrpo_jax.inference import restore, sampling
+    from flowgrpo_jax.assemble import restore, variants
+    from flowgrpo_jax.inference import sampling
 
     workdir = _WORKDIR.value
     for flag in (_CHECKPOINT, _WEIGHTS):
@@ -120,9 +121,9 @@ def main() -> None:
     if _MODEL.value is not None and config is not None:
         raise UserError(f"--model: {_MODEL.value}: --config names one already")
     if workdir is None and config is None:
-        config = sampling.model_config(_MODEL.value) if _MODEL.value else configs.make()
+        config = variants.model_config(_MODEL.value) if _MODEL.value else configs.make()
     config = restore.choose_config(config, workdir, _MODEL.value)
-    config = sampling.with_options(
+    config = variants.with_options(
         config, _SEED.value, _GUIDANCE.value, _NUM_STEPS.value
     )
     if _NEGATIVE.value is not None:
@@ -142,7 +143,9 @@ def main() -> None:
             names = ", ".join(unknown)
             print(f"warning: {text}: unknown words: {names}", file=sys.stderr)
     if _SEARCH.value is None:
-        images = sampling.sample(config, restored, texts, _NUM_IMAGES.value)
+        pipeline, variables = restore.make_pipeline(config, restored, texts)
+        count = _NUM_IMAGES.value
+        images = sampling.sample(pipeline, variables, len(texts), count)
     else:
         images = _search(config, restored, texts, judge)
     if output is None:
@@ -295,14 +298,14 @@ def _judge(config: ConfigDict, prompts: Sequence[Prompt]) -> Judge | None:
     import jax.numpy as jnp
 
     from flowgrpo_jax import assemble
-    from flowgrpo_jax.inference import sampling
+    from flowgrpo_jax.inference.search import noise_optimization
 
     if _REWARD.value is not None:
         smooth = noise_optimization.REWARDS[_REWARD.value]
         return lambda images, prompt: np.asarray(smooth(jnp.asarray(images)))
     reward = assemble.make_reward(config)
     try:
-        known = sampling.judgeable(config, reward, prompts)
+        known = assemble.judgeable(config, reward, prompts)
     except UserError:
         if METHODS[str(_SEARCH.value)].by == "guidance":
             return None

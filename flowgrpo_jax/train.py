@@ -18,13 +18,13 @@ import numpy as np
 from flowgrpo_jax import assemble
 from flowgrpo_jax import config as configs
 from flowgrpo_jax.assemble import base_weights
+from flowgrpo_jax.assemble.run import Run
 from flowgrpo_jax.config import checks
 from flowgrpo_jax.cost import budget
 from flowgrpo_jax.inference import evaluator
 from flowgrpo_jax.report import page
 from flowgrpo_jax.rewards import monitors
 from flowgrpo_jax.rewards.scoring import RewardFailure
-from flowgrpo_jax.run import Run
 from flowgrpo_jax.runtime import environment
 from flowgrpo_jax.runtime import images as grids
 from flowgrpo_jax.runtime.checkpoint import Checkpointer, Schedule
@@ -64,6 +64,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> bool:
             if line := environment.record(place.path, start):
                 print(line, flush=True)
             state = run.initial_state()
+            run.forget_base()
             if start:
                 state = checkpoints.restore(state, start)
             with (

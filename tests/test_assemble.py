@@ -10,6 +10,7 @@ import pytest
 from flowgrpo_jax import assemble
 from flowgrpo_jax import config as configs
 from flowgrpo_jax import train as trainer
+from flowgrpo_jax.assemble import run as assembled
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.rewards import registry
 from flowgrpo_jax.rewards.scoring import RewardFailure
@@ -61,7 +62,7 @@ def test_a_run_whose_reward_fails_does_not_begin(where, tmp_path, monkeypatch):
         raise AssertionError("a model was loaded first")
 
     monkeypatch.setitem(registry.REWARDS, "broken", lambda context: broken)
-    monkeypatch.setattr(assemble, "starting_model", loaded)
+    monkeypatch.setattr(assembled, "starting_model", loaded)
     value = ("broken",) if where == "monitors" else {"broken": 1.0}
     config = configs.make(**{where: value})
     with pytest.raises(RewardFailure, match="^reward.broken: SystemExit: 1$"):

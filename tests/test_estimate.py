@@ -12,7 +12,6 @@ import pytest
 from flowgrpo_jax import assemble, cli, estimate
 from flowgrpo_jax import config as configs
 from flowgrpo_jax.cost import budget, flops, topology
-from flowgrpo_jax.engine.workload import Workload
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.runtime import mesh as meshes
 
@@ -22,7 +21,7 @@ PAPER = "model=sd3.5-medium"
 def work_on(devices, shape=None, argument=PAPER, **values):
     config = configs.make(argument, **values)
     mesh = meshes.make_abstract_mesh(shape or {"data": -1}, devices)
-    return Workload(config, mesh, *assemble.abstract_model(config))
+    return assemble.make_work(config, mesh, *assemble.abstract_model(config))
 
 
 @pytest.fixture(scope="module")
@@ -248,12 +247,13 @@ def test_prompts_are_counted_where_they_are(tmp_path):
         "prompts": f"{tmp_path}/train.txt",
         "eval__prompts": f"{tmp_path}/test.txt",
     }
-    work = work_on(8, num_iterations=100, **files)
+    config = configs.make(PAPER, num_iterations=100, **files)
+    model, _ = assemble.abstract_model(config)
     each = 2 * (205 * 4096 + 2048)
-    told = estimate.text(work)
+    told = estimate.text(config, model)
     assert told.startswith(f"at most 35 prompts to encode, {each / 1e6:.2f} MB each, ")
-    work.config.prompts = "no.txt"
-    told = estimate.text(work)
+    config.prompts = "no.txt"
+    told = estimate.text(config, model)
     assert told.startswith("1.68 MB a prompt; how many is not known here: prompts: no.")
 
 

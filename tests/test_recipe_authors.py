@@ -7,8 +7,9 @@ import pytest
 
 from flowgrpo_jax import assemble
 from flowgrpo_jax import config as configs
-from flowgrpo_jax.assemble.planner import Planner
+from flowgrpo_jax.assemble import specs
 from flowgrpo_jax.config import checks, recipes
+from flowgrpo_jax.engine.planner import Planner
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.flow import packing, plan
 from flowgrpo_jax.models.flow_model import FlowModel
@@ -107,7 +108,7 @@ def test_the_image_is_the_last_prediction(recipe):
     """
     config = configs.make(recipe=recipe, prompts_per_iteration=2)
     checks.check(config)
-    planner = Planner(config, devices=1)
+    planner = Planner(specs.plan_spec(config), devices=1)
     packed = planner.pack(planner.jobs(0))
     assert not packed.tables.leaf.fresh.any()
     last = config.sample.num_steps - 1
@@ -120,7 +121,7 @@ def test_the_image_is_the_last_prediction(recipe):
 def test_flow_grpos_image_keeps_the_noise_of_its_last_step():
     """Oracle: flow_grpo's sd3_pipeline_with_logprob.py, which adds it at every step."""
     config = configs.make(recipe="flow_grpo", prompts_per_iteration=2)
-    planner = Planner(config, devices=1)
+    planner = Planner(specs.plan_spec(config), devices=1)
     leaf = planner.pack(planner.jobs(0)).tables.leaf
     assert isinstance(leaf, packing.Steps) and leaf.fresh.all()
 
@@ -128,7 +129,12 @@ def test_flow_grpos_image_keeps_the_noise_of_its_last_step():
 def test_a_tree_trains_all_but_its_last_step():
     """Oracle: the fraction 1 is as many steps as have noise."""
     whole, most = (
-        Planner(configs.make(recipe="branch_grpo", train__timestep_fraction=f), 1)
+        Planner(
+            specs.plan_spec(
+                configs.make(recipe="branch_grpo", train__timestep_fraction=f)
+            ),
+            1,
+        )
         for f in (1.0, 0.95)
     )
     assert whole.plan(0, 0) == most.plan(0, 0)

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flowgrpo_jax import cli, sample
+from flowgrpo_jax import assemble, cli, sample
 from flowgrpo_jax import config as configs
+from flowgrpo_jax.assemble import variants
 from flowgrpo_jax.data.prompts import Prompt
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.inference import pipeline, sampling
@@ -72,11 +73,11 @@ def test_images_have_stable_names_and_fixed_noise(draw, capsys, tmp_path):
 def test_options_fall_back_to_the_config():
     """Oracle: the values given; None leaves the config's."""
     config = configs.make(eval__guidance_scale=3.0)
-    changed = sampling.with_options(config, 5, None, 7)
+    changed = variants.with_options(config, 5, None, 7)
     assert changed.eval.seed == 5 and changed.eval.guidance_scale == 3.0
     assert changed.sample.eval_num_steps == 7 and config.eval.seed == 0
     with pytest.raises(UserError, match=r"^sample\.eval_num_steps: 0: "):
-        sampling.with_options(config, 0, None, 0)
+        variants.with_options(config, 0, None, 0)
 
 
 def test_unknown_words_are_found():
@@ -247,7 +248,7 @@ def test_cfg_rejection_needs_no_reward(draw, capsys):
 def test_metadata_is_that_of_the_same_text():
     """Oracle: the prompt set's own records; what a prompt brings itself stays."""
     own = Prompt(RED, {"tag": "colors"})
-    found = sampling.with_metadata(configs.make(), [Prompt(RED), own, Prompt("no")])
+    found = assemble.with_metadata(configs.make(), [Prompt(RED), own, Prompt("no")])
     assert found[0].metadata["include"] == [
         {"class": "circle", "count": 1, "color": "red"}
     ]

@@ -11,7 +11,6 @@ import pytest
 from flowgrpo_jax import assemble
 from flowgrpo_jax import config as configs
 from flowgrpo_jax.engine import programs
-from flowgrpo_jax.engine.workload import Workload
 from flowgrpo_jax.flow import packing
 from flowgrpo_jax.models.flow_model import overlay
 from flowgrpo_jax.models.sd3.denoiser import SD3Denoiser
@@ -59,7 +58,7 @@ def iteration(data: int, fsdp: int):
     devices = jax.devices()[: data * fsdp]
     mesh = meshes.make_mesh({"data": data, "fsdp": fsdp}, devices)
     model, variables = small_model()
-    work = Workload(config, mesh, model, variables)
+    work = assemble.make_work(config, mesh, model, variables)
     rng = np.random.default_rng(1)
 
     def text(rows):

@@ -16,11 +16,14 @@ from safetensors.numpy import load_file
 
 from flowgrpo_jax import assemble
 from flowgrpo_jax import config as configs
-from flowgrpo_jax import run as running
 from flowgrpo_jax import train as trainer
+from flowgrpo_jax.assemble import base_weights
+from flowgrpo_jax.assemble import run as assembled
+from flowgrpo_jax.engine.finite import check_finite
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.inference import evaluator
 from flowgrpo_jax.rewards import scoring
+from flowgrpo_jax.rl import measurements
 from flowgrpo_jax.rl import update as rl_update
 from flowgrpo_jax.runtime.checkpoint import Checkpointer, Schedule
 from flowgrpo_jax.runtime.metrics import read_metrics
@@ -39,7 +42,7 @@ def undisturbed(weights_file, tmp_path_factory):
     """A finished run, and the compilations of each of its iterations."""
     workdir = tmp_path_factory.mktemp("undisturbed")
     compiled = []
-    step = trainer.Run.step
+    step = assembled.Run.step
 
     def counted(self, state, iteration):
         compiled.append(0)
@@ -50,7 +53,7 @@ def undisturbed(weights_file, tmp_path_factory):
             compiled[-1] += 1
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer.Run, "step", counted)
+        patch.setattr(assembled.Run, "step", counted)
         use(patch, reward_spread)
         jax.monitoring.register_event_duration_secs_listener(listen)
         assert trainer.train(tiny_config(weights_file), workdir)
@@ -130,7 +133,7 @@ def _second(self, *_):
 
 # Where the signal comes, and the rows that are there afterwards.
 MOMENTS = {
-    "between evaluation and step": (trainer.Run, "step", _at_2, (2, "eval")),
+    "between evaluation and step": (assembled.Run, "step", _at_2, (2, "eval")),
     "in an evaluation": (evaluator.Evaluator, "__call__", _second, (1, "train")),
     "in a reward": (scoring.Scorer, "finish", lambda self, *_: True, (1, "train")),
     "in the last save": (Checkpointer, "save", lambda self, i, _: i == 4, (3, "train")),
@@ -183,10 +186,13 @@ def test_updates_without_anything_to_learn_from_do_not_count():
     """Oracle: means by hand; gaps are those of the first update."""
     info = {"ratio": np.float32([0, 1, 2]), "ratio_gap": np.float32([3, 4, 5])}
     weight = np.zeros((3, 2, 4, 1))
-    assert running._flatten(info, weight) == {"ratio_gap": 3.0}
+    assert measurements.of_iteration(info, weight) == {"ratio_gap": 3.0}
     weight[1:, 0, 2] = 1
-    assert running._flatten(info, weight) == {"ratio": 1.5, "ratio_gap": 3.0}
-    assert running._flatten(info, weight + 1) == {"ratio": 1.0, "ratio_gap": 3.0}
+    assert measurements.of_iteration(info, weight) == {"ratio": 1.5, "ratio_gap": 3.0}
+    assert measurements.of_iteration(info, weight + 1) == {
+        "ratio": 1.0,
+        "ratio_gap": 3.0,
+    }
 
 
 def test_pretraining_is_the_same_loop(tmp_path, monkeypatch):
@@ -238,10 +244,9 @@ def test_a_reward_that_is_no_number_stops_the_run(weights_file, tmp_path, monkey
 
 def test_a_diverged_run_is_one_line():
     """Oracle: the line names key, value and remedy, by hand."""
-    config = configs.make(train__learning_rate=0.5)
-    running._check_finite(config, 7, {"grad_norm": 1.0})
+    check_finite(0.5, 7, {"grad_norm": 1.0})
     with pytest.raises(UserError) as caught:
-        running._check_finite(config, 7, {"grad_norm": np.inf})
+        check_finite(0.5, 7, {"grad_norm": np.inf})
     assert str(caught.value).startswith(
         "train.learning_rate: 0.5: grad_norm not finite at iteration 7: take a lower"
     )
@@ -253,12 +258,14 @@ def test_a_result_that_is_the_base_model_is_said_to_be(ema, capsys):
     base = {"transformer": {"out": np.ones(2)}}
     moved = {"transformer": {"out": np.full(2, 1.5)}}
     run = types.SimpleNamespace(
-        config=configs.make(train__ema=ema, num_iterations=3), _loaded=base
+        config=configs.make(train__ema=ema, num_iterations=3),
+        _began=base_weights.mark(base),
     )
+    run._evaluated = functools.partial(assembled.Run._evaluated, run)
     for result, other in ((base, moved), (moved, base)):
         learner, average = (other, result) if ema else (result, other)
         state = rl_update.TrainState(learner, {}, average, 0)
-        trainer.Run.warn_if_unmoved(run, state)
+        assembled.Run.warn_if_unmoved(run, state)
         name = "the EMA" if ema else "the learner"
         line = f"warning: nothing differs from the base model: {name} after 3 iteration"
         told = capsys.readouterr().err

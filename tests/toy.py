@@ -11,7 +11,8 @@ import numpy as np
 from flax import linen as nn
 
 from flowgrpo_jax import config as configs
-from flowgrpo_jax import train as trainer
+from flowgrpo_jax.assemble import rewards
+from flowgrpo_jax.assemble import run as assembled
 from flowgrpo_jax.config import checks
 from flowgrpo_jax.models.flow_model import FlowModel, IdentityAutoencoder
 from flowgrpo_jax.models.operations import Pass
@@ -96,12 +97,11 @@ def reward(images, prompts):
     return {"geneval": near}
 
 
-def make_run(monkeypatch, recipe: str, scores=reward, **values) -> trainer.Run:
+def make_run(monkeypatch, recipe: str, scores=reward, **values) -> assembled.Run:
     """A run of a recipe on the toy; `values` are config values."""
     use(monkeypatch, scores)
-    monkeypatch.setattr(
-        trainer.assemble, "starting_model", lambda *_: (MODEL, VARIABLES)
-    )
+    monkeypatch.setattr(assembled, "starting_model", lambda *_: (MODEL, VARIABLES))
+    monkeypatch.setattr(rewards, "world_of", lambda config: None)
     config = configs.make(
         recipe=recipe,
         mesh={"data": 1},
@@ -113,4 +113,4 @@ def make_run(monkeypatch, recipe: str, scores=reward, **values) -> trainer.Run:
         **values,
     )
     checks.check(config)
-    return trainer.Run(config)
+    return assembled.Run(config)

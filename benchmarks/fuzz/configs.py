@@ -23,9 +23,9 @@ from ml_collections import config_flags
 from benchmarks.fuzz.core import REFUSED, RIGHT, Surface, Wrong, refused
 from flowgrpo_jax import assemble, cli
 from flowgrpo_jax import config as configs
-from flowgrpo_jax.assemble.planner import Planner
+from flowgrpo_jax.assemble import specs
 from flowgrpo_jax.config import checks, recipes, values
-from flowgrpo_jax.engine import workload
+from flowgrpo_jax.engine.planner import Planner
 from flowgrpo_jax.models.sd3 import transformer_config
 from flowgrpo_jax.runtime import mesh as meshes
 from flowgrpo_jax.worlds.sprites import model as sprites_model
@@ -271,15 +271,15 @@ def _build(config: ml_collections.ConfigDict) -> None:
     """All that is made of a config before anything is compiled."""
     meshes.make_abstract_mesh(config.mesh.to_dict(), 8)
     transformer_config.adapted_layers(config.train.lora_targets)
-    workload.learning_rate(config)
+    rl_update.learning_rate(specs.optimizer_spec(config))
     assemble.make_behaviour(config)
     if any(configs.get(config, key) > most for key, most in _SMALL.items()):
         return
     model = _model()
     sampler = assemble.make_sampler(config, model)
     # In the order of a run: the plan has checked the steps when the loss is made.
-    if config.train.objective != "flow_matching" and config.prompts_per_iteration <= 64:
-        kinds = Planner(config, 1).kinds
+    if config.train.objective != PRETRAINING and config.prompts_per_iteration <= 64:
+        kinds = Planner(specs.plan_spec(config), 1).kinds
         if not all(made.labels for made in kinds):
             raise Wrong("a plan without images")
         assemble.make_loss(config, model, sampler)

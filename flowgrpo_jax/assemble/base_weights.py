@@ -23,6 +23,7 @@ from flowgrpo_jax.models.flow_model import Variables
 from flowgrpo_jax.runtime.workdir import atomic_write, read_config
 from flowgrpo_jax.worlds.registry import WORLDS
 
+UNADAPTED = "not adapted"
 NAMES = {"ema": "the EMA", "learner": "the learner"}
 _FILE = "base_model.json"
 _BLOCK = 1 << 18  # elements of a host array that are summed at once: a cache's worth
@@ -165,6 +166,16 @@ def _sum_on_devices(leaf: jax.Array) -> jax.Array:
 
 
 # -- what a run made of it ------------------------------------------------------------
+
+
+def mark(part: Variables) -> str:
+    """What is alike for two states of the part that learns, if both are one model.
+
+    Of an adapter whether it changes anything, else a digest of its values.
+    """
+    if "lora" in part:
+        return "adapted" if differs(part, {}) else UNADAPTED
+    return digest(part)
 
 
 def differs(part: Variables, base: Variables) -> bool:

@@ -14,6 +14,7 @@ from flowgrpo_jax.config import families
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.models.flow_model import FlowModel, Variables
 from flowgrpo_jax.models.spec import ModelSpec
+from flowgrpo_jax.rl.objectives.table import PRETRAINING
 from flowgrpo_jax.runtime import mesh as meshes
 from flowgrpo_jax.worlds.registry import WORLDS
 
@@ -80,18 +81,18 @@ def starting_model(
     config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh | None = None
 ) -> tuple[FlowModel, Variables]:
     """What a run begins with: pretraining with nothing, unless `model` is a file."""
-    pretraining = config.train.objective == "flow_matching"
+    pretraining = config.train.objective == PRETRAINING
     if pretraining and not families.of(config.model).embedded:
         raise UserError(
-            f"model: {config.model}: train.objective flow_matching learns from scenes "
-            f"of an embedded world: must be one of {', '.join(WORLDS)}"
+            f"model: {config.model}: train.objective {PRETRAINING} learns from "
+            f"scenes of an embedded world: must be one of {', '.join(WORLDS)}"
         )
     return new_model(config) if starts_fresh(config) else load_model(config, mesh)
 
 
 def starts_fresh(config: ml_collections.ConfigDict) -> bool:
     """Whether a run begins with random weights, not with those of a file."""
-    return config.train.objective == "flow_matching" and config.model in WORLDS
+    return config.train.objective == PRETRAINING and config.model in WORLDS
 
 
 def warm_start(

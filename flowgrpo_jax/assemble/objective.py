@@ -8,6 +8,7 @@ from flowgrpo_jax.flow import rollout
 from flowgrpo_jax.models.flow_model import FlowModel
 from flowgrpo_jax.rl import losses
 from flowgrpo_jax.rl import update as rl_update
+from flowgrpo_jax.rl.objectives.table import PRETRAINING
 
 
 def make_loss(
@@ -24,7 +25,7 @@ def make_loss(
         velocity = model.guided(train.guidance_scale)
         sampler = dataclasses.replace(sampler, velocity=velocity)
     options = train.objective_options.to_dict()
-    if train.objective == "flow_matching":
+    if train.objective == PRETRAINING:
         options = {"shift": config.sample.shift or model.shift.value} | options
     return losses.make(
         sampler,

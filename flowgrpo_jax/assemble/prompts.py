@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import ml_collections
+import numpy as np
 
 from flowgrpo_jax.assemble import prompt_checks
 from flowgrpo_jax.data import prompt_sets, tfds_prompts
@@ -12,6 +13,7 @@ from flowgrpo_jax.data.prompt_files import load_prompts
 from flowgrpo_jax.data.prompts import Prompt
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.rewards import registry
+from flowgrpo_jax.rewards.registry import Reward
 from flowgrpo_jax.worlds.registry import WORLDS
 
 # Name -> the prompts of its "train" or "test" split.
@@ -49,3 +51,30 @@ def check_prompts(
         names = [*(config.eval.reward or config.reward), *held_out]
         source = config.eval.prompts
     prompt_checks.check(names, context, prompts, source, key)
+
+
+def judgeable(
+    config: ml_collections.ConfigDict, reward: Reward, prompts: Sequence[Prompt]
+) -> list[Prompt]:
+    """The prompts as the reward needs them; UserError, before any work, if it cannot.
+
+    It judges random images to find out.
+    """
+    known = with_metadata(config, prompts)
+    reward(np.random.default_rng(0).random((len(known), 32, 32, 3), np.float32), known)
+    return known
+
+
+def with_metadata(
+    config: ml_collections.ConfigDict, prompts: Sequence[Prompt]
+) -> list[Prompt]:
+    """The prompts; those without metadata as the config's prompt sets have them."""
+    if all(prompt.metadata for prompt in prompts):
+        return list(prompts)
+    sets = load_prompt_set(config.prompts, "train")
+    sets += load_prompt_set(config.eval.prompts, "test", "eval.prompts")
+    named = {prompt.text: prompt for prompt in sets}
+    return [
+        prompt if prompt.metadata else named.get(prompt.text, prompt)
+        for prompt in prompts
+    ]

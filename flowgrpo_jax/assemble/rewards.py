@@ -12,8 +12,9 @@ from flowgrpo_jax.assemble.prompts import check_prompts, load_prompt_set
 from flowgrpo_jax.config import families
 from flowgrpo_jax.models.flow_model import Variables
 from flowgrpo_jax.rewards import geneval, monitors, registry, scoring
-from flowgrpo_jax.worlds.sprites import detector, world
-from flowgrpo_jax.worlds.sprites import monitors as sprites_monitors
+from flowgrpo_jax.rl.objectives.table import PRETRAINING
+from flowgrpo_jax.worlds.registry import WORLDS, World
+from flowgrpo_jax.worlds.sprites import detector
 
 
 def reward_context(config: ml_collections.ConfigDict) -> registry.Context:
@@ -45,7 +46,7 @@ def try_rewards(
     jax.devices()  # taken before a user's module may hide them (CUDA_VISIBLE_DEVICES)
     context = reward_context(config)
     combined, prompts = [], {}
-    if training and config.train.objective != "flow_matching":
+    if training and config.train.objective != PRETRAINING:
         combined.append(registry.combine(config.reward.to_dict(), context))
         ours = load_prompt_set(config.prompts, "train")
         check_prompts(config, context, ours)
@@ -110,13 +111,24 @@ def make_monitor(
         config.monitors, config.reward.to_dict(), context, config.reward_deadline
     )
 
+    own = world_of(config)
+
     def measure(images, prompts, owner) -> dict[str, float]:
         found = general(images, prompts, owner)
-        if images.shape[1] == world.SIZE:
-            found |= sprites_monitors.measure(images, owner)
+        if own is not None and own.monitors is not None:
+            found |= own.monitors(images, owner)
         return found
 
     return _on_host(measure)
+
+
+def world_of(config: ml_collections.ConfigDict) -> World | None:
+    """The embedded world whose pictures the config's model paints, if any."""
+    if not families.of(config.model).embedded:
+        return None
+    if config.model in WORLDS:
+        return WORLDS[config.model]
+    return WORLDS[abstract_model(config)[0].name]  # its file says so
 
 
 def _on_host(function: Callable) -> Callable:

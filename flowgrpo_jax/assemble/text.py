@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import ml_collections
 
-from flowgrpo_jax.assemble import text_table
+from flowgrpo_jax.engine import text_table
 from flowgrpo_jax.models.flow_model import FlowModel, Variables
 
 

@@ -6,7 +6,7 @@ from flowgrpo_jax.config import families, keys, recipes, values
 from flowgrpo_jax.config.values import WINDOWS
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.rewards import registry
-from flowgrpo_jax.rl.objectives.table import OBJECTIVES
+from flowgrpo_jax.rl.objectives.table import OBJECTIVES, PRETRAINING
 from flowgrpo_jax.worlds.registry import WORLDS
 
 _CLIPPING = ("ppo_clip", "guard", "awm")
@@ -16,7 +16,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     """Raise UserError (key, value, what is allowed) for a config that cannot run."""
     values.check(config)
     _check_rewards(config)
-    policy = config.train.objective != "flow_matching"
+    policy = config.train.objective != PRETRAINING
     if policy and config.group_size < 2:
         raise UserError(
             f"group_size: {config.group_size}: must be at least 2: an advantage "
@@ -67,7 +67,7 @@ def _check_learning(config: ml_collections.ConfigDict) -> None:
             f"train.clip_range: 0: must be above 0: train.objective {train.objective} "
             "would follow no ratio"
         )
-    if train.objective == "flow_matching":
+    if train.objective == PRETRAINING:
         world = WORLDS.get(config.model)
         kinds = world.kinds if world else [k for w in WORLDS.values() for k in w.kinds]
         for name in train.caption_noise:
@@ -109,7 +109,7 @@ def remarks(config: ml_collections.ConfigDict) -> list[str]:
             f"train.behaviour_every: {train.behaviour_every}: more than the {updates} "
             "updates of the run: what samples stays the base model"
         )
-    pretraining = train.objective == "flow_matching"
+    pretraining = train.objective == PRETRAINING
     images = config.prompts_per_iteration * (1 if pretraining else config.group_size)
     if config.microbatch > images and config.sample.plan not in ("branch", "tree"):
         told.append(
@@ -122,7 +122,7 @@ def remarks(config: ml_collections.ConfigDict) -> list[str]:
 def _check_axes(config: ml_collections.ConfigDict) -> None:
     """Combinations of axes that cannot be, however good each of them is."""
     sample, train = config.sample, config.train
-    if train.objective == "flow_matching":
+    if train.objective == PRETRAINING:
         return
     samples = OBJECTIVES[train.objective].consumes == "samples"
     same = (0.0, sample.guidance_scale)

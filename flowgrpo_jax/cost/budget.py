@@ -1,6 +1,6 @@
 """What one iteration of a run costs, by formula: passes, operations, bytes, seconds.
 
-From the shapes and plans of a `Workload` alone: nothing is compiled. `estimate` prints
+From the shapes and plans of a `Work` alone: nothing is compiled. `estimate` prints
 all of it and adds what the compiler says; a run prints `summary` before it starts.
 """
 
@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
-from flowgrpo_jax.assemble import text_table
 from flowgrpo_jax.cost import flops
 from flowgrpo_jax.data.prompts import Prompt
-from flowgrpo_jax.engine.workload import Workload
+from flowgrpo_jax.engine import text_table
+from flowgrpo_jax.engine.policy import PolicySpec
+from flowgrpo_jax.engine.workload import PolicyWork, PretrainingWork, Work
 from flowgrpo_jax.models.flow_model import FlowModel, overlay
 from flowgrpo_jax.models.operations import Pass
 
@@ -82,7 +82,7 @@ class Budget(NamedTuple):
         return flops.seconds(self.busiest, chip)
 
 
-def of(work: Workload) -> Budget:
+def of(work: Work) -> Budget:
     """The budget of a run's workload."""
     model = work.model
     rows, columns, _ = model.latent_shape
@@ -102,34 +102,33 @@ def of(work: Workload) -> Budget:
     )
 
 
-def _learning_branches(work: Workload) -> int:
+def _learning_branches(work: Work) -> int:
     """Passes per sample to learn from it: guidance may ask the network twice."""
-    config = work.config
-    scale = config.train.guidance_scale or config.sample.guidance_scale
-    return work.model.passes(scale)
+    return work.model.passes(work.learner.guidance_scale)
 
 
-def _operations(work: Workload, forward: Pass, decoding: float) -> Operations:
-    config, needs = work.config, work.needs
-    branches = work.model.passes(config.sample.guidance_scale)
+def _operations(work: Work, forward: Pass, decoding: float) -> Operations:
+    sampled = work.guidance_scale if isinstance(work, PolicyWork) else 1.0
+    branches = work.model.passes(sampled)
     learned = _learning_branches(work)
-    references = len(needs - {"old_velocity"})
-    partly = config.train.use_lora or bool(config.train.parameters)
-    learning = flops.trained_pass(forward, lora=partly, references=references)
+    references = len(work.needs - {"old_velocity"})
+    learning = flops.trained_pass(
+        forward, lora=work.learner.partly, references=references
+    )
     return Operations(
         sampling=branches * forward.total,
         decoding=decoding,
         learning=learned * learning,
-        rerun=learned * forward.total if config.remat == "full" else 0.0,
+        rerun=learned * forward.total if work.model.denoiser.remat == "full" else 0.0,
     )
 
 
-def _passes(work: Workload) -> tuple[Passes, float]:
+def _passes(work: Work) -> tuple[Passes, float]:
     """Passes of an iteration, and bytes of latents that a device holds for it."""
-    config, devices = work.config, work.mesh.size
+    devices = work.mesh.size
     size = 4.0 * np.prod(work.model.latent_shape)
-    if work.pretraining:
-        images = config.prompts_per_iteration
+    if isinstance(work, PretrainingWork):
+        images = work.scenes_per_iteration
         most = -(-images // devices)
         return Passes(images, 0, images, 0, most), most * size
     jobs, packed, entries = work.first_iteration()
@@ -154,9 +153,9 @@ def _passes(work: Workload) -> tuple[Passes, float]:
     return passes, float((kept + moving) * size)
 
 
-def _gathered(work: Workload, tree: Any, specs: Any) -> float:
+def _gathered(work: Work, tree: Any, specs: Any) -> float:
     """Bytes of whole copies of what is split over devices, in the layers' type."""
-    item = jnp.dtype(work.config.dtype).itemsize
+    item = jnp.dtype(work.learner.dtype).itemsize
 
     def copy(leaf, spec) -> float:
         split = any(axis and work.mesh.shape[axis] > 1 for axis in spec)
@@ -165,9 +164,8 @@ def _gathered(work: Workload, tree: Any, specs: Any) -> float:
     return sum(jax.tree.leaves(jax.tree.map(copy, tree, specs)), 0.0)
 
 
-def _bytes(work: Workload, tokens: int, latents: float) -> dict[str, int | float]:
+def _bytes(work: Work, tokens: int, latents: float) -> dict[str, int | float]:
     """Bytes of one device by kind, at most of what lives at one time."""
-    config = work.config
     frozen, state = work.resident()
     copies = _gathered(work, work.frozen, work.frozen_specs)
     trained = _gathered(work, work.trainable, work.trainable_specs)
@@ -185,7 +183,7 @@ def _bytes(work: Workload, tokens: int, latents: float) -> dict[str, int | float
         "gathered weights": copies + policies * trained,
         "gradients": shards + whole,
         "latents": latents,
-        "activations": _learning_branches(work) * config.microbatch * kept,
+        "activations": _learning_branches(work) * work.learner.microbatch * kept,
     }
 
 
@@ -219,7 +217,7 @@ def memory_line(budget: Budget) -> str:
     return f"{', '.join(parts)}: {gigabytes(sum(budget.bytes.values()))}"
 
 
-def prompt_bytes(config: ConfigDict, model: FlowModel) -> int:
+def prompt_bytes(model: FlowModel) -> int:
     """Bytes of one encoded prompt."""
     return sum(
         math.prod(leaf.shape) * leaf.dtype.itemsize
@@ -228,24 +226,25 @@ def prompt_bytes(config: ConfigDict, model: FlowModel) -> int:
 
 
 def text_line(
-    config: ConfigDict,
+    spec: PolicySpec,
     model: FlowModel,
     prompts: Sequence[Prompt],
     held_out: Sequence[Prompt],
+    folder: str,
 ) -> str:
     """How many prompts a run has encoded at most, and what their embeddings take."""
-    most = config.num_iterations * config.prompts_per_iteration
+    most = spec.num_iterations * spec.prompts_per_iteration
     trained = min(most, len({prompt.text for prompt in prompts}))
     count = trained + len({prompt.text for prompt in held_out} | {""})
-    size = prompt_bytes(config, model)
+    size = prompt_bytes(model)
     return (
         f"at most {count:,} prompts to encode, {size / 1e6:.2f} MB each, "
-        f"{gigabytes(count * size)} in {config.embedding_cache}; of those to train on "
+        f"{gigabytes(count * size)} in {folder}; of those to train on "
         f"{text_table.BLOCK:,} at a time, when they are needed"
     )
 
 
-def summary(work: Workload, device_kind: str) -> list[str]:
+def summary(work: Work, device_kind: str) -> list[str]:
     """The plan of a run in three lines."""
     budget, mesh = of(work), dict(work.mesh.shape)
     passes = budget.passes

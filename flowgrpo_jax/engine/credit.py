@@ -5,20 +5,36 @@ the order of their plans. All of it is host code over integers.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
-import ml_collections
 import numpy as np
 
-from flowgrpo_jax.assemble.planner import rank_of_step, steps_in_order
+from flowgrpo_jax.engine.planner import rank_of_step, steps_in_order
 from flowgrpo_jax.flow.packing import Job, Packed
 from flowgrpo_jax.flow.plan import LeafLabel, Plan
 from flowgrpo_jax.rl import advantage
+from flowgrpo_jax.rl.advantage import AdvantageSpec
 from flowgrpo_jax.rl.update import Entries
 
 # Leaves that rate the policy: the images of column 0. Others are coarser finishes,
 # probes of states on the way, or the anchor's own image.
 _OWN_IMAGE = 0
+
+
+@dataclass(frozen=True)
+class UpdateSpec:
+    """How what was sampled is dealt to the optimizer steps of an iteration.
+
+    `in_steps`: one update per trained step, in place of chunks of prompts. Of samples:
+    `draws` sigmas each, and of a group the best alone if `best_only`.
+    """
+
+    updates_per_iteration: int
+    microbatch: int
+    in_steps: bool = False
+    draws: int = 1
+    best_only: bool = False
 
 
 class Leaves(NamedTuple):
@@ -69,7 +85,7 @@ def _credited(made: Plan) -> np.ndarray:
 
 
 def of_actions(
-    config: ml_collections.ConfigDict,
+    spec: AdvantageSpec,
     measured: Mapping[str, np.ndarray],
     jobs: Sequence[Job],
     leaves: Leaves,
@@ -84,39 +100,33 @@ def of_actions(
         at = job.plan.table[parents, 1]
         keys.append(number * (job.plan.num_steps + 1) + at)
     credit, edge_key = np.concatenate(rows), np.concatenate(keys)
-    return _advantages(config, measured, leaves, credit, edge_key)
+    return _advantages(spec, measured, leaves, credit, edge_key)
 
 
 def of_samples(
-    config: ml_collections.ConfigDict,
+    spec: AdvantageSpec,
     measured: Mapping[str, np.ndarray],
     leaves: Leaves,
 ) -> tuple[np.ndarray, dict[str, float]]:
     """Advantages [leaf] of all images, and metrics of the groups."""
     each = np.arange(len(leaves.prompt))[:, None]
-    return _advantages(config, measured, leaves, each, leaves.prompt)
+    return _advantages(spec, measured, leaves, each, leaves.prompt)
 
 
-def _advantages(config, measured, leaves, credit, edge_key):
+def _advantages(spec, measured, leaves, credit, edge_key):
     # An anchor's own image is no one's, and one without a score tells nothing: they
     # enter no group and no global std.
-    used, train = leaves.credited, config.train
+    used = leaves.credited
     number = np.where(used, np.cumsum(used) - 1, -1)
     credit = np.where(credit >= 0, number[credit], -1)
     return advantage.advantages(
         {name: values[used] for name, values in measured.items()},
-        config.reward.to_dict(),
+        spec.weights,
         leaves.prompt[used],
         leaves.key[used],
         credit,
         edge_key,
-        std=train.advantage_std,
-        ddof=train.advantage_ddof,
-        eps=train.advantage_eps,
-        clip=train.adv_clip_max,
-        backup=train.backup,
-        combine=train.reward_combination,
-        centre=train.advantage_centre,
+        **spec.options(),
     )
 
 
@@ -124,7 +134,7 @@ def _advantages(config, measured, leaves, credit, edge_key):
 
 
 def action_entries(
-    config: ml_collections.ConfigDict,
+    spec: UpdateSpec,
     jobs: Sequence[Job],
     packed: Packed,
     edges: np.ndarray,
@@ -136,16 +146,15 @@ def action_entries(
     """
     columns: dict[str, list] = {"item": [], "pack": [], "prompt": [], "advantage": []}
     update = []
-    in_order = config.train.update_order == "steps"
-    parts = steps_in_order([job.plan for job in jobs]) if in_order else 1
-    chunk = len(jobs) // config.updates_per_iteration
+    parts = steps_in_order([job.plan for job in jobs]) if spec.in_steps else 1
+    chunk = len(jobs) // spec.updates_per_iteration
     states = packed.tables.state.shape[1] // packed.per_pack
     first = 0
     for job, (pack, number) in zip(jobs, packed.place.tolist(), strict=True):
         made = job.plan
         edge_of = {node: first + n for n, node in enumerate(made.trained.tolist())}
         first += len(edge_of)
-        rank = rank_of_step(made) if in_order else [0] * len(made.states)
+        rank = rank_of_step(made) if spec.in_steps else [0] * len(made.states)
         for state, (_, actions) in enumerate(made.states):
             columns["item"].append(number * states + state)
             columns["pack"].append(pack)
@@ -158,7 +167,7 @@ def action_entries(
         flat["pack"],
         packed,
         devices,
-        config.microbatch,
+        spec.microbatch,
         item=flat["item"] + _offset(flat["pack"], packed, devices, states),
         prompt=flat["prompt"],
         weight=(flat["advantage"] != 0).astype(np.float32),
@@ -170,7 +179,7 @@ def action_entries(
 
 
 def sample_entries(
-    config: ml_collections.ConfigDict,
+    spec: UpdateSpec,
     packed: Packed,
     rewards: np.ndarray,
     advantages: np.ndarray,
@@ -181,17 +190,17 @@ def sample_entries(
 
     A prompt whose rewards are NaN teaches nothing: its entries have no weight.
     `together` says who shares an entry: one image, the best and the worst as a pair,
-    or the whole group; `train.select` "best" leaves the others out. Each is drawn
-    `train.draws` times, at another sigma and with other noise.
+    or the whole group; `best_only` leaves the others out. Each is drawn
+    `draws` times, at another sigma and with other noise.
     """
     prompts, group = rewards.shape
-    draws = config.train.draws
+    draws = spec.draws
     known = np.isfinite(rewards.reshape(-1))
     flat = np.where(known, rewards.reshape(-1), 0)
     owner = np.repeat(np.arange(prompts), group)
     if together == "pair":
         members = advantage.best_and_worst(flat, owner, 1, 1)
-    elif config.train.select == "best":
+    elif spec.best_only:
         members = advantage.best_and_worst(flat, owner, 1, 0)
     elif together == "group":
         members = np.arange(flat.size).reshape(prompts, group)
@@ -203,14 +212,14 @@ def sample_entries(
     pack, number = packed.place[prompt].T
     leaves = packed.tables.leaf.start.shape[1] // packed.per_pack
     where = number[:, None] * leaves + members % group
-    chunk = prompts // config.updates_per_iteration
+    chunk = prompts // spec.updates_per_iteration
     offset = _offset(pack, packed, devices, leaves)[:, None]
     return _arrange(
         prompt // chunk,
         pack,
         packed,
         devices,
-        max(1, config.microbatch // members.shape[1]),
+        max(1, spec.microbatch // members.shape[1]),
         item=where + offset,
         prompt=prompt,
         weight=known[members].astype(np.float32),

@@ -18,6 +18,7 @@ from flowgrpo_jax.flow import rollout
 from flowgrpo_jax.models.flow_model import overlay
 from flowgrpo_jax.rl import losses
 from flowgrpo_jax.rl import update as rl_update
+from flowgrpo_jax.rl.measurements import LARGEST
 from flowgrpo_jax.rl.objectives.noised import SampleElements
 from flowgrpo_jax.rl.update import Entries
 from flowgrpo_jax.runtime import mesh as meshes
@@ -203,7 +204,7 @@ def make_update(
             agree=lambda busy: jax.lax.pmax(busy.astype(jnp.int32), "fsdp") > 0,
         )
         whole = {
-            name: (jax.lax.pmax if name.endswith("_gap") else jax.lax.psum)(
+            name: (jax.lax.pmax if name in LARGEST else jax.lax.psum)(
                 value, meshes.AXES
             )
             for name, value in sums.items()

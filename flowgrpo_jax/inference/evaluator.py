@@ -5,17 +5,17 @@ put into the weights themselves. Beside them `eval_sde_gap`: how much more rewar
 stochastic sampler of training gets than the ODE (arXiv 2510.10767).
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
 
-from flowgrpo_jax import assemble
-from flowgrpo_jax.assemble.text_table import TextTable
 from flowgrpo_jax.data.prompts import Prompt
-from flowgrpo_jax.inference.pipeline import Pipeline
+from flowgrpo_jax.engine.text_table import TextTable
+from flowgrpo_jax.flow import rollout
+from flowgrpo_jax.inference.pipeline import ImageSpec, Pipeline
 from flowgrpo_jax.models.flow_model import FlowModel
 from flowgrpo_jax.rewards import geneval
 from flowgrpo_jax.rewards.monitors import Monitor
@@ -43,7 +43,26 @@ def evaluation_set(
     return np.concatenate(chosen), np.concatenate(members)
 
 
-_STOCHASTIC = "eval_sde_"
+STOCHASTIC = "eval_sde_"
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalSpec:
+    """How many images, and which samplers make them.
+
+    `columns`: name -> sampler of the deterministic columns, the first of which is the
+    model as it is used; names go before those of the scores. `stochastic`: training's
+    sampler, if its reward is measured too, against the column named `deterministic`,
+    which is guided alike. Images per task are of an evaluation during training, and of
+    the first and the last one.
+    """
+
+    images: ImageSpec
+    columns: Mapping[str, rollout.Sampler]
+    images_per_task: int
+    final_images_per_task: int
+    stochastic: rollout.Sampler | None = None
+    deterministic: str = "eval_"
 
 
 class Evaluator:
@@ -51,7 +70,7 @@ class Evaluator:
 
     def __init__(
         self,
-        config: ml_collections.ConfigDict,
+        spec: EvalSpec,
         model: FlowModel,
         mesh: jax.sharding.Mesh,
         variable_specs: Any,
@@ -61,26 +80,15 @@ class Evaluator:
         monitor: Monitor,
         check: Callable[[], None] = lambda: None,
     ):
-        self._config, self._prompts = config, prompts
+        self._spec, self._prompts = spec, prompts
         self._check = check  # called between parts; what it raises comes out
         self._reward, self._monitor = reward, monitor
-        scales = {"eval_": config.eval.guidance_scale}
-        if config.eval.guidance_scale != 1.0:
-            scales["eval_unguided_"] = 1.0
-        self._columns = tuple(scales)
-        samplers = {
-            name: assemble.make_eval_sampler(config, model, scale)
-            for name, scale in scales.items()
-        }
-        if config.eval.sde and config.sample.plan != "ode":
-            samplers[_STOCHASTIC] = assemble.make_sampler(config, model)
-            # The deterministic column that it is compared with guides alike, if any.
-            alike = [n for n, s in scales.items() if s == config.sample.guidance_scale]
-            self._deterministic = (alike or self._columns)[0]
-        self._has_gap = _STOCHASTIC in samplers
+        samplers = dict(spec.columns)
+        if spec.stochastic is not None:
+            samplers[STOCHASTIC] = spec.stochastic
         texts = [prompt.text for prompt in prompts]
         self._pipeline = Pipeline(
-            config, model, mesh, variable_specs, texts, text, samplers
+            spec.images, model, mesh, variable_specs, texts, text, samplers
         )
 
     def set_text(self, text: TextTable) -> None:
@@ -92,7 +100,7 @@ class Evaluator:
         prompt, member = self.chosen(final)
         prompts = [self._prompts[p] for p in prompt]
         scores: dict[str, float] = {}
-        for prefix in self._columns:
+        for prefix in self._spec.columns:
             self._check()
             images = self._pipeline.images(variables, prompt, member, prefix)
             self._check()
@@ -100,19 +108,19 @@ class Evaluator:
             scores |= summarize(measured, prompts, prefix)
             monitored = self._monitor(images, prompts, prompt)
             scores |= {f"{prefix}{name}": value for name, value in monitored.items()}
-        if self._has_gap:
+        if self._spec.stochastic is not None:
             self._check()
-            images = self._pipeline.images(variables, prompt, member, _STOCHASTIC)
+            images = self._pipeline.images(variables, prompt, member, STOCHASTIC)
             reward = float(np.mean(self._reward(images, prompts)["avg"]))
             scores["eval_sde_reward_avg"] = reward
-            gap = reward - scores[f"{self._deterministic}reward_avg"]
+            gap = reward - scores[f"{self._spec.deterministic}reward_avg"]
             scores["eval_sde_gap"] = gap
         return scores
 
     def chosen(self, final: bool) -> tuple[np.ndarray, np.ndarray]:
         """(prompt number, member) of every image of an evaluation."""
-        options = self._config.eval
-        size = options.final_images_per_task if final else options.images_per_task
+        spec = self._spec
+        size = spec.final_images_per_task if final else spec.images_per_task
         return evaluation_set(self._prompts, size, every_prompt=final)
 
     def images(

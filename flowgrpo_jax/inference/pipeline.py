@@ -1,35 +1,49 @@
 """From weights and prompts to images: fixed noise, one program per sampler."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Float, Int
 
-from flowgrpo_jax.assemble.text_table import TextTable
 from flowgrpo_jax.engine import programs
+from flowgrpo_jax.engine.text_table import TextTable
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.flow import packing, plan, rollout
 from flowgrpo_jax.models.flow_model import FlowModel, decoding
 from flowgrpo_jax.runtime import mesh as meshes
 
 
+@dataclasses.dataclass(frozen=True)
+class ImageSpec:
+    """How images are made, whatever sampler makes them.
+
+    `name` is the model's, for messages; `dtype` that of whole copies of sharded
+    parameters: the layers'.
+    """
+
+    name: str
+    seed: int
+    microbatch: int
+    dtype: DTypeLike
+
+
 class Pipeline:
     """Makes images of one list of prompts with any weights of a model.
 
     Args:
-      config: its sampler (`sample.eval_num_steps`, the schedule), `microbatch` and
-        the seed of the noise (`eval.seed`).
+      spec: the seed of the noise and how many images at once.
       variable_specs: the sharding of the weights, as `meshes.specs` gives it.
       texts: the prompts; the table must hold them.
-      guidance_scales: name -> scale; each compiles once, when it is first used.
+      samplers: by name; each compiles once, when it is first used.
     """
 
     def __init__(
         self,
-        config: ml_collections.ConfigDict,
+        spec: ImageSpec,
         model: FlowModel,
         mesh: jax.sharding.Mesh,
         variable_specs: Any,
@@ -37,14 +51,14 @@ class Pipeline:
         table: TextTable,
         samplers: Mapping[str, rollout.Sampler],
     ):
-        self._config, self._mesh, self._texts = config, mesh, list(texts)
+        self._spec, self._mesh, self._texts = spec, mesh, list(texts)
         self.set_text(table)
         self._decode = programs.make_decode(
-            mesh, decoding(variable_specs), model.decode, config.microbatch
+            mesh, decoding(variable_specs), model.decode, spec.microbatch
         )
         self._rollouts = {
             name: programs.make_rollout(
-                mesh, variable_specs, sampler, model.latent_shape
+                mesh, variable_specs, sampler, model.latent_shape, spec.dtype
             )
             for name, sampler in samplers.items()
         }
@@ -68,8 +82,8 @@ class Pipeline:
         The noise is a function of (seed, prompt number, member) alone: other weights
         get the same. UserError if the weights give no finite images.
         """
-        mesh, config = self._mesh, self._config
-        one, count = self._plans[sampler], config.microbatch
+        mesh, spec = self._mesh, self._spec
+        one, count = self._plans[sampler], spec.microbatch
         jobs = [
             packing.Job(int(p), one, int(m))
             for p, m in zip(prompt, member, strict=True)
@@ -78,7 +92,7 @@ class Pipeline:
         packed = packing.pack_all(packer, jobs, count, mesh.size)
         made = self._rollouts[sampler](
             variables,
-            meshes.random_key(mesh, config.eval.seed),
+            meshes.random_key(mesh, spec.seed),
             meshes.place(packed.tables, programs.PACKS, mesh),
             self._text,
             self._empty,
@@ -87,7 +101,7 @@ class Pipeline:
         images = packing.collect(decoded, packed)[:, 0]
         if not np.isfinite(images).all():
             raise UserError(
-                f"model: {config.model}: its images are not finite: the weights are "
+                f"model: {spec.name}: its images are not finite: the weights are "
                 "damaged or the run has diverged: take earlier ones"
             )
         return images

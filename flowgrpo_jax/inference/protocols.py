@@ -10,16 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
-from flowgrpo_jax import assemble
-from flowgrpo_jax import config as configs
-from flowgrpo_jax.config import checks
 from flowgrpo_jax.data.prompts import Prompt
-from flowgrpo_jax.errors import UserError
-from flowgrpo_jax.inference import evaluator, restore
+from flowgrpo_jax.inference import evaluator
 from flowgrpo_jax.inference.pipeline import Pipeline
-from flowgrpo_jax.rewards import registry
+from flowgrpo_jax.rewards.registry import Reward
 
 NUM_STEPS = 40
 _IMAGES_AT_ONCE = 128  # a multiple of every usual microbatch; more would fill the host
@@ -55,73 +50,31 @@ _GENEVAL_COLUMNS = {
 }
 
 
-def configure(config: ConfigDict, name: str, prompts: str | None = None) -> ConfigDict:
-    """The config as the protocol has it; `prompts` is a set or file in place of its own.
-
-    UserError for an unknown protocol, or for one that needs a list of prompts.
-    """
-    if name not in PROTOCOLS:
-        raise configs.not_one_of("--protocol", name, PROTOCOLS)
-    protocol = PROTOCOLS[name]
-    if not (prompts or protocol.prompts):
-        raise UserError(
-            f"--protocol: {name}: needs its prompts: give --prompts=FILE.txt or .jsonl"
-        )
-    config = configs.from_json(config.to_dict())
-    config.eval.prompts = prompts or protocol.prompts
-    config.sample.eval_num_steps = protocol.num_steps
-    if protocol.reward:
-        values = config.to_dict()
-        values["eval"]["reward"] = dict(protocol.reward)
-        config = configs.from_json(values)
-    checks.check(config)
-    return config
-
-
 def measure(
-    config: ConfigDict,
-    restored: restore.Restored,
+    pipeline: Pipeline,
+    variables: Any,
+    prompts: Sequence[Prompt],
+    reward: Reward,
     images_per_prompt: int,
-    max_prompts: int | None = None,
-    rewards: registry.Context | None = None,
 ) -> dict[str, float]:
-    """Scores of a configured protocol; `max_prompts` takes that many of every task.
-
-    `rewards` is the context of `assemble.try_rewards`, if it was called.
+    """Scores of the prompts of a pipeline, by its sampler "ode".
 
     Beside the means of all measurements: accuracy by task, and GenEval's "images" and
     "prompts", the shares of images, and of prompts with any image, that are right.
     """
-    prompts = assemble.load_prompt_set(config.eval.prompts, "test", "eval.prompts")
-    if max_prompts is not None:
-        prompts = _first_of_each_task(prompts, max_prompts)
-    context = rewards or assemble.reward_context(config)
-    assemble.check_prompts(config, context, prompts, "eval.prompts")
-    reward = assemble.make_eval_reward(config, context)
     owner = np.repeat(np.arange(len(prompts)), images_per_prompt)
     parts = []
-    for numbers, images in _images(config, restored, prompts, images_per_prompt):
-        parts.append(reward(images, [prompts[n] for n in owner[numbers]]))
+    for numbers, images in _images(
+        pipeline, variables, len(prompts), images_per_prompt
+    ):
+        parts.append(reward(images, [prompts[int(n)] for n in owner[numbers]]))
     measured = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
-    scores = evaluator.summarize(measured, [prompts[n] for n in owner], "")
+    scores = evaluator.summarize(measured, [prompts[int(n)] for n in owner], "")
     if "accuracy" in measured:
         right = measured["accuracy"].reshape(len(prompts), images_per_prompt)
         scores["images"] = float(right.mean())
         scores["prompts"] = float(right.max(axis=1).mean())
     return scores
-
-
-def record(config: ConfigDict, name: str, max_prompts: int | None) -> dict[str, Any]:
-    """What the JSON says about how the scores came about."""
-    return {
-        "protocol": name,
-        "prompts": config.eval.prompts,
-        "whole": max_prompts is None,  # else no number to compare
-        "images_per_prompt": PROTOCOLS[name].images_per_prompt,
-        "num_steps": config.sample.eval_num_steps,
-        "guidance_scale": config.eval.guidance_scale,
-        "negative_prompt": "",
-    }
 
 
 def table(scores: Mapping[str, float], model: str) -> str:
@@ -146,7 +99,8 @@ def table(scores: Mapping[str, float], model: str) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def _first_of_each_task(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
+def first_of_each_task(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
+    """So many prompts of every task, in their order."""
     seen: dict[str, int] = {}
     chosen = []
     for prompt in prompts:
@@ -158,27 +112,10 @@ def _first_of_each_task(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
 
 
 def _images(
-    config: ConfigDict,
-    restored: restore.Restored,
-    prompts: Sequence[Prompt],
-    images_per_prompt: int,
+    pipeline: Pipeline, variables: Any, num_prompts: int, images_per_prompt: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(numbers, images) of all images, prompt after prompt, some at a time."""
-    texts = [prompt.text for prompt in prompts]
-    placed = restore.place(config, restored, texts)
-    sampler = assemble.make_eval_sampler(
-        config, restored.model, config.eval.guidance_scale
-    )
-    pipeline = Pipeline(
-        config,
-        restored.model,
-        placed.mesh,
-        placed.specs,
-        texts,
-        placed.text,
-        {"eval": sampler},
-    )
-    total = len(prompts) * images_per_prompt
+    total = num_prompts * images_per_prompt
     # Whole prompts, since a reward may compare the images of one.
     step = max(1, _IMAGES_AT_ONCE // images_per_prompt) * images_per_prompt
     step = min(step, total)
@@ -186,5 +123,5 @@ def _images(
         numbers = np.arange(start, min(start + step, total))
         padded = np.resize(numbers, step)  # one shape: compiled once
         prompt, member = np.divmod(padded, images_per_prompt)
-        images = pipeline.images(placed.variables, prompt, member, "eval")
+        images = pipeline.images(variables, prompt, member, "ode")
         yield numbers, images[: len(numbers)]

@@ -13,13 +13,40 @@ what an edge is credited with; BranchGRPO (arXiv 2509.06040) and DenseGRPO (arXi
 2601.20218) first give edges a value, and then compare edges.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Float32, Float64, Int
 
 from flowgrpo_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class AdvantageSpec:
+    """What is compared with what; see `advantages` for all but the first two.
+
+    `weights`: of the rewards by name. `key`: images of one "prompt" are a group, or
+    those of one "step" or "anchor" of it.
+    """
+
+    weights: Mapping[str, float]
+    key: str
+    std: str
+    ddof: int
+    eps: float
+    clip: float
+    backup: str
+    combine: str
+    centre: str
+
+    def options(self) -> dict[str, Any]:
+        """The keyword arguments of `advantages`."""
+        values = dataclasses.asdict(self)
+        return {name: values[name] for name in values if name not in ("weights", "key")}
+
 
 STDS = ("group", "global", "none")
 CENTRES = ("mean", "leave_one_out", "none")

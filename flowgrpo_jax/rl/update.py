@@ -6,6 +6,7 @@ the step, the EMA follows. A microbatch whose weights are all zero (no advantage
 padding) is skipped, not multiplied by zero.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,6 +15,8 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 from jaxtyping import Array
+
+from flowgrpo_jax.rl import measurements
 
 # An array of the host before it is placed on the mesh, of the device after.
 Column = Any
@@ -109,30 +112,52 @@ def init_state(
     )
 
 
-def make_optimizer(
-    learning_rate: float | optax.Schedule,
-    *,
-    max_grad_norm: float,
-    weight_decay: float,
-    eps: float,
-    name: str = "adamw",
-) -> optax.GradientTransformation:
-    """AdamW (Flow-GRPO) or Muon (pretraining) behind a clip of the global norm.
+@dataclasses.dataclass(frozen=True)
+class OptimizerSpec:
+    """An optimizer by name (adamw or muon) and its numbers; counts are of updates.
 
-    A `max_grad_norm` of 0 is no clip.
+    The rate rises over `warmup` updates, is constant, and falls to 0 over the last
+    `decay` of `total`. A `max_grad_norm` of 0 is no clip.
     """
-    if name == "muon":
+
+    name: str
+    learning_rate: float
+    weight_decay: float
+    eps: float
+    max_grad_norm: float
+    warmup: int = 0
+    decay: int = 0
+    total: int = 0
+
+
+def learning_rate(spec: OptimizerSpec) -> optax.Schedule:
+    """Warm-up, constant, linear decay to zero."""
+    rate, warmup, decay = spec.learning_rate, spec.warmup, spec.decay
+    return optax.join_schedules(
+        [
+            optax.linear_schedule(0.0 if warmup else rate, rate, max(warmup, 1)),
+            optax.linear_schedule(rate, 0.0 if decay else rate, max(decay, 1)),
+        ],
+        [spec.total - decay],
+    )
+
+
+def make_optimizer(spec: OptimizerSpec) -> optax.GradientTransformation:
+    """AdamW (Flow-GRPO) or Muon (pretraining) behind a clip of the global norm."""
+    rate = learning_rate(spec)
+    if spec.name == "muon":
         inner = optax.contrib.muon(
-            learning_rate,
+            rate,
             adam_b2=0.99,
-            weight_decay=weight_decay,
+            weight_decay=spec.weight_decay,
             muon_weight_dimension_numbers=_matrices,
         )
     else:
-        inner = optax.adamw(learning_rate, eps=eps, weight_decay=weight_decay)
+        inner = optax.adamw(rate, eps=spec.eps, weight_decay=spec.weight_decay)
     # Without a clip the state has the same form: a checkpoint suits either.
-    clip = optax.clip_by_global_norm(max_grad_norm) if max_grad_norm else None
-    return optax.chain(clip or optax.identity(), inner)
+    most = spec.max_grad_norm
+    clip = optax.clip_by_global_norm(most) if most else optax.identity()
+    return optax.chain(clip, inner)
 
 
 def _matrices(params: Any) -> Any:
@@ -159,7 +184,7 @@ def local_gradients(
 
     `entries` are [batch, slot, ...]; `fetch` gives the elements of a microbatch of
     them; `loss(trainable, text, elements)` gives values and measurements [slot,
-    sibling]. Measurements are weighted sums; those named `*_gap` are maxima. Of every
+    sibling]. Measurements are added up as `measurements.added` says. Of every
     microbatch's whole gradient only what `shard` makes of it is kept, and since that
     may ask other devices, `agree` tells which batches [batch] any of them works on.
     """
@@ -180,7 +205,7 @@ def local_gradients(
             total, sums = carry
             grads, info = gradient(trainable, batch)
             total = jax.tree.map(jnp.add, total, in_shards(grads))
-            return total, _add_measurements(sums, info, batch.weight)
+            return total, measurements.added(sums, info, batch.weight)
 
         return jax.lax.cond(busy, work, lambda carry: carry, carry), None
 
@@ -191,16 +216,6 @@ def local_gradients(
     start = (zeros, {name: jnp.zeros(()) for name in info})
     busy = agree(jnp.any(entries.weight != 0, axis=(1, 2)))
     return jax.lax.scan(one_batch, start, (entries, busy))[0]
-
-
-def _add_measurements(sums, info, weight) -> dict[str, Array]:
-    def add(name, value):
-        value = value.astype(jnp.float32)
-        if name.endswith("_gap"):
-            return jnp.maximum(sums[name], jnp.max(jnp.where(weight > 0, value, 0.0)))
-        return sums[name] + jnp.sum(weight * value)
-
-    return {name: add(name, value) for name, value in info.items()}
 
 
 def update(
@@ -237,10 +252,7 @@ def update(
             ),
         )
         new = jax.tree.map(lambda a, b: jnp.where(total > 0, a, b), new, state)
-        info = {
-            name: value if name.endswith("_gap") else value * scale
-            for name, value in sums.items()
-        }
+        info = measurements.averaged(sums, scale)
         return new, info | {"grad_norm": optax.tree.norm(grads)}
 
     return jax.lax.scan(one, state, entries)

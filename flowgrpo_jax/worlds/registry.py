@@ -2,7 +2,7 @@
 
 A world is a model whose weights ship in the package, a painter of scenes, and a stream
 of captioned scenes for pretraining. Adding one is adding a row here and a name in
-`config.EMBEDDED`.
+`row.py`.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 from flowgrpo_jax.data import tfds_prompts
 from flowgrpo_jax.data.prompts import Prompt
 from flowgrpo_jax.worlds.sprites import model as sprites_model
+from flowgrpo_jax.worlds.sprites import monitors as sprites_monitors
 from flowgrpo_jax.worlds.sprites import pretraining as sprites_pretraining
 from flowgrpo_jax.worlds.sprites import prompts as sprites_prompts
 from flowgrpo_jax.worlds.sprites import world as sprites_world
@@ -37,9 +38,9 @@ class Stream(Protocol):
 class World:
     """One embedded world.
 
-    `kinds` are those of wrong captions. `model` is a module with WEIGHTS, Size and make_model; `stream` takes the seed, the
-    share of wrong captions by kind, the first iteration that has any, and the share of
-    empty ones.
+    `kinds` are those of wrong captions. `model` is a module with WEIGHTS, Size and
+    make_model; `stream` takes the seed, the share of wrong captions by kind, the first
+    iteration that has any, and the share of empty ones.
     """
 
     model: ModuleType
@@ -47,6 +48,8 @@ class World:
     render: Callable[[Any], Float[Array, "scene height width channel"]]
     stream: Callable[[int, Mapping[str, float], int, float], Stream]
     kinds: tuple[str, ...]
+    # Of (images, prompt number of each) -> measurements that are its own, if any.
+    monitors: Callable[..., dict[str, float]] | None = None
 
 
 WORLDS = {
@@ -56,6 +59,7 @@ WORLDS = {
         sprites_world.render,
         sprites_pretraining.SceneStream,
         tuple(sprites_pretraining.TASK_SHARES),
+        sprites_monitors.measure,
     ),
     "words": World(
         words_model,

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 from flowgrpo_jax import config as configs
-from flowgrpo_jax.assemble import base_weights
+from flowgrpo_jax.assemble import base_weights, restore
 from flowgrpo_jax.errors import UserError
-from flowgrpo_jax.inference import restore
 from flowgrpo_jax.runtime.workdir import open_workdir
 from flowgrpo_jax.worlds import embedded
 from tests.tiny import tiny_model

@@ -8,8 +8,9 @@ import pytest
 
 from flowgrpo_jax import assemble
 from flowgrpo_jax import config as configs
-from flowgrpo_jax.assemble.planner import Planner
+from flowgrpo_jax.assemble import specs
 from flowgrpo_jax.config import checks, recipes
+from flowgrpo_jax.engine.planner import Planner
 from flowgrpo_jax.errors import UserError
 
 
@@ -130,7 +131,7 @@ def test_a_step_without_noise_is_not_trained(values):
     model, _ = assemble.load_model(config)
     sampler = assemble.make_sampler(config, model)
     with pytest.raises(UserError, match="^sample.noise_level: the .* is trained and"):
-        assemble.check_actions(sampler, Planner(config, 1).kinds)
+        assemble.check_actions(sampler, Planner(specs.plan_spec(config), 1).kinds)
 
 
 @pytest.mark.parametrize("name", sorted(set(recipes.RECIPES) - {"pretrain"}))

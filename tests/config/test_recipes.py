@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 
 from flowgrpo_jax import config as configs
-from flowgrpo_jax import train as trainer
-from flowgrpo_jax.assemble.planner import Planner
+from flowgrpo_jax.assemble import run as assembled
+from flowgrpo_jax.assemble import specs
 from flowgrpo_jax.config import checks, recipes
 from flowgrpo_jax.engine import credit
+from flowgrpo_jax.engine.planner import Planner
 from flowgrpo_jax.rl.objectives.table import OBJECTIVES
 from tests import toy
 from tests.tiny_run import reward_spread, use
@@ -65,7 +66,7 @@ def tiny_config(weights_file, recipe, **values):
 def one_iteration(config, monkeypatch):
     use(monkeypatch, reward_spread)
     checks.check(config)
-    run = trainer.Run(config)
+    run = assembled.Run(config)
     return run.step(run.initial_state(), 0)
 
 
@@ -79,7 +80,7 @@ def test_price_of_every_row(recipe):
     """Oracle: algorithms.md 18; the plans and entries that the row makes."""
     config = tiny_config("sprites", recipe)
     checks.check(config)
-    planner = Planner(config, devices=1)
+    planner = Planner(specs.plan_spec(config), devices=1)
     jobs = planner.jobs(0)
     packed = planner.pack(jobs)
     rollout, decoded, trained = PRICE[recipe]
@@ -90,11 +91,15 @@ def test_price_of_every_row(recipe):
     assert sum(len(made.leaves) for made in plans) == PROMPTS * decoded
     if OBJECTIVES[config.train.objective].consumes == "transitions":
         edges = np.ones(sum(len(made.trained) for made in plans))
-        entries = credit.action_entries(config, jobs, packed, edges, 1)
+        entries = credit.action_entries(
+            specs.update_spec(config), jobs, packed, edges, 1
+        )
     else:
         rewards = np.random.default_rng(0).normal(size=(PROMPTS, decoded))
         grouping = OBJECTIVES[config.train.objective].grouping
-        entries = credit.sample_entries(config, packed, rewards, rewards, grouping, 1)
+        entries = credit.sample_entries(
+            specs.update_spec(config), packed, rewards, rewards, grouping, 1
+        )
     assert entries.weight.any(-1).sum() == PROMPTS * trained
 
 

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from flowgrpo_jax import train as trainer
-from flowgrpo_jax.assemble.planner import Planner
+from flowgrpo_jax.assemble import run as assembled
+from flowgrpo_jax.assemble import specs
 from flowgrpo_jax.config import checks
 from flowgrpo_jax.engine import credit
+from flowgrpo_jax.engine.planner import Planner
 from flowgrpo_jax.errors import UserError
 from tests import toy
 from tests.tiny_run import reward_spread, rows, tiny_config, use
@@ -153,18 +155,25 @@ def test_skipping_leaves_failed_groups_out(monkeypatch, capfd):
 def test_skipped_samples_have_no_weight(weights_file, together):
     """Oracle: by hand; the entries of the one prompt without rewards."""
     config = config_of(weights_file, recipe="diffusion_nft", group_size=GROUP)
-    planner = Planner(config, devices=2)
+    planner = Planner(specs.plan_spec(config), devices=2)
     jobs = planner.jobs(0)
     leaves = credit.leaves_of(jobs, "prompt")
     scores = np.arange(16.0)
     scores[5] = np.nan  # prompt 1
     leaves = credit.scored(leaves, scores)
-    advantages, stats = credit.of_samples(config, {"geneval": scores}, leaves)
+    advantages, stats = credit.of_samples(
+        specs.advantage_spec(config), {"geneval": scores}, leaves
+    )
     assert not advantages[4:8].any() and advantages[leaves.credited].all()
     assert stats["trained_prompt_num_batch"] == 3
     rewards = np.where(leaves.credited, scores, np.nan).reshape(PROMPTS, GROUP)
     entries = credit.sample_entries(
-        config, planner.pack(jobs), rewards, advantages.reshape(4, 4), together, 2
+        specs.update_spec(config),
+        planner.pack(jobs),
+        rewards,
+        advantages.reshape(4, 4),
+        together,
+        2,
     )
     taught = entries.weight.any(axis=-1)
     assert set(entries.prompt[taught]) == {0, 2, 3}
@@ -178,4 +187,4 @@ def test_wrong_values_are_named(weights_file):
     with pytest.raises(
         UserError, match="^reward_batches: 3: must divide the 2 packs .*one of 1, 2$"
     ):
-        trainer.Run(config_of(weights_file, reward_batches=3))
+        assembled.Run(config_of(weights_file, reward_batches=3))

@@ -9,8 +9,9 @@ import pytest
 
 from flowgrpo_jax import assemble
 from flowgrpo_jax import config as configs
-from flowgrpo_jax.assemble.planner import Planner
+from flowgrpo_jax.assemble import specs
 from flowgrpo_jax.engine import credit, programs
+from flowgrpo_jax.engine.planner import Planner
 from flowgrpo_jax.flow import packing, plan, rollout
 from flowgrpo_jax.models.sd3.sharding import SHARDING_RULES
 from flowgrpo_jax.rl import update as rl_update
@@ -80,7 +81,7 @@ class Setup:
             dtype,
         )
         self.optimizer = rl_update.make_optimizer(
-            1e-3, max_grad_norm=1.0, weight_decay=0.0, eps=1e-10
+            rl_update.OptimizerSpec("adamw", 1e-3, 0.0, 1e-10, 1.0)
         )
         shapes = jax.eval_shape(
             lambda part: rl_update.init_state(part, self.optimizer), trainable
@@ -97,7 +98,7 @@ class Setup:
             rl_update.Ema(0.9, 8),
             dtype=dtype,
         )
-        planner = Planner(config, mesh.size)
+        planner = Planner(specs.plan_spec(config), mesh.size)
         self.jobs = planner.jobs(0)
         self.packed = planner.pack(self.jobs)
 

@@ -69,11 +69,12 @@ def test_images_do_not_depend_on_how_many_are_made_at_once(
     """Oracle: an invariance, to the last bit."""
     config = configs.make(model=weights_file, microbatch=4, eval__guidance_scale=1.0)
     config.sample.eval_num_steps = 2
-    restored = restore.base(config)
     listed = assemble.load_prompt_set(str(prompts), "test")
+    texts = [prompt.text for prompt in listed]
+    pipeline, variables = restore.make_pipeline(config, restore.base(config), texts)
 
     def made():
-        parts = list(protocols._images(config, restored, listed, 3))
+        parts = list(protocols._images(pipeline, variables, len(listed), 3))
         numbers = np.concatenate([part[0] for part in parts])
         np.testing.assert_array_equal(numbers, np.arange(12))
         return np.concatenate([part[1] for part in parts])
@@ -86,22 +87,22 @@ def test_images_do_not_depend_on_how_many_are_made_at_once(
 def test_what_a_protocol_fixes():
     """Oracle: the papers' settings, by hand, whatever the config says."""
     config = configs.make(sample__eval_num_steps=7, eval__reward={"geneval": 1.0})
-    geneval = protocols.configure(config, "geneval")
+    geneval = variants.by_protocol(config, "geneval")
     assert geneval.sample.eval_num_steps == 40 and config.sample.eval_num_steps == 7
     official = prompt_sets.PROMPT_SETS[geneval.eval.prompts].generate("test")
     assert len(official) == 553
     assert protocols.PROTOCOLS["geneval"].images_per_prompt == 4
-    ocr = protocols.configure(config, "ocr", "signs.txt")
+    ocr = variants.by_protocol(config, "ocr", "signs.txt")
     assert ocr.eval.reward.to_dict() == {"ocr": 1.0}
     assert ocr.eval.prompts == "signs.txt"
-    drawbench = protocols.configure(config, "drawbench", "drawbench.txt")
+    drawbench = variants.by_protocol(config, "drawbench", "drawbench.txt")
     assert drawbench.eval.reward.to_dict() == {"geneval": 1.0}
     for name, line in [
         ("genevals", "--protocol: genevals: must be one of geneval, ocr"),
         ("drawbench", "--protocol: drawbench: needs its prompts"),
     ]:
         with pytest.raises(UserError, match=f"^{line}"):
-            protocols.configure(config, name)
+            variants.by_protocol(config, name)
 
 
 def test_tables_are_those_of_the_papers():

@@ -14,10 +14,11 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from flowgrpo_jax import compare, export
+from flowgrpo_jax import assemble, compare, export
+from flowgrpo_jax.assemble import restore
 from flowgrpo_jax.data.prompts import Prompt
 from flowgrpo_jax.errors import UserError
-from flowgrpo_jax.inference import restore, sampling
+from flowgrpo_jax.inference import sampling
 from flowgrpo_jax.models.files import lora_files
 from flowgrpo_jax.models.sd3.family import CODE as sd3
 from flowgrpo_jax.train import train
@@ -72,14 +73,18 @@ def untuned(tuned):
     config, restored, _ = tuned
     nothing = {"lora": jax.tree.map(np.zeros_like, restored.variables["lora"])}
     base = dataclasses.replace(restored, variables=restored.variables | nothing)
-    return sampling.sample(config, base, PROMPTS, 1)[:, 0]
+    return sampling.sample(
+        *restore.make_pipeline(config, base, PROMPTS), len(PROMPTS), 1
+    )[:, 0]
 
 
 @pytest.fixture(scope="module")
 def ours(tuned, untuned):
     """The tuned policy's images; they differ from those without its LoRA."""
     config, restored, _ = tuned
-    images = sampling.sample(config, restored, PROMPTS, 1)[:, 0]
+    images = sampling.sample(
+        *restore.make_pipeline(config, restored, PROMPTS), len(PROMPTS), 1
+    )[:, 0]
     assert np.abs(images - untuned).max() > 10 / 255
     return images
 
@@ -106,7 +111,7 @@ def test_a_short_run_is_told_as_diffusers_shows_it(
     """Oracle: diffusers' images of two iterations, whose reward moves the same way."""
     config, restored, _ = tuned
     assert config.train.ema and restored.weights == "ema" and restored.differs
-    reward = restore.assemble.make_reward(config)
+    reward = assemble.make_reward(config)
     prompts = [Prompt(text) for text in PROMPTS]
 
     def side(images):
@@ -252,10 +257,12 @@ def test_an_adapter_of_peft(pipeline, tmp_path, layout):  # noqa: F811
     if layout == "diffusers":
         config.train.lora_targets = PATTERNS
     model, variables = restore.base(config).model, restore.base(config).variables
-    fresh = restore.assemble.trainable_part(config, model, variables)
-    started = restore.assemble.warm_start(config, model, jax.device_get(fresh))
+    fresh = assemble.trainable_part(config, model, variables)
+    started = assemble.warm_start(config, model, jax.device_get(fresh))
     warm = restore.Restored(model, variables | started)
-    images = sampling.sample(config, warm, PROMPTS, 1)[:, 0]
+    images = sampling.sample(
+        *restore.make_pipeline(config, warm, PROMPTS), len(PROMPTS), 1
+    )[:, 0]
     assert_same_images(images, theirs(loaded, config, 4.5))
     assert sd3.adapter(warm.variables, model).rank == 4
 

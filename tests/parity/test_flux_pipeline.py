@@ -4,15 +4,16 @@ import jax
 import numpy as np
 import pytest
 import torch
-from tests.parity import tiny_flux
-from tests.parity.test_pipeline import PROMPTS, assert_same_images
 
 from flowgrpo_jax import assemble
 from flowgrpo_jax import config as configs
+from flowgrpo_jax.assemble import restore, variants
 from flowgrpo_jax.config import families
 from flowgrpo_jax.errors import UserError
-from flowgrpo_jax.inference import restore, sampling
+from flowgrpo_jax.inference import sampling
 from flowgrpo_jax.models.spec import ModelSpec
+from tests.parity import tiny_flux
+from tests.parity.test_pipeline import PROMPTS, assert_same_images
 
 TOKENS = 24
 
@@ -32,7 +33,7 @@ def config_of(folder, cache, guidance=None, steps=None):
     config.embedding_cache = str(cache)
     config.dtype, config.resolution, config.microbatch = "float32", 64, 2
     config.max_sequence_length = TOKENS
-    return sampling.with_options(config, 3, guidance, steps)
+    return variants.with_options(config, 3, guidance, steps)
 
 
 def theirs(pipeline, config, height=64, width=64):
@@ -71,7 +72,9 @@ def test_images(pipeline, tmp_path, guidance):
     config = config_of(folder, tmp_path, guidance)
     assert families.of(str(folder)).name == "flux"
     assert config.sample.eval_num_steps == 28
-    images = sampling.sample(config, restore.base(config), PROMPTS, 1)[:, 0]
+    images = sampling.sample(
+        *restore.make_pipeline(config, restore.base(config), PROMPTS), len(PROMPTS), 1
+    )[:, 0]
     assert_same_images(images, theirs(made, config))
 
 

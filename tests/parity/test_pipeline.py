@@ -9,11 +9,13 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.stable_diffusion_3 import pipeline_stable_diffusion_3 as sd3
 
+from flowgrpo_jax import assemble
 from flowgrpo_jax import config as configs
+from flowgrpo_jax.assemble import restore, variants
 from flowgrpo_jax.data import embedding_cache
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.flow import schedule
-from flowgrpo_jax.inference import restore, sampling
+from flowgrpo_jax.inference import sampling
 from flowgrpo_jax.models.folder_encoders import FolderEncoders
 from tests.parity import tiny_sd3
 
@@ -35,7 +37,7 @@ def config_of(folder, cache, guidance=4.5, negative="", recipe="flow_grpo"):
     config.dtype, config.resolution = "float32", 64
     config.max_sequence_length, config.negative_prompt = TOKENS, negative
     config.microbatch = 2
-    return sampling.with_options(config, 3, guidance, STEPS)
+    return variants.with_options(config, 3, guidance, STEPS)
 
 
 def theirs(pipeline, config, guidance):
@@ -76,7 +78,9 @@ def test_images(pipeline, tmp_path, guidance, negative):
     """Oracle: diffusers' StableDiffusion3Pipeline, fp32."""
     theirs_pipeline, folder = pipeline
     config = config_of(folder, tmp_path, guidance, negative)
-    images = sampling.sample(config, restore.base(config), PROMPTS, 1)[:, 0]
+    images = sampling.sample(
+        *restore.make_pipeline(config, restore.base(config), PROMPTS), len(PROMPTS), 1
+    )[:, 0]
     print(f"guidance {guidance}, negative prompt {negative!r}")
     assert_same_images(images, theirs(theirs_pipeline, config, guidance))
 
@@ -102,11 +106,11 @@ def test_shift_of_the_folder(pipeline, tmp_path, options):
         mu = {"mu": sd3.calculate_shift(16, *(held[name] for name in names))}
     scheduler.set_timesteps(STEPS, **mu)
     config = config_of(copy, tmp_path)
-    model, _ = restore.assemble.abstract_model(config)
-    found = restore.assemble.make_sigmas(config, model, STEPS)
+    model, _ = assemble.abstract_model(config)
+    found = assemble.make_sigmas(config, model, STEPS)
     np.testing.assert_allclose(found, scheduler.sigmas.numpy(), rtol=2e-6)
     config.sample.shift = 4.0
-    found = restore.assemble.make_sigmas(config, model, STEPS)
+    found = assemble.make_sigmas(config, model, STEPS)
     np.testing.assert_array_equal(found, schedule.shifted_grid(STEPS, 4.0))
 
 
@@ -136,7 +140,7 @@ def test_what_cannot_be(pipeline, tmp_path):
     config.resolution = 64
     config.train.lora_path, config.train.use_lora = "x", False
     with pytest.raises(UserError, match="train.lora_path: x: needs train.use_lora"):
-        restore.assemble.warm_start(config, restored_model(config), {})
+        assemble.warm_start(config, restored_model(config), {})
 
 
 def restored_model(config):

@@ -8,12 +8,13 @@ from safetensors.numpy import load_file
 
 from flowgrpo_jax import config as configs
 from flowgrpo_jax import train as trainer
+from flowgrpo_jax.assemble import run as assembled
 from tests.parity.test_pipeline import pipeline  # noqa: F401
 from tests.tiny_run import rows
 
 WORDS = ("open", "stop", "hello", "exit")
 WEIGHTS = "pytorch_lora_weights.safetensors"
-STEP = trainer.Run.step
+STEP = assembled.Run.step
 
 
 def config_of(folder, prompts, num_iterations=6, **values):
@@ -97,7 +98,7 @@ def test_a_killed_run_goes_on(pipeline, prompts, tmp_path, monkeypatch):  # noqa
     assert gaps == [0.0] * 6
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(trainer.Run, "step", killed)
+        patch.setattr(assembled.Run, "step", killed)
         trainer.train(config, other)
     assert rows(other)[-1]["iteration"] == 2
     assert trainer.train(config, other)

@@ -137,7 +137,7 @@ def test_optimizers_step(name, first):
     """Oracle: Adam's first step in closed form (Muon's Adam part is Nesterov's)."""
     params = {"kernel": jnp.ones((2, 4, 3)), "bias": jnp.ones(3)}
     optimizer = rl_update.make_optimizer(
-        1e-2, max_grad_norm=1.0, weight_decay=0.0, eps=1e-8, name=name
+        rl_update.OptimizerSpec(name, 1e-2, 0.0, 1e-8, 1.0)
     )
     grads = jax.tree.map(jnp.ones_like, params)
     updates, _ = optimizer.update(grads, optimizer.init(params), params)
@@ -152,7 +152,7 @@ def test_a_largest_norm_of_zero_is_no_clip():
     made = []
     for norm in (0.0, 1e9):
         optimizer = rl_update.make_optimizer(
-            1e-2, max_grad_norm=norm, weight_decay=0.0, eps=1e-8
+            rl_update.OptimizerSpec("adamw", 1e-2, 0.0, 1e-8, norm)
         )
         state = optimizer.init(params)
         made.append(optimizer.update(gradients, state, params))

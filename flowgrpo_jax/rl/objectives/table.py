@@ -73,6 +73,8 @@ def _on_samples(
     )
 
 
+# The objective of pretraining: its samples are captioned scenes, not rewarded images.
+PRETRAINING = "flow_matching"
 OBJECTIVES: dict[str, Objective] = {
     "ppo_clip": _on_transitions(ppo_clip),
     "guard": _on_transitions(guard, "old_velocity", options=GuardOptions),
@@ -90,7 +92,7 @@ OBJECTIVES: dict[str, Objective] = {
     "weighted_matching": _on_samples(
         weighted_matching, options=WeightedMatchingOptions
     ),
-    "flow_matching": _on_samples(
+    PRETRAINING: _on_samples(
         flow_matching, options=FlowMatchingOptions, draw_sigma=pretraining_sigma
     ),
 }

@@ -12,7 +12,6 @@ from flowgrpo_jax import assemble
 from flowgrpo_jax import config as configs
 from flowgrpo_jax import train as trainer
 from flowgrpo_jax.config import checks, families
-from flowgrpo_jax.engine.workload import Workload
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.rewards import ocr, ocr_engine, registry
 from flowgrpo_jax.rewards.text_lines import Line
@@ -133,7 +132,7 @@ def test_pretraining_paints_the_words_of_its_captions():
     mesh = meshes.make_mesh(config.mesh.to_dict())
     built, variables = assemble.new_model(config)
     assert built.name == "words" and built.latent_shape == (12, 24, 3)
-    work = Workload(config, mesh, built, variables)
+    work = assemble.make_work(config, mesh, built, variables)
     captions, scenes = work.world.stream(0, {}, 0, 0.0).batch(0, 8)
     assert all(caption.startswith('the word "') for caption in captions)
     numbers = np.array([[0, 3], [7, 5]], np.int32)

@@ -6,10 +6,11 @@ import pytest
 
 from flowgrpo_jax import assemble
 from flowgrpo_jax import config as configs
-from flowgrpo_jax.assemble import text_table
+from flowgrpo_jax.assemble import specs
 from flowgrpo_jax.cost import budget
 from flowgrpo_jax.data import prompts as prompt_data
 from flowgrpo_jax.data.prompts import Prompt
+from flowgrpo_jax.engine import text_table
 from flowgrpo_jax.models.sd3.prompts import SD3PromptEncoders
 from flowgrpo_jax.models.text import TextEmbedding
 from tests.tiny import tiny_model
@@ -142,14 +143,19 @@ def test_the_plan_tells_what_the_prompts_take():
     model, _ = assemble.abstract_model(config)
     prompts = [Prompt(f"prompt {number}") for number in range(50_000)]
     held_out = [Prompt("a"), Prompt("b"), Prompt("a")]
-    line = budget.text_line(config, model, prompts, held_out)
+
+    def line_of(config):
+        spec, folder = specs.policy_spec(config), config.embedding_cache
+        return budget.text_line(spec, model, prompts, held_out, folder)
+
+    line = line_of(config)
     size = 2 * (205 * 4096 + 2048)
     assert line.startswith(
         f"at most 963 prompts to encode, {size / 1e6:.2f} MB each, "
         f"{963 * size / 1e9:.2f} GB in {config.embedding_cache}; "
     )
     config.num_iterations = 10_000
-    line = budget.text_line(config, model, prompts, held_out)
+    line = line_of(config)
     assert line.startswith("at most 50,003 prompts to encode, 1.68 MB each, 84.1")
 
 

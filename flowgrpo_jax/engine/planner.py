@@ -1,37 +1,68 @@
-"""From the config to the plans of an iteration, packed for the mesh."""
+"""The plans of an iteration, packed for the mesh: a function of (seed, iteration)."""
 
+import dataclasses
 from collections.abc import Sequence
-
-import ml_collections
 
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.flow import packing, plan
 from flowgrpo_jax.flow.plan import Plan, Steps
 
 
+@dataclasses.dataclass(frozen=True)
+class PlanSpec:
+    """Which transitions are stochastic, and how many prompts are packed how.
+
+    `kind` and the fields down to `probe_steps` are what `sample.` of a config says,
+    under the same names; see docs/algorithms.md, axis 2.
+    """
+
+    kind: str
+    seed: int
+    prompts_per_iteration: int
+    group_size: int
+    updates_per_iteration: int
+    microbatch: int
+    reward_batches: int  # parts of a rollout: one is scored while the next is sampled
+    num_steps: int
+    timestep_fraction: float
+    shared_noise: bool  # a group begins with one noise
+    window_size: int
+    window_range: tuple[int, int]
+    window_every: int
+    window_decay: float
+    finish_ratio: float
+    branch_steps: Steps
+    branch_anchors: int
+    merge_steps: tuple[int, ...]
+    granularities: tuple[int, ...]
+    whole_anchor: bool
+    fanout: int
+    probe_steps: int
+
+
 class Planner:
     """The plans of a run: which transitions of every prompt are stochastic and trained.
 
-    A pure function of (config, iteration, prompt): a resumed run plans alike.
+    A pure function of (spec, iteration, prompt): a resumed run plans alike.
     """
 
-    def __init__(self, config: ml_collections.ConfigDict, devices: int):
-        self._config, self._devices = config, devices
+    def __init__(self, spec: PlanSpec, devices: int):
+        self.spec, self._devices = spec, devices
         self.kinds = self._kinds()
-        prompts = config.prompts_per_iteration
+        prompts = spec.prompts_per_iteration
         # Chunks of prompts are whole packs, and every device should have one of each.
-        per_chunk = prompts // config.updates_per_iteration
+        per_chunk = prompts // spec.updates_per_iteration
         most = max(1, per_chunk // devices)
         fitting = max(n for n in range(1, most + 1) if per_chunk % n == 0)
-        self.per_pack = packing.jobs_per_pack(self.kinds[0], fitting, config.microbatch)
+        self.per_pack = packing.jobs_per_pack(self.kinds[0], fitting, spec.microbatch)
         self._check_batches(-(-prompts // self.per_pack))
         self._packer = packing.Packer(
-            packing.shape_of(self.kinds, self.per_pack, config.microbatch),
-            config.microbatch,
+            packing.shape_of(self.kinds, self.per_pack, spec.microbatch),
+            spec.microbatch,
         )
 
     def _check_batches(self, packs: int) -> None:
-        batches, each = self._config.reward_batches, -(-packs // self._devices)
+        batches, each = self.spec.reward_batches, -(-packs // self._devices)
         if each % batches:
             allowed = [str(n) for n in range(1, each + 1) if each % n == 0]
             raise UserError(
@@ -43,7 +74,7 @@ class Planner:
         """One job per prompt of the iteration."""
         return [
             packing.Job(prompt, self.plan(iteration, prompt))
-            for prompt in range(self._config.prompts_per_iteration)
+            for prompt in range(self.spec.prompts_per_iteration)
         ]
 
     def pack(self, jobs: Sequence[packing.Job]) -> packing.Packed:
@@ -58,93 +89,93 @@ class Planner:
 
     def _steps(self, iteration: int, prompt: int) -> Steps:
         """The stochastic steps (of an anchor: those where members act)."""
-        config, sample = self._config, self._config.sample
-        size, where = sample.sde_window_size, tuple(sample.sde_window_range)
-        if sample.plan == "ode":
+        spec = self.spec
+        size, where = spec.window_size, spec.window_range
+        if spec.kind == "ode":
             return ()
-        if sample.plan == "all":
-            return tuple(range(sample.num_steps))
-        if sample.plan in ("subset", "tree"):
+        if spec.kind == "all":
+            return tuple(range(spec.num_steps))
+        if spec.kind in ("subset", "tree"):
             # The image is what the last step predicts, without its noise (DanceGRPO,
             # BranchGRPO: both score and keep that one, and never train that step).
-            return tuple(range(sample.num_steps - 1))
-        if sample.plan == "branch" and sample.branch_steps:
-            return tuple(sample.branch_steps)
-        if sample.plan == "window":
-            plan.random_window(sample.num_steps, size, where, 0, 0, 0)  # checks it
+            return tuple(range(spec.num_steps - 1))
+        if spec.kind == "branch" and spec.branch_steps:
+            return spec.branch_steps
+        if spec.kind == "window":
+            plan.random_window(spec.num_steps, size, where, 0, 0, 0)  # checks it
             return tuple(range(where[0], where[0] + size))
-        if sample.plan == "progressive_window":
+        if spec.kind == "progressive_window":
             return plan.progressive_window(
-                sample.num_steps,
+                spec.num_steps,
                 size,
                 where,
                 iteration,
-                sample.window_every,
-                sample.window_decay,
+                spec.window_every,
+                spec.window_decay,
             )
         return plan.random_window(
-            sample.num_steps, size, where, config.seed, iteration, prompt
+            spec.num_steps, size, where, spec.seed, iteration, prompt
         )
 
     def _of_steps(self, steps: Steps, iteration: int, prompt: int) -> Plan:
-        config, sample, train = self._config, self._config.sample, self._config.train
-        count, group = sample.num_steps, config.group_size
-        if sample.plan == "branch":
+        spec = self.spec
+        count, group = spec.num_steps, spec.group_size
+        if spec.kind == "branch":
             # Without a list of steps it is one random window of actions in a row.
-            row = () if sample.branch_steps else steps
+            row = () if spec.branch_steps else steps
             return plan.branches(
                 count,
                 steps[:1] if row else steps,
                 group,
-                anchors=sample.branch_anchors,
+                anchors=spec.branch_anchors,
                 window=max(1, len(row)),
-                merge=tuple(sample.merge_steps),
-                granularities=tuple(sample.granularities),
-                whole_anchor=sample.whole_anchor,
+                merge=spec.merge_steps,
+                granularities=spec.granularities,
+                whole_anchor=spec.whole_anchor,
             )
-        if sample.plan == "tree":
+        if spec.kind == "tree":
             made = plan.tree(
                 count,
-                tuple(sample.branch_steps),
-                sample.fanout,
+                spec.branch_steps,
+                spec.fanout,
                 steps,
-                plan.fraction(count, train.timestep_fraction)[: count - 1],
+                plan.fraction(count, spec.timestep_fraction)[: count - 1],
             )
             if len(made.leaves) != group:
                 raise UserError(
                     f"group_size: {group}: must be {len(made.leaves)}, the leaves of a "
-                    f"tree that parts in {sample.fanout} at {sample.branch_steps}"
+                    f"tree that parts in {spec.fanout} at {spec.branch_steps}"
                 )
             return made
         trained = [steps] * group
-        if sample.plan == "all":
-            trained = [plan.fraction(count, train.timestep_fraction)] * group
-        elif sample.plan == "subset":
-            share, seed = train.timestep_fraction, config.seed
+        if spec.kind == "all":
+            trained = [plan.fraction(count, spec.timestep_fraction)] * group
+        elif spec.kind == "subset":
+            share, seed = spec.timestep_fraction, spec.seed
             trained = [
                 plan.random_subset(count, share, seed, iteration, prompt, member)
                 for member in range(group)
             ]
         finish: Steps = ()
-        if sample.finish_ratio:
-            finish = plan.compressed(count, steps[-1] + 1, sample.finish_ratio)
+        if spec.finish_ratio:
+            finish = plan.compressed(count, steps[-1] + 1, spec.finish_ratio)
         return plan.chains(
             count,
             steps,
             tuple(trained),
-            shared=sample.init_noise == "shared",
+            shared=spec.shared_noise,
             finish=finish,
-            probe=sample.probe_steps,
+            probe=spec.probe_steps,
         )
 
     def _kinds(self) -> list[Plan]:
         """Plans of every size that the run may draw, the largest first."""
-        sample = self._config.sample
-        low, high = sample.sde_window_range
-        size = sample.sde_window_size
+        spec = self.spec
+        low, high = spec.window_range
+        size = spec.window_size
         windows = ("random_window", "progressive_window")
-        moves = sample.plan in windows or (
-            sample.plan == "branch" and not sample.branch_steps
+        moves = spec.kind in windows or (
+            spec.kind == "branch" and not spec.branch_steps
         )
         if not moves:
             return [self.plan(0, 0)]

@@ -9,12 +9,16 @@ from typing import Any
 import jax
 import ml_collections
 
-from flowgrpo_jax import assemble
 from flowgrpo_jax import config as configs
 from flowgrpo_jax.assemble import base_weights
-from flowgrpo_jax.assemble.text_table import TextTable
+from flowgrpo_jax.assemble.model import load_model, starting_model, trainable_part
+from flowgrpo_jax.assemble.sampler import make_eval_sampler
+from flowgrpo_jax.assemble.specs import image_spec
+from flowgrpo_jax.assemble.text import make_text_table
 from flowgrpo_jax.config import checks
+from flowgrpo_jax.engine.text_table import TextTable
 from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.inference.pipeline import Pipeline
 from flowgrpo_jax.models.files import lora_files
 from flowgrpo_jax.models.flow_model import FlowModel, Variables, overlay
 from flowgrpo_jax.runtime import mesh as meshes
@@ -88,7 +92,7 @@ def default_weights(config: ml_collections.ConfigDict) -> str:
 
 def base(config: ml_collections.ConfigDict) -> Restored:
     """The pretrained model that the config names."""
-    return Restored(*assemble.load_model(config))
+    return Restored(*load_model(config))
 
 
 def tuned(
@@ -109,11 +113,11 @@ def tuned(
         step = checkpoints.latest() if step is None else step
         if step is None:
             raise _no_checkpoint(Path(workdir))
-        model, loaded = assemble.starting_model(config)
+        model, loaded = starting_model(config)
         base_weights.check(workdir, config, loaded)
         like = {
             _PARTS[weights]: jax.eval_shape(
-                lambda: assemble.trainable_part(config, model, loaded)
+                lambda: trainable_part(config, model, loaded)
             )
         }
         restored = checkpoints.restore(like, step, partial=True)
@@ -169,5 +173,23 @@ def place(
         mesh,
         specs,
         meshes.place(restored.variables, specs, mesh),
-        assemble.make_text_table(config, restored.model, restored.variables, texts),
+        make_text_table(config, restored.model, restored.variables, texts),
     )
+
+
+def make_pipeline(
+    config: ml_collections.ConfigDict, restored: Restored, texts: Sequence[str]
+) -> tuple[Pipeline, Variables]:
+    """What draws these prompts by the sampler of evaluation, "ode", and its weights."""
+    placed, model = place(config, restored, texts), restored.model
+    sampler = make_eval_sampler(config, model, config.eval.guidance_scale)
+    pipeline = Pipeline(
+        image_spec(config),
+        model,
+        placed.mesh,
+        placed.specs,
+        texts,
+        placed.text,
+        {"ode": sampler},
+    )
+    return pipeline, placed.variables

@@ -1,0 +1,221 @@
+"""What one run consists of: model, data, rewards, a step, and an evaluator."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from flowgrpo_jax.assemble import base_weights, prompt_checks, specs
+from flowgrpo_jax.assemble.model import (
+    save_result,
+    starting_model,
+    trainable_part,
+    warm_start,
+)
+from flowgrpo_jax.assemble.prompts import check_prompts, load_prompt_set
+from flowgrpo_jax.assemble.rewards import (
+    make_eval_reward,
+    make_monitor,
+    make_reward,
+    reward_context,
+)
+from flowgrpo_jax.assemble.text import make_text_table
+from flowgrpo_jax.assemble.work import make_work
+from flowgrpo_jax.cost import budget
+from flowgrpo_jax.data import prompts as prompt_data
+from flowgrpo_jax.data.prompts import Prompt
+from flowgrpo_jax.engine.policy import PolicyStep, coming_texts
+from flowgrpo_jax.engine.pretraining import PretrainingStep
+from flowgrpo_jax.engine.workload import PolicyWork, PretrainingWork
+from flowgrpo_jax.inference.evaluator import Evaluator, evaluation_set
+from flowgrpo_jax.models.flow_model import Variables, overlay
+from flowgrpo_jax.rewards import registry
+from flowgrpo_jax.rl.update import TrainState
+from flowgrpo_jax.runtime import mesh as meshes
+from flowgrpo_jax.worlds.registry import WORLDS
+
+SAMPLES = 48  # images on the contact sheet, the same noise every time
+
+
+class Run:
+    """Model, data, rewards, step and evaluator of one run.
+
+    `check` is called wherever a step or an evaluation may be given up: what it raises
+    comes out of them, and the state is as it was.
+    """
+
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        rewards: registry.Context | None = None,
+    ):
+        self.config = config
+        self.check: Callable[[], None] = lambda: None
+        self._reward_context = rewards or reward_context(config)
+        self.mesh = meshes.make_mesh(config.mesh.to_dict())
+        model, self._loaded = starting_model(config, self.mesh)
+        self.work = make_work(config, self.mesh, model, self._loaded)
+        self.model = self.work.model
+        trainable = trainable_part(config, self.model, self._loaded)
+        self._initial = warm_start(config, self.model, trainable)
+        frozen = self.work.frozen_part(self._loaded, self._initial)
+        self._frozen = meshes.place(frozen, self.work.frozen_specs, self.mesh)
+        self._set_up_prompts()
+        self._text = self._text_table(self._loaded)
+        self._step = self._make_step()
+        self.images_per_iteration = self._step.images_per_iteration
+        judge = make_eval_reward(config, self._reward_context)
+        judge.check = self._check
+        self._evaluator = Evaluator(
+            specs.eval_spec(config, self.model),
+            self.model,
+            self.mesh,
+            self.work.variables_specs,
+            self._eval_prompts,
+            self._text,
+            judge,
+            make_monitor(config, self._reward_context),
+            check=self._check,
+        )
+
+    def _check(self) -> None:
+        self.check()
+
+    def _set_up_prompts(self) -> None:
+        config = self.config
+        self._eval_prompts = load_prompt_set(
+            config.eval.prompts, "test", "eval.prompts"
+        )
+        self._texts = [prompt.text for prompt in self._eval_prompts]
+        self._prompts: list[Prompt] = []
+        if isinstance(self.work, PolicyWork):
+            self._prompts = load_prompt_set(config.prompts, "train")
+            self._texts += self._first_texts()
+        # Before hours of encoding: can the rewards score them, and what is to be told.
+        for key, prompts in (
+            ("prompts", self._prompts),
+            ("eval.prompts", self._eval_prompts),
+        ):
+            check_prompts(config, self._reward_context, prompts, key)
+        tokenizer = self.model.tokenizer
+        for line in prompt_checks.notes(tokenizer, self._prompts, self._eval_prompts):
+            print(line, file=sys.stderr)
+
+    def _first_texts(self) -> list[str]:
+        """The prompts to embed before the first iteration: all in a table in memory."""
+        if self.model.prompts is None:
+            return [prompt.text for prompt in self._prompts]
+        spec, folder = specs.policy_spec(self.config), self.config.embedding_cache
+        told = budget.text_line(
+            spec, self.model, self._prompts, self._eval_prompts, folder
+        )
+        print(f"text: {told}", flush=True)
+        return coming_texts(spec, self._prompts, 0)
+
+    def _make_step(self) -> PolicyStep | PretrainingStep:
+        config, work = self.config, self.work
+        if isinstance(work, PretrainingWork):
+            scenes = WORLDS[self.model.name].stream(
+                config.seed,
+                config.train.caption_noise.to_dict(),
+                config.train.clean_iterations,
+                config.train.caption_dropout,
+            )
+            return PretrainingStep(work, self._frozen, scenes, config.seed)
+        reward = make_reward(config, self._reward_context)
+        reward.check = self._check
+        return PolicyStep(
+            specs.policy_spec(config),
+            work,
+            self._frozen,
+            self._prompts,
+            self._text,
+            reward,
+            self._check,
+        )
+
+    def digests(self) -> dict[str, str]:
+        """Of what the prompts say; the workdir keeps them, a file may be edited."""
+        known = {"eval.prompts": prompt_data.digest(self._eval_prompts)}
+        if self._prompts:
+            known["prompts"] = prompt_data.digest(self._prompts)
+        return known
+
+    # -- training ------------------------------------------------------------------
+
+    def initial_state(self) -> TrainState:
+        """The state before the first iteration, on the mesh."""
+        part = meshes.place(self._initial, self.work.trainable_specs, self.mesh)
+        return self.work.initial_state(part)
+
+    def forget_base(self) -> None:
+        """Let go of what the run began with, once the state is there.
+
+        Of what learns whole it would be a copy in fp32 beside the state's own two.
+        """
+        adapted = "lora" in self._initial  # and the base model has no adapter
+        self._began = (
+            base_weights.UNADAPTED if adapted else base_weights.mark(self._initial)
+        )
+        del self._loaded, self._initial
+
+    def step(
+        self, state: TrainState, iteration: int
+    ) -> tuple[TrainState, dict[str, Any]]:
+        """Iteration `iteration`: (new state, metrics)."""
+        return self._step.step(state, iteration)
+
+    # -- evaluation ----------------------------------------------------------------
+
+    def evaluate(self, state: TrainState, final: bool) -> dict[str, float]:
+        """Scores of the EMA (or the learner) on the held-out prompts."""
+        return self._evaluator(self._variables(state), final)
+
+    def evaluation_size(self, final: bool) -> int:
+        """How many images an evaluation makes of every kind (guided, unguided ...)."""
+        return len(self._evaluator.chosen(final)[0])
+
+    def sample_sheet(self, state: TrainState) -> np.ndarray:
+        """The contact sheet: some held-out prompts of every task, fixed noise."""
+        tasks = {prompt.metadata.get("tag", "") for prompt in self._eval_prompts}
+        prompt, member = evaluation_set(
+            self._eval_prompts, max(1, SAMPLES // len(tasks)), every_prompt=False
+        )
+        return self._evaluator.images(
+            self._variables(state), prompt[:SAMPLES], member[:SAMPLES]
+        )
+
+    def _variables(self, state: TrainState) -> Variables:
+        variables = overlay(self._frozen, self._evaluated(state))
+        if self._step.moves_text:  # so its table moves too
+            host = jax.device_get(variables)
+            self._evaluator.set_text(self._text_table(host))
+        return variables
+
+    def _evaluated(self, state: TrainState) -> Variables:
+        """The trainable variables that are evaluated and left as the result."""
+        return state.ema if self.config.train.ema else state.trainable
+
+    def _text_table(self, variables: Variables):
+        return make_text_table(self.config, self.model, variables, self._texts)
+
+    # -- what it began with, and what it leaves ---------------------------------------
+
+    def keep_base(self, workdir: Path) -> None:
+        """Note what the run begins with; UserError if it began with other weights."""
+        base_weights.keep(workdir, self.config, self._loaded)
+
+    def warn_if_unmoved(self, state: TrainState) -> None:
+        """A line where the result of the run is the base model."""
+        weights = "ema" if self.config.train.ema else "learner"
+        if base_weights.mark(self._evaluated(state)) == self._began:
+            told = base_weights.unmoved(weights, self.config.num_iterations)
+            print(f"warning: {told}", file=sys.stderr)
+
+    def save(self, state: TrainState, path: Path) -> None:
+        """Write the variables that were evaluated: the result of the run."""
+        save_result(path, self.model, self._variables(state))

@@ -1,0 +1,190 @@
+"""One iteration of online reinforcement learning.
+
+prompts(seed, i) -> embeddings -> rollout -> decode -> rewards -> advantages -> updates.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from flowgrpo_jax.data import prompts as prompt_data
+from flowgrpo_jax.data.prompts import Prompt
+from flowgrpo_jax.engine import credit, overlap, programs, text_table
+from flowgrpo_jax.engine.finite import check_finite
+from flowgrpo_jax.engine.text_table import TextTable
+from flowgrpo_jax.engine.workload import PolicyWork
+from flowgrpo_jax.flow import packing
+from flowgrpo_jax.models.flow_model import Variables, decoding, overlay
+from flowgrpo_jax.models.text import TextEmbedding
+from flowgrpo_jax.rewards.scoring import RewardFailure, Scorer
+from flowgrpo_jax.rl import measurements
+from flowgrpo_jax.rl.update import TrainState
+from flowgrpo_jax.runtime import mesh as meshes
+
+MOST_LOST = 3  # iterations in a row without any reward, where failures are skipped
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicySpec:
+    """How a run goes through its prompts, and what it does where rewards fail."""
+
+    seed: int
+    prompts_per_iteration: int
+    num_iterations: int
+    skip_failures: bool = False
+
+
+class PolicyStep:
+    """Iterations of a policy on its prompts.
+
+    `check` is called wherever a step may be given up: what it raises comes out, and the
+    state is as it was.
+    """
+
+    moves_text = False  # whether what embeds prompts learns too
+
+    def __init__(
+        self,
+        spec: PolicySpec,
+        work: PolicyWork,
+        frozen: Variables,
+        prompts: Sequence[Prompt],
+        text: TextTable,
+        reward: Scorer,
+        check: Callable[[], None],
+    ):
+        """`frozen`, placed, is what does not move; `text` may lack coming prompts."""
+        self.spec, self.work, self._frozen = spec, work, frozen
+        self._prompts, self._text, self._reward = prompts, text, reward
+        self._check = check
+        self._empty = work.place(text.empty)
+        self._lost = 0
+        self._seen: set[str] = set()
+        self._seen_until = 0
+        self.images_per_iteration = spec.prompts_per_iteration * len(
+            work.planner.kinds[0].leaves
+        )
+
+    def step(
+        self, state: TrainState, iteration: int
+    ) -> tuple[TrainState, dict[str, Any]]:
+        """Iteration `iteration`: (new state, metrics)."""
+        spec, work = self.spec, self.work
+        begin = time.monotonic()
+        prompts = self._batch(iteration)
+        text = work.place(self._rows(prompts, iteration))
+        key = meshes.random_key(work.mesh, spec.seed, iteration)
+        jobs = work.planner.jobs(iteration)
+        packed = work.planner.pack(jobs)
+        leaves = work.leaves(jobs)
+        variables = overlay(self._frozen, work.sampling_part(state))
+
+        def start(tables):
+            tables = work.place(tables, programs.PACKS)
+            made = work.rollout(variables, key, tables, text, self._empty)
+            return made, work.decode(decoding(self._frozen), made.clean)
+
+        def score(images, first):
+            self._check_finite(iteration, {"images": images})
+            numbers = leaves.prompt[first : first + len(images)]
+            return self._reward.start(images, [prompts[k] for k in numbers])
+
+        parts = work.planner.spec.reward_batches
+        batches = packing.split(packed, parts, work.mesh.size)
+        made, images, scores = overlap.sample(batches, start, work.join, score)
+        sampled = time.monotonic()
+        self._check()
+        measured, leaves, failed = self._finish_rewards(scores, leaves)
+        if failed.get("reward_failed") == 1.0:
+            return state, failed
+        entries, stats = work.entries(jobs, packed, leaves, measured)
+        scored = time.monotonic()
+
+        self._check()  # for the last time: the update takes the state's memory
+        state, info = work.update(
+            state,
+            self._frozen,
+            work.pool(made),
+            work.place(entries, programs.SPLIT),
+            key,
+            text,
+            self._empty,
+        )
+        metrics = {
+            f"reward_{name}": float(np.mean(values[leaves.own]))
+            for name, values in measured.items()
+        }
+        metrics |= failed | stats | self._count_prompts(iteration)
+        metrics |= self._count_work(jax.device_get((made.evaluations, made.rounds)))
+        metrics["decoded_images"] = len(images)
+        metrics["nfe_update"] = int(entries.weight.any(axis=-1).sum())
+        metrics["actual_batch_size"] = int(np.count_nonzero(entries.weight))
+        learned = measurements.of_iteration(jax.device_get(info), entries.weight)
+        self._check_finite(iteration, learned)
+        metrics |= learned
+        seconds = time.monotonic() - begin
+        return state, metrics | {
+            "time/rollout": sampled - begin,
+            "time/reward": scored - sampled,
+            "time/update": time.monotonic() - scored,
+            "time/images_per_second": self.images_per_iteration / seconds,
+        }
+
+    def _check_finite(self, iteration: int, values) -> None:
+        check_finite(self.work.learner.optimizer.learning_rate, iteration, values)
+
+    def _finish_rewards(self, scores, leaves):
+        """The rewards, the leaves that have them, and what share of prompts has not."""
+        skip = self.spec.skip_failures
+        measured = self._reward.finish(scores, skip)
+        leaves = credit.scored(leaves, measured["avg"])
+        if not skip:
+            return measured, leaves, {}
+        failed = 1.0 - len(set(leaves.prompt[leaves.own])) / len(set(leaves.prompt))
+        self._lost = self._lost + 1 if failed == 1.0 else 0
+        if self._lost == MOST_LOST:
+            raise RewardFailure(
+                f"reward_failure: skip: {MOST_LOST} iterations in a row had no rewards"
+            )
+        return measured, leaves, {"reward_failed": failed}
+
+    def _batch(self, iteration: int) -> list[Prompt]:
+        """The prompts of an iteration: a pure function of (seed, iteration)."""
+        size = self.spec.prompts_per_iteration
+        return prompt_data.batch(self._prompts, self.spec.seed, iteration, size)
+
+    def _count_prompts(self, iteration: int) -> dict[str, int]:
+        """How many different prompts the run has trained on: recounted on resume."""
+        for earlier in range(self._seen_until, iteration + 1):
+            self._seen.update(prompt.text for prompt in self._batch(earlier))
+        self._seen_until = iteration + 1
+        return {"trained_prompt_num": len(self._seen)}
+
+    def _count_work(self, counted) -> dict[str, float]:
+        """Evaluations of the network in the rollout, and how full microbatches were."""
+        evaluations, rounds = (float(np.sum(values)) for values in counted)
+        return {
+            "nfe_rollout": evaluations,
+            "nfe_occupancy": evaluations / (rounds * self.work.learner.microbatch),
+        }
+
+    def _rows(self, prompts: list[Prompt], iteration: int) -> TextEmbedding:
+        """The embeddings of an iteration's prompts; of the next ones too, if need be."""
+        texts = [prompt.text for prompt in prompts]
+        if self._text.lacks(texts):
+            self._text.add(
+                coming_texts(self.spec, self._prompts, iteration), self._check
+            )
+        return self._text.rows(texts)
+
+
+def coming_texts(
+    spec: PolicySpec, prompts: Sequence[Prompt], iteration: int
+) -> list[str]:
+    """The prompts to embed at one time: those of the iterations from this one on."""
+    size, last = spec.prompts_per_iteration, spec.num_iterations
+    return text_table.coming(prompts, spec.seed, iteration, size, last)
