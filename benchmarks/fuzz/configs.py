@@ -27,6 +27,8 @@ from flowgrpo_jax.assemble import specs
 from flowgrpo_jax.config import checks, recipes, values
 from flowgrpo_jax.engine.planner import Planner
 from flowgrpo_jax.models.sd3 import transformer_config
+from flowgrpo_jax.rl import update as rl_update
+from flowgrpo_jax.rl.objectives.table import PRETRAINING
 from flowgrpo_jax.runtime import mesh as meshes
 from flowgrpo_jax.worlds.sprites import model as sprites_model
 

@@ -7,9 +7,10 @@ import pytest
 
 from flowgrpo_jax import assemble
 from flowgrpo_jax import config as configs
+from flowgrpo_jax.assemble import restore, variants
 from flowgrpo_jax.data import prompt_sets
 from flowgrpo_jax.errors import UserError
-from flowgrpo_jax.inference import protocols, restore
+from flowgrpo_jax.inference import protocols
 from tests.test_evaluate import RECORDS, command
 
 
