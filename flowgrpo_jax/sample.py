@@ -301,7 +301,6 @@ def _judge(config: ConfigDict, prompts: Sequence[Prompt]) -> Judge | None:
     from flowgrpo_jax.inference.search import noise_optimization
 
     if _REWARD.value is not None:
-        smooth = noise_optimization.REWARDS[_REWARD.value]
         return lambda images, prompt: np.asarray(smooth(jnp.asarray(images)))
     reward = assemble.make_reward(config)
     try:

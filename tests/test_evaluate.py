@@ -11,8 +11,8 @@ import pytest
 
 from flowgrpo_jax import assemble, cli, evaluate
 from flowgrpo_jax import config as configs
-from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.assemble import restore
+from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.inference import evaluator
 from flowgrpo_jax.rl import update as rl_update
 from flowgrpo_jax.runtime.checkpoint import Checkpointer
