@@ -298,9 +298,9 @@ def _judge(config: ConfigDict, prompts: Sequence[Prompt]) -> Judge | None:
     import jax.numpy as jnp
 
     from flowgrpo_jax import assemble
-    from flowgrpo_jax.inference.search import noise_optimization
 
     if _REWARD.value is not None:
+        smooth = noise_optimization.REWARDS[_REWARD.value]
         return lambda images, prompt: np.asarray(smooth(jnp.asarray(images)))
     reward = assemble.make_reward(config)
     try:

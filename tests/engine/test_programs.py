@@ -129,7 +129,11 @@ class Setup:
         advantage = np.linspace(-1, 1, edges, dtype=np.float32)
         advantage[: edges // PROMPTS] = 0  # a group that teaches nothing
         entries = credit.action_entries(
-            self.config, self.jobs, self.packed, advantage, self.mesh.size
+            specs.update_spec(self.config),
+            self.jobs,
+            self.packed,
+            advantage,
+            self.mesh.size,
         )
         state = jax.jit(
             lambda part: rl_update.init_state(part, self.optimizer),
