@@ -1,6 +1,6 @@
 """The error a user sees: one line with the key, the bad value and the remedy."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 
@@ -34,3 +34,15 @@ def shown(value: Any) -> str:
     if not isinstance(value, str | int | float | tuple | list | Mapping | None):
         text = f"{type(value).__name__} {text}"
     return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def not_one_of(
+    key: str, value: Any, allowed: Iterable[Any], more: str = "", why: str = ""
+) -> UserError:
+    """The line for a value that is none of `allowed`.
+
+    `more` is what follows the names; `why` tells, before them, what rules the value out.
+    """
+    reason = f"{why}: " if why else ""
+    names = ", ".join(map(str, allowed))
+    return UserError(f"{key}: {shown(value)}: {reason}must be one of {names}{more}")

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict, config_flags
 from flowgrpo_jax import cli
 from flowgrpo_jax.data.prompt_files import checked, load_prompts
 from flowgrpo_jax.data.prompts import Prompt
-from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.errors import UserError, not_one_of
 from flowgrpo_jax.inference.search import methods, noise_optimization
 from flowgrpo_jax.inference.search.methods import METHODS
 
@@ -264,9 +264,11 @@ def _check_search(config: ConfigDict) -> None:
             f"--num_steps: {steps}: --search={method} needs at least {row.fewest_steps}"
         )
     if row.by == "gradient" and _REWARD.value is None:
-        raise UserError(
-            f"--reward: {_score_name(config)}: has no gradient, which --search={method} "
-            f"needs: must be one of {', '.join(noise_optimization.REWARDS)}"
+        raise not_one_of(
+            "--reward",
+            _score_name(config),
+            noise_optimization.REWARDS,
+            why=f"has no gradient, which --search={method} needs",
         )
 
 

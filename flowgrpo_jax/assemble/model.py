@@ -11,7 +11,7 @@ import ml_collections
 from flax import traverse_util
 
 from flowgrpo_jax.config import families
-from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.errors import UserError, not_one_of
 from flowgrpo_jax.models.flow_model import FlowModel, Variables
 from flowgrpo_jax.models.spec import ModelSpec
 from flowgrpo_jax.rl.objectives.table import PRETRAINING
@@ -83,9 +83,12 @@ def starting_model(
     """What a run begins with: pretraining with nothing, unless `model` is a file."""
     pretraining = config.train.objective == PRETRAINING
     if pretraining and not families.of(config.model).embedded:
-        raise UserError(
-            f"model: {config.model}: train.objective {PRETRAINING} learns from "
-            f"scenes of an embedded world: must be one of {', '.join(WORLDS)}"
+        raise not_one_of(
+            "model",
+            config.model,
+            WORLDS,
+            why=f"train.objective {PRETRAINING} learns from scenes of an embedded "
+            "world",
         )
     return new_model(config) if starts_fresh(config) else load_model(config, mesh)
 

@@ -11,7 +11,7 @@ from flowgrpo_jax.assemble import prompt_checks
 from flowgrpo_jax.data import prompt_sets, tfds_prompts
 from flowgrpo_jax.data.prompt_files import load_prompts
 from flowgrpo_jax.data.prompts import Prompt
-from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.errors import not_one_of
 from flowgrpo_jax.rewards import registry
 from flowgrpo_jax.rewards.registry import Reward
 from flowgrpo_jax.worlds.registry import WORLDS
@@ -32,10 +32,7 @@ def load_prompt_set(name: str, split: str, key: str = "prompts") -> list[Prompt]
         return PROMPT_SETS[name](split)
     if Path(name).suffix in (".txt", ".jsonl"):
         return load_prompts(name, key)
-    raise UserError(
-        f"{key}: {name}: must be one of {', '.join(PROMPT_SETS)}, "
-        "or a .txt or .jsonl file"
-    )
+    raise not_one_of(key, name, PROMPT_SETS, ", or a .txt or .jsonl file")
 
 
 def check_prompts(

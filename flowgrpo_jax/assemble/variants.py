@@ -4,7 +4,7 @@ from ml_collections import ConfigDict
 
 from flowgrpo_jax import config as configs
 from flowgrpo_jax.config import checks, families
-from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.errors import UserError, not_one_of
 from flowgrpo_jax.inference.protocols import PROTOCOLS
 
 
@@ -38,7 +38,7 @@ def by_protocol(
     UserError for an unknown protocol, or for one that needs a list of prompts.
     """
     if name not in PROTOCOLS:
-        raise configs.not_one_of("--protocol", name, PROTOCOLS)
+        raise not_one_of("--protocol", name, PROTOCOLS)
     protocol = PROTOCOLS[name]
     if not (prompts or protocol.prompts):
         raise UserError(

@@ -10,7 +10,6 @@ from flowgrpo_jax.config.keys import (
     from_json,
     get,
     make,
-    not_one_of,
     parse_argument,
     unknown_key,
 )
@@ -25,7 +24,6 @@ __all__ = [
     "from_json",
     "get",
     "make",
-    "not_one_of",
     "parse_argument",
     "unknown_key",
 ]

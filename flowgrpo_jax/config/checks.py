@@ -2,9 +2,9 @@
 
 import ml_collections
 
-from flowgrpo_jax.config import families, keys, recipes, values
+from flowgrpo_jax.config import families, recipes, values
 from flowgrpo_jax.config.values import WINDOWS
-from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.errors import UserError, not_one_of
 from flowgrpo_jax.rewards import registry
 from flowgrpo_jax.rl.objectives.table import OBJECTIVES, PRETRAINING
 from flowgrpo_jax.worlds.registry import WORLDS
@@ -38,7 +38,7 @@ def _check_rewards(config: ml_collections.ConfigDict) -> None:
     ):
         for name in weights:
             if not registry.is_known(name, config.reward_options.get(name, ())):
-                raise keys.not_one_of(key, name, registry.REWARDS)
+                raise not_one_of(key, name, registry.REWARDS)
         if weights and not any(weights.values()):
             raise UserError(f"{key}: {weights.to_dict()}: one weight must not be 0")
     if not config.reward:
@@ -72,7 +72,7 @@ def _check_learning(config: ml_collections.ConfigDict) -> None:
         kinds = world.kinds if world else [k for w in WORLDS.values() for k in w.kinds]
         for name in train.caption_noise:
             if name not in kinds:
-                raise keys.not_one_of("train.caption_noise", name, kinds)
+                raise not_one_of("train.caption_noise", name, kinds)
 
 
 def remarks(config: ml_collections.ConfigDict) -> list[str]:

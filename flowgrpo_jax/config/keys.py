@@ -1,13 +1,13 @@
 """The config: every key with its default, built from a recipe and its arguments."""
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import ml_collections
 
 from flowgrpo_jax.config import families, recipes
-from flowgrpo_jax.errors import UserError, shown
+from flowgrpo_jax.errors import UserError, not_one_of, shown
 from flowgrpo_jax.models.families import DEFAULT, SCHEDULES_BEFORE
 
 # Keys that a resumed run may change: they do not shape what was already computed.
@@ -372,11 +372,6 @@ def _nearest(config: ml_collections.ConfigDict, key: str) -> list[str]:
     near += ALIASES.get(name.lower(), ())
     near += difflib.get_close_matches(key[:100], keys, 1, 0.8 if near else 0.6)
     return list(dict.fromkeys(near))[:3]
-
-
-def not_one_of(key: str, value: Any, allowed: Iterable[str]) -> UserError:
-    """The line for a value that is none of `allowed`."""
-    return UserError(f"{key}: {shown(value)}: must be one of {', '.join(allowed)}")
 
 
 def _all_keys(config: ml_collections.ConfigDict, prefix: str = "") -> Iterator[str]:

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_flags import tuple_parser
 
 from flowgrpo_jax.config import keys, recipes
-from flowgrpo_jax.errors import UserError, shown
+from flowgrpo_jax.errors import UserError, not_one_of, shown
 from flowgrpo_jax.runtime import paths
 
 # Dotted key, the text after "=" if there is one, the next word of the command line.
@@ -135,9 +135,11 @@ def _overrides(argv: Sequence[str]) -> Iterator[Override]:
 
 def _recipe_override(source: str, name: str | None) -> UserError:
     path = source.partition(":")[0]
-    return UserError(
-        f"recipe: {name}: must be one of {', '.join(recipes.RECIPES)}, chosen with "
-        f"--config={path}:recipe=NAME, since a recipe sets other keys"
+    return not_one_of(
+        "recipe",
+        name,
+        recipes.RECIPES,
+        f", chosen with --config={path}:recipe=NAME, since a recipe sets other keys",
     )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.errors import not_one_of
 
 Values = Mapping[str, Any]
 
@@ -437,7 +437,7 @@ RECIPES: dict[str, Recipe] = {
 def recipe(name: str) -> Recipe:
     """The row of that name; UserError with all names otherwise."""
     if name not in RECIPES:
-        raise UserError(f"recipe: {name}: must be one of {', '.join(RECIPES)}")
+        raise not_one_of("recipe", name, RECIPES)
     return RECIPES[name]
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.errors import UserError, not_one_of
 
 TASKS = (
     "single_object",
@@ -122,7 +122,7 @@ def enumerate_requests(vocabulary: Vocabulary, tag: str) -> Iterator[Request]:
                 if one.name != other.name and one.color != other.color:
                     yield Request(tag, (one, other))
         case _:
-            raise ValueError(f"task {tag!r}: must be one of {TASKS}")
+            raise not_one_of("task", tag, TASKS)
 
 
 def reworded(request: Request) -> Request:

@@ -23,7 +23,7 @@ from flowgrpo_jax.data.geneval_grammar import (
     reworded,
 )
 from flowgrpo_jax.data.prompts import Prompt
-from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.errors import UserError, not_one_of
 
 __all__ = [
     "COCO",
@@ -169,7 +169,7 @@ def _draw(rng: np.random.Generator, vocabulary: Vocabulary, tag: str) -> Request
             a, b = two(vocabulary.colored)
             color_a, color_b = two(vocabulary.colors)
             return Request(tag, (Item(a, 1, color_a), Item(b, 1, color_b)))
-    raise ValueError(f"task {tag!r}: must be one of {TASKS[1:]}")
+    raise not_one_of("task", tag, TASKS[1:])
 
 
 def _mix(

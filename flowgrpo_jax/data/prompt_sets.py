@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from flowgrpo_jax.data import geneval_prompts
 from flowgrpo_jax.data.geneval_grammar import COCO, Vocabulary
 from flowgrpo_jax.data.prompts import Prompt
-from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.errors import not_one_of
 
 SPLITS = ("train", "test")
 
@@ -33,7 +33,7 @@ class PromptSet:
     def generate(self, split: str) -> list[Prompt]:
         """The prompts of "train" or "test", from nothing but this description."""
         if split not in SPLITS:
-            raise UserError(f"prompts: split {split}: must be one of {SPLITS}")
+            raise not_one_of("prompts", f"split {split}", SPLITS)
         if self.test_fraction is not None:
             train, test = geneval_prompts.enumerate_split(
                 self.vocabulary, self.test_fraction

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from flowgrpo_jax.data.prompt_sets import PROMPT_SETS, SPLITS, PromptSet
 from flowgrpo_jax.data.prompts import Prompt
-from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.errors import UserError, not_one_of
 
 
 def load(
@@ -25,10 +25,10 @@ def load(
     """
     if isinstance(config, str):
         if config not in PROMPT_SETS:
-            raise UserError(f"prompts: {config}: must be one of {list(PROMPT_SETS)}")
+            raise not_one_of("prompts", config, PROMPT_SETS)
         config = PROMPT_SETS[config]
     if split not in SPLITS:
-        raise UserError(f"prompts: split {split}: must be one of {SPLITS}")
+        raise not_one_of("prompts", f"split {split}", SPLITS)
     try:
         from flowgrpo_jax.data import tfds_builder
 

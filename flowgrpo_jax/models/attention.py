@@ -15,7 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.errors import not_one_of
 
 # xla: scores of all heads are written to memory. cudnn: flash attention of NVIDIA's
 # library. splash: a Pallas kernel for TPU. splash_interpreted: the same on any
@@ -57,7 +57,7 @@ def attention(
     elif kind in ("splash", "splash_interpreted"):
         mixed = _splash(query, key, value, interpret=kind != "splash")
     else:
-        raise UserError(f"attention: {kind}: must be one of {', '.join(KINDS)}")
+        raise not_one_of("attention", kind, KINDS)
     return checkpoint_name(mixed.reshape(*mixed.shape[:2], -1), SAVED)
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 from flax import linen as nn
 
-from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.errors import not_one_of
 from flowgrpo_jax.models.attention import SAVED
 
 
@@ -43,7 +43,7 @@ def rematerialized(block: Any, policy: str, in_scan: bool) -> Any:
     that module's own scope. UserError for a policy that is none of POLICIES.
     """
     if policy not in POLICIES:
-        raise UserError(f"remat: {policy}: must be one of {', '.join(POLICIES)}")
+        raise not_one_of("remat", policy, POLICIES)
     kept = POLICIES[policy].kept
     if kept is None:
         return block

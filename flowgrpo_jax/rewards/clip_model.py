@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from flowgrpo_jax.data.prompts import Prompt
-from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.errors import UserError, not_one_of
 from flowgrpo_jax.models.encoders import clip_weights
 from flowgrpo_jax.models.encoders.clip import CLIP
 from flowgrpo_jax.models.files import hub
@@ -124,7 +124,7 @@ def _towers(found: Path, folder: Path, dtype: str) -> tuple[CLIP, Any]:
 def check_dtype(where: str, dtype: str) -> None:
     """UserError for a type that scores are not computed in."""
     if dtype not in DTYPES:
-        raise UserError(f"{where}.dtype: {dtype}: must be one of {', '.join(DTYPES)}")
+        raise not_one_of(f"{where}.dtype", dtype, DTYPES)
 
 
 def tokenizer(where: str, folder: Path) -> Any:

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from flowgrpo_jax.data.prompts import Prompt
-from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.errors import UserError, not_one_of
 from flowgrpo_jax.rewards import guard, registry, returned
 from flowgrpo_jax.rewards.detection import Images
 from flowgrpo_jax.runtime.images import to_uint8
@@ -51,7 +51,7 @@ def reward(
         return reward(by=by, images=images)(name)
     for key, value, allowed in (("by", by, BY), ("images", images, KINDS)):
         if value not in allowed:
-            raise UserError(f"reward: {key}={value}: must be one of {allowed}")
+            raise not_one_of("reward", f"{key}={value}", allowed)
 
     def mark(function: Function) -> Function:
         function._reward_wishes = _Wishes(by, images)  # type: ignore[attr-defined]

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 from scipy import ndimage
 
 from flowgrpo_jax.data.prompts import Prompt
-from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.errors import UserError, not_one_of
 from flowgrpo_jax.rewards import registry, scoring
 
 Pixels = Float[Array | np.ndarray, "sample height width 3"]
@@ -46,8 +46,8 @@ def make(
     """
     for name in held_out(names):
         if not registry.is_known(name, context.options.get(name, ())):
-            allowed = ", ".join([*PIXELS, CLIP, "objects", *registry.REWARDS])
-            raise UserError(f"monitors: {name}: must be one of {allowed}")
+            allowed = [*PIXELS, CLIP, "objects", *registry.REWARDS]
+            raise not_one_of("monitors", name, allowed)
         if optimised.get(name):
             raise UserError(
                 f"monitors: {name}: is optimised: it has a weight in reward"

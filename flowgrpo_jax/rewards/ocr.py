@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from flowgrpo_jax.data.prompts import Prompt
-from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.errors import UserError, not_one_of
 from flowgrpo_jax.rewards.detection import Images
 from flowgrpo_jax.rewards.registry import Context, Reward
 from flowgrpo_jax.rewards.text_lines import BLANK, Line, Reader
@@ -35,9 +35,7 @@ class OCR:
         self, reader: Reader, score: str = "edit", min_confidence: float = 0.0
     ):
         if score not in SCORES:
-            raise UserError(
-                f"reward: ocr: score {score}: must be one of {', '.join(SCORES)}"
-            )
+            raise not_one_of("reward: ocr", f"score {score}", SCORES)
         self.check_prompt = check_prompt
         if not 0 <= min_confidence <= 1:
             raise UserError(

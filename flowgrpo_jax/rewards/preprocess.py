@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.errors import UserError, not_one_of
 from flowgrpo_jax.models.files import config_json
 
 # Of OpenAI's CLIP, which OpenCLIP and BLIP took over.
@@ -131,10 +131,7 @@ class Preprocess:
                 )
         resample = values.get("resample", 3)
         if type(resample) is not int or resample not in RESAMPLE:
-            raise UserError(
-                f"model: {path}: resample: {resample}: must be one of "
-                f"{', '.join(map(str, RESAMPLE))}"
-            )
+            raise not_one_of(f"model: {path}: resample", resample, RESAMPLE)
         return cls(
             size,
             RESAMPLE[resample],

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from flowgrpo_jax.data.prompts import Prompt
-from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.errors import UserError, not_one_of
 from flowgrpo_jax.rewards import guard
 from flowgrpo_jax.rewards.detection import Detector, Images
 
@@ -96,7 +96,7 @@ def _make(name: str, context: Context, options: Mapping[str, Any]) -> Reward:
     if name not in REWARDS and "." in name:
         return _module("custom").from_path(name, options)
     if name not in REWARDS:
-        raise UserError(f"reward: {name}: must be one of {', '.join(REWARDS)}")
+        raise not_one_of("reward", name, REWARDS)
     return built(name, REWARDS[name], context, **options)
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flowgrpo_jax.data.prompts import Prompt
-from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.errors import UserError, not_one_of
 from flowgrpo_jax.rewards import geneval_records, ocr
 from flowgrpo_jax.rewards.detection import Images
 from flowgrpo_jax.rewards.service import wire
@@ -106,10 +106,7 @@ class Remote:
             ("encoding", encoding, wire.TYPES),
         ):
             if value not in allowed:
-                raise UserError(
-                    f"reward_options.{name}.{key}: {value}: must be one of "
-                    f"{', '.join(allowed)}"
-                )
+                raise not_one_of(f"reward_options.{name}.{key}", value, allowed)
         check_positive(name, deadline=deadline)
         check_whole(name, 1, batch=batch, concurrency=concurrency)
         self._name, self._protocol = name, PROTOCOLS[protocol]
