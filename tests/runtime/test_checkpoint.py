@@ -16,6 +16,7 @@ import pytest
 from flax import struct
 
 from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.runtime import checkpoint
 from flowgrpo_jax.runtime.checkpoint import Checkpointer, Schedule, _disk_failure
 
 
@@ -372,3 +373,28 @@ def test_a_folder_is_no_pattern(tmp_path, name):
         os.readlink(link) for link in Path("/proc/self/fd").iterdir() if link.exists()
     ]
     assert not [path for path in open_files if path.startswith(str(tmp_path))]
+
+
+def test_orbax_still_uses_the_names_that_are_relied_on(tmp_path, monkeypatch):
+    """Oracle: orbax's own files; neither name is part of its public interface."""
+    seal, in_flight = Checkpointer._seal, []
+
+    def sealed(self):
+        in_flight.extend(path.name for path in self.directory.iterdir())
+        seal(self)
+
+    monkeypatch.setattr(Checkpointer, "_seal", sealed)
+    checkpoints = Checkpointer(tmp_path / "run")
+    try:
+        checkpoints.save(7, {"x": jnp.ones(3)})
+        checkpoints.wait()
+    finally:
+        assert any(name.startswith("7.orbax-checkpoint-tmp") for name in in_flight), (
+            "orbax names a step that is being saved in another way: "
+            f"{in_flight}: change the pattern in Checkpointer._seal"
+        )
+        checkpoints.close()
+    names = sorted(path.name for path in (tmp_path / "run" / "7").iterdir())
+    assert checkpoint._ABOUT in names, (
+        f"orbax's file about a step has another name: {names}: change checkpoint._ABOUT"
+    )
