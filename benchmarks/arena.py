@@ -86,16 +86,16 @@ def price(config) -> tuple[float, float]:
     objective = OBJECTIVES[config.train.objective]
     if objective.consumes == "transitions":
         edges = np.ones(sum(len(made.trained) for made in plans))
-        entries = credit.action_entries(
+        update_batch = credit.batch_of_actions(
             specs.update_spec(config), jobs, packed, edges, 1
         )
-        passes = entries.weight.any(-1).sum()
+        passes = update_batch.weight.any(-1).sum()
     else:
         rewards = np.tile(np.arange(config.group_size, dtype=float), (len(jobs), 1))
-        entries = credit.sample_entries(
+        update_batch = credit.batch_of_samples(
             specs.update_spec(config), packed, rewards, rewards, objective.grouping, 1
         )
-        passes = entries.weight.sum()
+        passes = update_batch.weight.sum()
     asked = assemble.fixed_policies(config) - {"old_velocity"}
     each = BACKWARD + len(asked)
     return (rollout + passes * each) / len(jobs), passes / len(jobs)

@@ -118,13 +118,13 @@ class Ours:
         self.text, self.empty = (
             _random(model.text_shape(), 1.0, seed) for seed in (2, 3)
         )
-        _, self.packed, entries = work.first_iteration()
+        _, self.packed, update_batch = work.first_iteration()
         self.tables = meshes.place(self.packed.tables, programs.PACKS, mesh)
-        self.entries = meshes.place(entries, programs.SPLIT, mesh)
+        self.update_batch = meshes.place(update_batch, programs.SPLIT, mesh)
         self.key = meshes.random_key(mesh, 0)
         self.sampler = assemble.make_sampler(config, work.model)
         self._forward = jax.jit(self.sampler.velocity)
-        self.trained_steps = int(np.count_nonzero(entries.weight))
+        self.trained_steps = int(np.count_nonzero(update_batch.weight))
         self.gap = None
 
     def forward(self):
@@ -147,8 +147,8 @@ class Ours:
             self.work.update(
                 self.state,
                 self.frozen,
-                self.work.pool(self.made),
-                self.entries,
+                self.work.experience(self.made),
+                self.update_batch,
                 self.key,
                 self.text,
                 self.empty,

@@ -71,14 +71,16 @@ def iteration(data: int, fsdp: int):
     frozen = meshes.place(
         work.frozen_part(variables, trainable), work.frozen_specs, mesh
     )
-    _, packed, entries = work.first_iteration()
+    _, packed, update_batch = work.first_iteration()
     table, empty, key = text(PROMPTS), text(1), meshes.random_key(mesh, 0)
     tables = meshes.place(packed.tables, programs.PACKS, mesh)
     policy = overlay(frozen, work.sampling_part(state))
     made = work.rollout(policy, key, tables, table, empty)
     images = packing.collect(np.asarray(made.clean), packed)
-    placed = meshes.place(entries, programs.SPLIT, mesh)
-    state, info = work.update(state, frozen, work.pool(made), placed, key, table, empty)
+    placed = meshes.place(update_batch, programs.SPLIT, mesh)
+    state, info = work.update(
+        state, frozen, work.experience(made), placed, key, table, empty
+    )
     # After one step from zero Adam's first moment is a tenth of the gradient.
     grads = optax.tree.get(state.optimizer, "mu")
     return images, *jax.device_get((info, grads)), (state, work.state_specs, mesh)

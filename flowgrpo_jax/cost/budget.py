@@ -131,8 +131,8 @@ def _passes(work: Work) -> tuple[Passes, float]:
         images = work.scenes_per_iteration
         most = -(-images // devices)
         return Passes(images, 0, images, 0, most), most * size
-    jobs, packed, entries = work.first_iteration()
-    tables, weight = packed.tables, np.asarray(entries.weight) != 0
+    jobs, packed, update_batch = work.first_iteration()
+    tables, weight = packed.tables, np.asarray(update_batch.weight) != 0
     sampling = np.asarray(tables.used).reshape(devices, -1).sum(axis=1)
     # Siblings share the pass of their state; samples have one each.
     learning = weight if work.learns_from_samples else weight.any(axis=-1)

@@ -15,7 +15,7 @@ from flowgrpo_jax.flow.packing import Job, Packed
 from flowgrpo_jax.flow.plan import LeafLabel, Plan
 from flowgrpo_jax.rl import advantage
 from flowgrpo_jax.rl.advantage import AdvantageSpec
-from flowgrpo_jax.rl.update import Entries
+from flowgrpo_jax.rl.update import UpdateBatch
 
 # Leaves that rate the policy: the images of column 0. Others are coarser finishes,
 # probes of states on the way, or the anchor's own image.
@@ -130,16 +130,16 @@ def _advantages(spec, measured, leaves, credit, edge_key):
     )
 
 
-# -- entries --------------------------------------------------------------------------
+# -- update batches -------------------------------------------------------------------
 
 
-def action_entries(
+def batch_of_actions(
     spec: UpdateSpec,
     jobs: Sequence[Job],
     packed: Packed,
     edges: np.ndarray,
     devices: int,
-) -> Entries:
+) -> UpdateBatch:
     """Entries of all states, with the advantages [edge] of the actions taken there.
 
     An action without advantage teaches nothing: it is left out of the mean.
@@ -178,14 +178,14 @@ def action_entries(
     )
 
 
-def sample_entries(
+def batch_of_samples(
     spec: UpdateSpec,
     packed: Packed,
     rewards: np.ndarray,
     advantages: np.ndarray,
     together: str,
     devices: int,
-) -> Entries:
+) -> UpdateBatch:
     """Entries of images [prompt, member] for forward-process objectives.
 
     A prompt whose rewards are NaN teaches nothing: its entries have no weight.
@@ -230,9 +230,9 @@ def sample_entries(
     )
 
 
-def scene_entries(
+def batch_of_scenes(
     numbers: np.ndarray, microbatch: int, devices: int
-) -> tuple[np.ndarray, Entries]:
+) -> tuple[np.ndarray, UpdateBatch]:
     """Entries of captioned scenes for pretraining: ([pack, leaf] numbers, entries)."""
     packs = -(-len(numbers) // microbatch)
     packs = -(-packs // devices) * devices
@@ -243,7 +243,7 @@ def scene_entries(
     lead = (1, packs, microbatch)
     local = np.arange(packs * microbatch) % (packs // devices * microbatch)
     blank = np.zeros((*lead, 1), np.float32)
-    entries = Entries(
+    update_batch = UpdateBatch(
         item=local.reshape(*lead, 1).astype(np.int32),
         prompt=rows.reshape(lead),
         weight=mask.reshape(*lead, 1),
@@ -252,7 +252,7 @@ def scene_entries(
         number=np.zeros((*lead, 1), np.int32),
         draw=np.zeros(lead, np.int32),
     )
-    return rows.reshape(packs, microbatch), entries
+    return rows.reshape(packs, microbatch), update_batch
 
 
 def _offset(pack, packed: Packed, devices: int, each: int) -> np.ndarray:
@@ -261,7 +261,7 @@ def _offset(pack, packed: Packed, devices: int, each: int) -> np.ndarray:
     return pack % packs_each * packed.per_pack * each
 
 
-def _arrange(update, pack, packed, devices, slots, **columns) -> Entries:
+def _arrange(update, pack, packed, devices, slots, **columns) -> UpdateBatch:
     """Columns [entry, ...] to [update, batch, slot, ...]; a device's batches in a row.
 
     Entries that teach something come first, so that the batches left over can be
@@ -285,4 +285,4 @@ def _arrange(update, pack, packed, devices, slots, **columns) -> Entries:
         out[place] = values[order]
         return out.reshape(updates, devices * batches, slots, *values.shape[1:])
 
-    return Entries(**{name: table(values) for name, values in columns.items()})
+    return UpdateBatch(**{name: table(values) for name, values in columns.items()})

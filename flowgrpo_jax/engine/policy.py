@@ -101,15 +101,15 @@ class PolicyStep:
         measured, leaves, failed = self._finish_rewards(scores, leaves)
         if failed.get("reward_failed") == 1.0:
             return state, failed
-        entries, stats = work.entries(jobs, packed, leaves, measured)
+        update_batch, stats = work.update_batch(jobs, packed, leaves, measured)
         scored = time.monotonic()
 
         self._check()  # for the last time: the update takes the state's memory
         state, info = work.update(
             state,
             self._frozen,
-            work.pool(made),
-            work.place(entries, programs.SPLIT),
+            work.experience(made),
+            work.place(update_batch, programs.SPLIT),
             key,
             text,
             self._empty,
@@ -121,9 +121,9 @@ class PolicyStep:
         metrics |= failed | stats | self._count_prompts(iteration)
         metrics |= self._count_work(jax.device_get((made.evaluations, made.rounds)))
         metrics["decoded_images"] = len(images)
-        metrics["nfe_update"] = int(entries.weight.any(axis=-1).sum())
-        metrics["actual_batch_size"] = int(np.count_nonzero(entries.weight))
-        learned = measurements.of_iteration(jax.device_get(info), entries.weight)
+        metrics["nfe_update"] = int(update_batch.weight.any(axis=-1).sum())
+        metrics["actual_batch_size"] = int(np.count_nonzero(update_batch.weight))
+        learned = measurements.of_iteration(jax.device_get(info), update_batch.weight)
         self._check_finite(iteration, learned)
         metrics |= learned
         seconds = time.monotonic() - begin

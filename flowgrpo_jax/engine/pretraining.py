@@ -36,19 +36,19 @@ class PretrainingStep:
         work, begin = self.work, time.monotonic()
         size = work.scenes_per_iteration
         captions, scenes = self._scenes.batch(iteration, size)
-        numbers, entries = credit.scene_entries(
+        numbers, update_batch = credit.batch_of_scenes(
             np.arange(size), work.learner.microbatch, work.mesh.size
         )
         state, info = work.update(
             state,
             self._frozen,
             work.encode(work.place(scenes), work.place(numbers, programs.PACKS)),
-            work.place(entries, programs.SPLIT),
+            work.place(update_batch, programs.SPLIT),
             meshes.random_key(work.mesh, self._seed, iteration),
             work.place(self._tokens(captions)),
             self._empty,
         )
-        metrics = measurements.of_iteration(jax.device_get(info), entries.weight)
+        metrics = measurements.of_iteration(jax.device_get(info), update_batch.weight)
         check_finite(work.learner.optimizer.learning_rate, iteration, metrics)
         metrics["loss"] = metrics["flow_matching_loss"]
         seconds = time.monotonic() - begin

@@ -20,7 +20,7 @@ from flowgrpo_jax.rl import losses
 from flowgrpo_jax.rl import update as rl_update
 from flowgrpo_jax.rl.measurements import LARGEST
 from flowgrpo_jax.rl.objectives.noised import SampleElements
-from flowgrpo_jax.rl.update import Entries
+from flowgrpo_jax.rl.update import UpdateBatch
 from flowgrpo_jax.runtime import mesh as meshes
 from flowgrpo_jax.runtime import platform
 
@@ -120,12 +120,12 @@ def make_decode(
 
 def fetch_transitions(
     transitions: rollout.Transitions, key: jax.Array
-) -> Callable[[Entries], losses.TransitionElements]:
+) -> Callable[[UpdateBatch], losses.TransitionElements]:
     """The elements of a microbatch of entries, from this device's [pack, state, ...]."""
     del key
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), transitions)
 
-    def fetch(batch: Entries) -> losses.TransitionElements:
+    def fetch(batch: UpdateBatch) -> losses.TransitionElements:
         stored = jax.tree.map(lambda rows: rows[batch.item], flat)
         return losses.TransitionElements(stored, batch.advantage)
 
@@ -134,11 +134,11 @@ def fetch_transitions(
 
 def fetch_samples(
     clean: jax.Array, key: jax.Array
-) -> Callable[[Entries], SampleElements]:
+) -> Callable[[UpdateBatch], SampleElements]:
     """The same from clean latents [pack, leaf, ...]; every draw has its own key."""
     flat = clean.reshape(-1, *clean.shape[2:])
 
-    def fetch(batch: Entries) -> SampleElements:
+    def fetch(batch: UpdateBatch) -> SampleElements:
         slots, siblings = batch.item.shape
 
         def per_sample(values):
@@ -164,23 +164,27 @@ def make_update(
     frozen_specs: Any,
     loss: losses.Loss,
     needs: frozenset[str],
-    fetch_from: Callable[[Any, jax.Array], Callable[[Entries], Any]],
+    fetch_from: Callable[[Any, jax.Array], Callable[[UpdateBatch], Any]],
     optimizer: optax.GradientTransformation,
     ema: rl_update.Ema,
     behaviour: rl_update.Behaviour | None = None,
     dtype: DTypeLike | None = None,
 ) -> Callable:
-    """(state, frozen, pool, entries, key, text table, empty) -> (state, info).
+    """A program that learns: it gives the new state and measurements of every update.
 
-    `pool` [pack, ...] is what entries point into and `fetch_from` reads. The policy is
-    `frozen` overlaid with the trainable variables; of the fixed policies those that
-    the loss `needs` are made: "frozen" itself, "old" (the behaviour policy, or the
-    learner as it was when the iteration began) and "ema", an average. The state is donated. `dtype`
-    as for the rollout; gradients are summed and reduced in fp32.
+    It takes (state, frozen, experience, update batch, key, text table, empty text).
+    `experience` [pack, ...] is what the batch's entries point into and `fetch_from`
+    reads. The policy is `frozen` overlaid with the trainable variables; of the fixed
+    policies those that the loss `needs` are made: "frozen" itself, "old" (the behaviour
+    policy, or the learner as it was when the iteration began) and "ema", an average.
+    The state is donated. `dtype` as for the rollout; gradients are summed and reduced
+    in fp32.
     """
     trainable_specs = state_specs.trainable
 
-    def local(trainable, old, average, frozen, pool, entries, key, text, empty):
+    def local(
+        trainable, old, average, frozen, experience, update_batch, key, text, empty
+    ):
         frozen = meshes.gather(frozen, frozen_specs, dtype)
 
         def variables(part):
@@ -195,8 +199,8 @@ def make_update(
             lambda part, texts, elements: loss(
                 overlay(frozen, part), policies, texts, elements
             ),
-            fetch_from(pool, key),
-            entries,
+            fetch_from(experience, key),
+            update_batch,
             meshes.gather(trainable, trainable_specs, dtype),
             text_lookup(text, empty),
             # A whole fp32 gradient would be the largest thing in memory.
@@ -220,7 +224,7 @@ def make_update(
         check_vma=False,
     )
 
-    def program(state, frozen, pool, entries, key, text, empty):
+    def program(state, frozen, experience, update_batch, key, text, empty):
         # What `behaviour` keeps is who sampled, or else the average to compare with.
         samples = behaviour is not None and behaviour.samples
         began_with = state.behaviour if samples else state.trainable
@@ -231,14 +235,16 @@ def make_update(
                 began_with,
                 state.ema if samples or behaviour is None else state.behaviour,
                 frozen,
-                pool,
+                experience,
                 chunk,
                 key,
                 text,
                 empty,
             )
 
-        return rl_update.update(optimizer, ema, behaviour, gradients, state, entries)
+        return rl_update.update(
+            optimizer, ema, behaviour, gradients, state, update_batch
+        )
 
     # Said, not left to the compiler: the state goes in as it came out.
     out = (meshes.shardings(state_specs, mesh), NamedSharding(mesh, WHOLE))

@@ -29,7 +29,7 @@ from flowgrpo_jax.models.text import TextEmbedding
 from flowgrpo_jax.rl import losses
 from flowgrpo_jax.rl import update as rl_update
 from flowgrpo_jax.rl.advantage import AdvantageSpec
-from flowgrpo_jax.rl.update import Entries
+from flowgrpo_jax.rl.update import UpdateBatch
 from flowgrpo_jax.runtime import mesh as meshes
 
 
@@ -167,7 +167,7 @@ class PolicyWork(Learner):
         behind = self.behaviour is not None and self.behaviour.samples
         return state.behaviour if behind else state.trainable
 
-    def pool(self, made: Any) -> Any:
+    def experience(self, made: Any) -> Any:
         """The part of a rollout that the update learns from."""
         return made.clean if self.learns_from_samples else made.transitions
 
@@ -175,22 +175,24 @@ class PolicyWork(Learner):
         """The images of these plans, and what each is compared with."""
         return credit.leaves_of(jobs, self.advantage.key)
 
-    def entries(
+    def update_batch(
         self,
         jobs: Sequence[Job],
         packed: Packed,
         leaves: Leaves,
         measured: Mapping[str, np.ndarray],
-    ) -> tuple[Entries, dict[str, float]]:
+    ) -> tuple[UpdateBatch, dict[str, float]]:
         """What the update learns from, on the host, and metrics of the groups."""
         devices = self.mesh.size
         if not self.learns_from_samples:
             edges, stats = credit.of_actions(self.advantage, measured, jobs, leaves)
-            entries = credit.action_entries(self.updates, jobs, packed, edges, devices)
-            return entries, stats
+            update_batch = credit.batch_of_actions(
+                self.updates, jobs, packed, edges, devices
+            )
+            return update_batch, stats
         advantages, stats = credit.of_samples(self.advantage, measured, leaves)
         by_prompt = (len(jobs), -1)
-        entries = credit.sample_entries(
+        update_batch = credit.batch_of_samples(
             self.updates,
             packed,
             np.where(leaves.credited, measured["avg"], np.nan).reshape(by_prompt),
@@ -198,20 +200,20 @@ class PolicyWork(Learner):
             self.learner.grouping,
             devices,
         )
-        return entries, stats
+        return update_batch, stats
 
-    def first_iteration(self) -> tuple[Sequence[Job], Packed, Entries]:
+    def first_iteration(self) -> tuple[Sequence[Job], Packed, UpdateBatch]:
         """The plans of iteration 0 and its entries, had all images other rewards."""
         jobs = self.planner.jobs(0)
         packed = self.planner.pack(jobs)
         leaves = self.leaves(jobs)
         scores = np.random.default_rng(0).normal(size=len(leaves.prompt))
         measured = dict.fromkeys([*self.advantage.weights, "avg"], scores)
-        return jobs, packed, self.entries(jobs, packed, leaves, measured)[0]
+        return jobs, packed, self.update_batch(jobs, packed, leaves, measured)[0]
 
     def arguments(self) -> dict[str, tuple]:
         """Abstract arguments of rollout, decode and update, placed as in a run."""
-        jobs, packed, entries = self.first_iteration()
+        jobs, packed, update_batch = self.first_iteration()
         frozen, state = self.resident()
         text = self.model.text_shape()
         key = self._placed(jax.eval_shape(jax.random.key, 0))
@@ -226,11 +228,11 @@ class PolicyWork(Learner):
             empty,
         )
         made = self._placed(jax.eval_shape(self.rollout, *rollout), programs.PACKS)
-        split = self._placed(entries, programs.SPLIT)
+        split = self._placed(update_batch, programs.SPLIT)
         return {
             "rollout": rollout,
             "decode": (decoding(frozen), made.clean),
-            "update": (state, frozen, self.pool(made), split, key, table, empty),
+            "update": (state, frozen, self.experience(made), split, key, table, empty),
         }
 
 

@@ -82,7 +82,7 @@ class Behaviour(NamedTuple):
         return jnp.where(updates % self.every == 0, kept, 1.0)
 
 
-class Entries(NamedTuple):
+class UpdateBatch(NamedTuple):
     """What to learn from: a microbatch per [update, batch], one entry per slot.
 
     An entry points to a state of the device's rollout, or to the samples that must be
@@ -173,8 +173,8 @@ def _matrices(params: Any) -> Any:
 
 def local_gradients(
     loss: Callable[..., tuple[Array, dict[str, Array]]],
-    fetch: Callable[[Entries], Any],
-    entries: Entries,
+    fetch: Callable[[UpdateBatch], Any],
+    update_batch: UpdateBatch,
     trainable: Any,
     text_of: Callable[[Array], tuple],
     shard: Callable[[Any], Any] = lambda gradients: gradients,
@@ -182,14 +182,14 @@ def local_gradients(
 ) -> tuple[Any, dict[str, Array]]:
     """Sum over this device's entries of weight * gradient, and of measurements.
 
-    `entries` are [batch, slot, ...]; `fetch` gives the elements of a microbatch of
+    `update_batch` are [batch, slot, ...]; `fetch` gives the elements of a microbatch of
     them; `loss(trainable, text, elements)` gives values and measurements [slot,
     sibling]. Measurements are added up as `measurements.added` says. Of every
     microbatch's whole gradient only what `shard` makes of it is kept, and since that
     may ask other devices, `agree` tells which batches [batch] any of them works on.
     """
 
-    def one_loss(trainable, batch: Entries):
+    def one_loss(trainable, batch: UpdateBatch):
         values, info = loss(trainable, text_of(batch.prompt), fetch(batch))
         return jnp.sum(batch.weight * values), info
 
@@ -209,13 +209,13 @@ def local_gradients(
 
         return jax.lax.cond(busy, work, lambda carry: carry, carry), None
 
-    first = jax.tree.map(lambda x: x[0], entries)
+    first = jax.tree.map(lambda x: x[0], update_batch)
     _, info = jax.eval_shape(one_loss, trainable, first)
     kept = jax.eval_shape(in_shards, trainable)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), kept)
     start = (zeros, {name: jnp.zeros(()) for name in info})
-    busy = agree(jnp.any(entries.weight != 0, axis=(1, 2)))
-    return jax.lax.scan(one_batch, start, (entries, busy))[0]
+    busy = agree(jnp.any(update_batch.weight != 0, axis=(1, 2)))
+    return jax.lax.scan(one_batch, start, (update_batch, busy))[0]
 
 
 def update(
@@ -224,7 +224,7 @@ def update(
     behaviour: Behaviour | None,
     gradients: Gradients,
     state: TrainState,
-    entries: Entries,
+    update_batch: UpdateBatch,
 ) -> tuple[TrainState, dict[str, Array]]:
     """All optimizer steps of an iteration.
 
@@ -233,7 +233,7 @@ def update(
     state as it is.
     """
 
-    def one(state: TrainState, chunk: Entries):
+    def one(state: TrainState, chunk: UpdateBatch):
         total = jnp.sum(chunk.weight)
         scale = 1.0 / jnp.maximum(total, 1.0)
         grads, sums = gradients(state, chunk)
@@ -255,4 +255,4 @@ def update(
         info = measurements.averaged(sums, scale)
         return new, info | {"grad_norm": optax.tree.norm(grads)}
 
-    return jax.lax.scan(one, state, entries)
+    return jax.lax.scan(one, state, update_batch)

@@ -91,16 +91,16 @@ def test_price_of_every_row(recipe):
     assert sum(len(made.leaves) for made in plans) == PROMPTS * decoded
     if OBJECTIVES[config.train.objective].consumes == "transitions":
         edges = np.ones(sum(len(made.trained) for made in plans))
-        entries = credit.action_entries(
+        update_batch = credit.batch_of_actions(
             specs.update_spec(config), jobs, packed, edges, 1
         )
     else:
         rewards = np.random.default_rng(0).normal(size=(PROMPTS, decoded))
         grouping = OBJECTIVES[config.train.objective].grouping
-        entries = credit.sample_entries(
+        update_batch = credit.batch_of_samples(
             specs.update_spec(config), packed, rewards, rewards, grouping, 1
         )
-    assert entries.weight.any(-1).sum() == PROMPTS * trained
+    assert update_batch.weight.any(-1).sum() == PROMPTS * trained
 
 
 @pytest.mark.parametrize("recipe", PRICE)

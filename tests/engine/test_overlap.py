@@ -167,7 +167,7 @@ def test_skipped_samples_have_no_weight(weights_file, together):
     assert not advantages[4:8].any() and advantages[leaves.credited].all()
     assert stats["trained_prompt_num_batch"] == 3
     rewards = np.where(leaves.credited, scores, np.nan).reshape(PROMPTS, GROUP)
-    entries = credit.sample_entries(
+    update_batch = credit.batch_of_samples(
         specs.update_spec(config),
         planner.pack(jobs),
         rewards,
@@ -175,9 +175,9 @@ def test_skipped_samples_have_no_weight(weights_file, together):
         together,
         2,
     )
-    taught = entries.weight.any(axis=-1)
-    assert set(entries.prompt[taught]) == {0, 2, 3}
-    assert np.isfinite(entries.reward).all()
+    taught = update_batch.weight.any(axis=-1)
+    assert set(update_batch.prompt[taught]) == {0, 2, 3}
+    assert np.isfinite(update_batch.reward).all()
 
 
 def test_wrong_values_are_named(weights_file):

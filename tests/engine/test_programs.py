@@ -128,7 +128,7 @@ class Setup:
         edges = sum(len(job.plan.trained) for job in self.jobs)
         advantage = np.linspace(-1, 1, edges, dtype=np.float32)
         advantage[: edges // PROMPTS] = 0  # a group that teaches nothing
-        entries = credit.action_entries(
+        update_batch = credit.batch_of_actions(
             specs.update_spec(self.config),
             self.jobs,
             self.packed,
@@ -139,7 +139,7 @@ class Setup:
             lambda part: rl_update.init_state(part, self.optimizer),
             out_shardings=meshes.shardings(self.state_specs, self.mesh),
         )(jax.tree.map(jnp.copy, self.trainable))
-        placed = self.place(entries, programs.SPLIT)
+        placed = self.place(update_batch, programs.SPLIT)
         return self.update(state, self.frozen, transitions, placed, key, text, empty)
 
 

@@ -19,11 +19,11 @@ def quadratic(variables, text, element):
     return loss, {"loss": loss, "far_gap": jnp.abs(element)}
 
 
-def gradients(state, entries):
+def gradients(state, update_batch):
     return rl_update.local_gradients(
         quadratic,
         lambda batch: batch.reward,  # stands for what an entry points to
-        entries,
+        update_batch,
         state.trainable,
         lambda prompt: (),
     )
@@ -34,7 +34,7 @@ def run(elements, weights, ema=EVERY_UPDATE, behaviour=None):
     optimizer = optax.sgd(RATE)
     state = rl_update.init_state({"w": jnp.zeros(())}, optimizer, behaviour is not None)
     zeros = jnp.zeros(weights.shape, jnp.int32)
-    entries = rl_update.Entries(
+    update_batch = rl_update.UpdateBatch(
         item=zeros,
         prompt=zeros,
         weight=weights[..., None],
@@ -43,7 +43,7 @@ def run(elements, weights, ema=EVERY_UPDATE, behaviour=None):
         number=zeros[..., None],
         draw=zeros,
     )
-    return rl_update.update(optimizer, ema, behaviour, gradients, state, entries)
+    return rl_update.update(optimizer, ema, behaviour, gradients, state, update_batch)
 
 
 def test_one_step_is_the_weighted_mean_gradient():
