@@ -1,19 +1,30 @@
 """Packaging; tool settings are in pyproject.toml."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
+HERE = Path(__file__).parent
+INIT = (HERE / "flowgrpo_jax" / "__init__.py").read_text()
+
 setup(
     name="flowgrpo_jax",
-    version="0.1.0",
+    version=re.search(r'^__version__ = "(.+)"$', INIT, re.MULTILINE)[1],
     description="Online reinforcement learning for flow-matching image models in JAX",
-    long_description=Path(__file__).with_name("README.md").read_text(),
+    long_description=(HERE / "README.md").read_text(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=["flowgrpo_jax", "flowgrpo_jax.*"]),
+    # A wheel brings the configs along: without a checkout --config=configs/geneval.py
+    # is taken from there (see config/overrides.py).
+    packages=[
+        *find_packages(include=["flowgrpo_jax", "flowgrpo_jax.*"]),
+        "flowgrpo_jax.configs",
+    ],
+    package_dir={"flowgrpo_jax.configs": "configs"},
     package_data={
+        "flowgrpo_jax": ["py.typed"],
         "flowgrpo_jax.worlds.sprites": ["weights/*"],
         "flowgrpo_jax.worlds.words": ["weights/*"],
     },

@@ -66,6 +66,7 @@ def _status(main: Callable[[], int | None], values: flags.FlagValues) -> int:
 def parse(values: flags.FlagValues) -> None:
     """Fill `values` from sys.argv; UserError for anything that is wrong there."""
     argv = overrides.at_home(values.read_flags_from_files(sys.argv, force_gnu=False))
+    argv = overrides.from_package(argv)
     overrides.check(argv)
     try:
         rest = values(argv)[1:]

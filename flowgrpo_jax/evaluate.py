@@ -75,7 +75,7 @@ def main() -> None:
     if protocol is None and (_PROMPTS.value or _MAX_PROMPTS.value):
         raise UserError("--prompts, --max_prompts: are of a protocol: give --protocol")
     from flowgrpo_jax import assemble
-    from flowgrpo_jax.assemble import restore, variants
+    from flowgrpo_jax.assemble import evaluation, restore, variants
     from flowgrpo_jax.inference import evaluator, protocols
 
     workdir = _WORKDIR.value
@@ -95,70 +95,15 @@ def main() -> None:
         workdir, restored.checkpoint, "_".join(filter(None, (other, protocol)))
     )
     if protocol is None:
-        scores, how = evaluate(config, restored, rewards), {}
+        scores, how = evaluation.evaluate(config, restored, rewards), {}
         print(evaluator.table(scores))
     else:
         most = _MAX_PROMPTS.value
-        scores = measure(config, restored, protocol, most, rewards)
+        scores = evaluation.measure(config, restored, protocol, most, rewards)
         how = record(config, protocol, most)
         print(protocols.table(scores, Path(workdir or config.model).name))
     write(output, config, restored, scores, how)
     print(f"scores of {restored} in {output}")
-
-
-def evaluate(
-    config: ConfigDict, restored: Any, rewards: Any = None
-) -> dict[str, float]:
-    """The scores of the final evaluation of a run, for a `restore.Restored`.
-
-    `rewards` is the context of `assemble.try_rewards`, if it was called.
-    """
-    from flowgrpo_jax import assemble
-    from flowgrpo_jax.assemble import restore, specs
-    from flowgrpo_jax.inference.evaluator import Evaluator
-
-    prompts = assemble.load_prompt_set(config.eval.prompts, "test", "eval.prompts")
-    context = rewards or assemble.reward_context(config)
-    assemble.check_prompts(config, context, prompts, "eval.prompts")
-    placed = restore.place(config, restored, [prompt.text for prompt in prompts])
-    evaluator = Evaluator(
-        specs.eval_spec(config, restored.model),
-        restored.model,
-        placed.mesh,
-        placed.specs,
-        prompts,
-        placed.text,
-        assemble.make_eval_reward(config, context),
-        assemble.make_monitor(config, context),
-    )
-    return evaluator(placed.variables, final=True)
-
-
-def measure(
-    config: ConfigDict,
-    restored: Any,
-    protocol: str,
-    max_prompts: int | None = None,
-    rewards: Any = None,
-) -> dict[str, float]:
-    """The scores of a `restore.Restored` by a protocol that the config is made for.
-
-    `max_prompts` takes that many of every task. `rewards` as in `evaluate`.
-    """
-    from flowgrpo_jax import assemble
-    from flowgrpo_jax.assemble import restore
-    from flowgrpo_jax.inference import protocols
-
-    prompts = assemble.load_prompt_set(config.eval.prompts, "test", "eval.prompts")
-    if max_prompts is not None:
-        prompts = protocols.first_of_each_task(prompts, max_prompts)
-    context = rewards or assemble.reward_context(config)
-    assemble.check_prompts(config, context, prompts, "eval.prompts")
-    reward = assemble.make_eval_reward(config, context)
-    texts = [prompt.text for prompt in prompts]
-    pipeline, variables = restore.make_pipeline(config, restored, texts)
-    images = protocols.PROTOCOLS[protocol].images_per_prompt
-    return protocols.measure(pipeline, variables, prompts, reward, images)
 
 
 def record(config: ConfigDict, name: str, max_prompts: int | None) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import pytest
 
 from flowgrpo_jax import assemble, cli, evaluate
 from flowgrpo_jax import config as configs
-from flowgrpo_jax.assemble import restore
+from flowgrpo_jax.assemble import evaluation, restore
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.inference import evaluator
 from flowgrpo_jax.rl import update as rl_update
@@ -152,7 +152,7 @@ def test_a_checkpoint_is_scored(full, monkeypatch, capsys):
     variables = base.variables | saved[3].ema
     said = capsys.readouterr().out
     assert f"scores of the EMA after 3 iterations in {path}" in said
-    expected = evaluate.evaluate(config, restore.Restored(base.model, variables))
+    expected = evaluation.evaluate(config, restore.Restored(base.model, variables))
     assert written["scores"].keys() == expected.keys()
     for name, value in expected.items():
         got = written["scores"][name]

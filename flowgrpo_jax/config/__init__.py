@@ -13,6 +13,7 @@ from flowgrpo_jax.config.keys import (
     parse_argument,
     unknown_key,
 )
+from flowgrpo_jax.config.overrides import load_config as load
 
 __all__ = [
     "ALIASES",
@@ -23,6 +24,7 @@ __all__ = [
     "for_model",
     "from_json",
     "get",
+    "load",
     "make",
     "parse_argument",
     "unknown_key",

@@ -8,7 +8,9 @@ import ast
 import difflib
 import re
 import runpy
+import sys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path, PurePath
 from typing import Any
 
 from absl import flags
@@ -45,6 +47,40 @@ def at_home(argv: Sequence[str]) -> list[str]:
     return words
 
 
+def installed(source: str) -> str:
+    """The same config from where the package is installed, if it is not here.
+
+    `source` is FILE.py or FILE.py:argument; one that is here, or nowhere, stays as it
+    is.
+    """
+    path, colon, argument = source.partition(":")
+    name = PurePath(path)
+    if name.parts[:1] != ("configs",) or Path(path).exists():
+        return source
+    package = Path(__file__).parents[1]
+    # A wheel has them within the package (see setup.py), a checkout beside it.
+    for folder in (package / "configs", package.parent / "configs"):
+        file = folder.joinpath(*name.parts[1:])
+        if file.is_file():
+            return f"{file}{colon}{argument}"
+    return source
+
+
+def from_package(argv: Sequence[str]) -> list[str]:
+    """The words with the package's own file in --config, where it is not here."""
+    words = list(argv)
+    for place, word in enumerate(words):
+        if match := re.fullmatch(r"(--?config)(?:=(.*))?", word, re.DOTALL):
+            value = match[2]
+            if value is not None:
+                words[place] = f"{match[1]}={installed(value)}"
+            elif place + 1 < len(words):
+                words[place + 1] = installed(words[place + 1])
+    if words != list(argv):
+        print(f"config: {_config_source(words)}: the package's own", file=sys.stderr)
+    return words
+
+
 def check(argv: Sequence[str]) -> None:
     """UserError for a --config that cannot be loaded or an override that misfits it."""
     source, overrides = _config_source(argv), list(_overrides(argv))
@@ -66,8 +102,11 @@ def check(argv: Sequence[str]) -> None:
 
 
 def load_config(source: str) -> ConfigDict:
-    """What `FILE.py` or `FILE.py:argument` gives; UserError for anything but a config."""
-    path, colon, argument = source.partition(":")
+    """What `FILE.py` or `FILE.py:argument` gives; UserError for anything but a config.
+
+    A file of configs/ that is not here is the package's own.
+    """
+    path, colon, argument = installed(source).partition(":")
     try:
         get_config = runpy.run_path(path)["get_config"]
         config = get_config(argument) if colon else get_config()

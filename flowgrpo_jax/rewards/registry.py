@@ -88,6 +88,15 @@ def make(name: str, context: Context | None = None) -> Reward:
     return context.made[name]
 
 
+def reward(name: str, **options: Any) -> Reward:
+    """A reward by its name, with its options: a function (images, prompts) -> scores.
+
+    Images are [n, height, width, 3] in [0, 1]; see docs/rewards.md for names, options
+    and what each measures. UserError for an unknown name or option.
+    """
+    return make(name, Context(options={name: options}))
+
+
 def _make(name: str, context: Context, options: Mapping[str, Any]) -> Reward:
     if "server" in options:
         # Before a line of another option can tell all of them.

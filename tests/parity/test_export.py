@@ -14,8 +14,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from flowgrpo_jax import assemble, compare, export
-from flowgrpo_jax.assemble import restore
+from flowgrpo_jax import assemble, compare
+from flowgrpo_jax.assemble import exporting, restore
 from flowgrpo_jax.data.prompts import Prompt
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.inference import sampling
@@ -93,7 +93,7 @@ def ours(tuned, untuned):
 def test_lora_in_diffusers(pipeline, tuned, ours, tmp_path, fold_alpha):  # noqa: F811
     """Oracle: diffusers with load_lora_weights; without metadata where alpha is folded."""
     config, restored, _ = tuned
-    export.export(config, restored, tmp_path, False, fold_alpha)
+    exporting.export(config, restored, tmp_path, False, fold_alpha)
     if fold_alpha:
         strip_metadata(tmp_path / lora_files.DIFFUSERS_FILE)
     loaded = StableDiffusion3Pipeline.from_pretrained(pipeline[1])
@@ -121,7 +121,7 @@ def test_a_short_run_is_told_as_diffusers_shows_it(
     assert compare.same_images(base, after) == ""
     ((_, before, now, _),) = compare.summary(base, after)
     assert before != now
-    export.export(config, restored, tmp_path, False)
+    exporting.export(config, restored, tmp_path, False)
     loaded = StableDiffusion3Pipeline.from_pretrained(pipeline[1])
     plain = theirs(loaded, config, 4.5)
     loaded.load_lora_weights(tmp_path)
@@ -142,7 +142,7 @@ def strip_metadata(path):
 def test_lora_in_peft(pipeline, tuned, ours, tmp_path):  # noqa: F811
     """Oracle: PeftModel.from_pretrained on diffusers' transformer."""
     config, restored, _ = tuned
-    export.export(config, restored, tmp_path, False)
+    exporting.export(config, restored, tmp_path, False)
     loaded = StableDiffusion3Pipeline.from_pretrained(pipeline[1])
     adapted = PeftModel.from_pretrained(loaded.transformer, tmp_path / "peft")
     loaded.transformer = adapted.merge_and_unload()
@@ -152,7 +152,7 @@ def test_lora_in_peft(pipeline, tuned, ours, tmp_path):  # noqa: F811
 def test_transformer_in_diffusers(pipeline, tuned, ours, tmp_path):  # noqa: F811
     """Oracle: diffusers with the folded transformer of its from_pretrained."""
     config, restored, _ = tuned
-    export.export(config, restored, tmp_path, True)
+    exporting.export(config, restored, tmp_path, True)
     network = SD3Transformer2DModel.from_pretrained(tmp_path / "transformer")
     loaded = StableDiffusion3Pipeline.from_pretrained(pipeline[1], transformer=network)
     assert_same_images(ours, theirs(loaded, config, 4.5))
@@ -161,7 +161,7 @@ def test_transformer_in_diffusers(pipeline, tuned, ours, tmp_path):  # noqa: F81
 def test_model_card(tuned):
     """Oracle: the config; what was trained and measured stands there."""
     config, restored, workdir = tuned
-    card = export.model_card(config, workdir, restored, False)
+    card = exporting.model_card(config, workdir, restored, False)
     for told in ("jpeg_compressibility (1)", "for 2 iterations", "alpha 64"):
         assert told in card
     assert "- Weights: the EMA after 2 iterations, LoRA of rank" in card
@@ -174,7 +174,7 @@ def test_model_card(tuned):
     same = dataclasses.replace(restored, differs=False, weights="learner")
     config = config.copy_and_resolve_references()
     config.model = "sd3.5-medium"
-    card = export.model_card(config, workdir, same, True)
+    card = exporting.model_card(config, workdir, same, True)
     assert "base_model: stabilityai/stable-diffusion-3.5-medium\n" in card
     assert 'base = "stabilityai/stable-diffusion-3.5-medium"' in card
     assert "the learner after 2 iterations, the whole transformer" in card
@@ -198,7 +198,7 @@ def test_model_card(tuned):
 )
 def test_the_base_model_s_name_for_others(model, name):
     """Oracle: by hand; ids of the hub, but no folder, whether it is there or not."""
-    assert export.hub_id(config_of(model, "cache")) == name
+    assert exporting.hub_id(config_of(model, "cache")) == name
 
 
 def test_a_base_model_that_has_moved(pipeline, tuned, tmp_path):  # noqa: F811
@@ -209,7 +209,7 @@ def test_a_base_model_that_has_moved(pipeline, tuned, tmp_path):  # noqa: F811
     found = restore.tuned(there, workdir)
     jax.tree.map(np.testing.assert_array_equal, found.variables, restored.variables)
     assert there.model == config.model and found.differs
-    card = export.model_card(there, workdir, found, False)
+    card = exporting.model_card(there, workdir, found, False)
     assert str(copy) not in card and config.model not in card
 
     tiny_sd3.write_pipeline(tmp_path / "other", seed=1)
