@@ -70,6 +70,7 @@ setup(
             "peft",
             "pytest",
             "pytest-xdist",
+            "pyyaml",
             "ruff",
             "starlette>=1",
             "torch==2.13.0",
