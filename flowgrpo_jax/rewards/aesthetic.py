@@ -1,6 +1,7 @@
 """The reward "aesthetic": LAION's predictor, a linear head on CLIP ViT-L/14's image.
 
-The unit vector of the image through five linear layers: about 1 to 10, unscaled.
+The image's unit vector goes through five linear layers. The score is not scaled: it
+lies between about 1 and 10.
 """
 
 from flowgrpo_jax.errors import UserError
@@ -18,7 +19,7 @@ def make(
     dtype: str = "float32",
     microbatch: int = 16,
 ) -> Scorer:
-    """Options: a .safetensors file of the head; folder or hub id of a CLIPModel.
+    """`head` is a .safetensors file; `weights` is a CLIPModel's folder or hub id.
 
     The head is published as a pickle, which is not read; docs/rewards.md converts it.
     """

@@ -1,4 +1,4 @@
-"""The CLIP of a reward: weights, tokenizer and preprocessing, loaded once for all.
+"""The CLIP model of a reward: weights, tokenizer, preprocessing; rewards share them.
 
 `weights` is a folder or hub id, or a .safetensors file; `processor` is the folder or hub
 id that has the tokenizer and, for a single file, the configuration.
@@ -31,7 +31,7 @@ _WEIGHTS = ("model.safetensors", "model*.safetensors", "open_clip_model.safetens
 
 @dataclasses.dataclass(frozen=True)
 class ClipModel:
-    """Both towers with what stands before them; methods are pure in `params`."""
+    """Both towers, with tokenizer and preprocessing; methods are pure in `params`."""
 
     network: CLIP
     params: Any
@@ -88,22 +88,22 @@ def load(
     fit: str = "crop",
     option: str = "weights",
 ) -> ClipModel:
-    """The model of a reward's options; UserError that names the option at fault.
+    """The model that a reward's options name; a UserError names the option at fault.
 
-    `option` is the name that `weights` has among them. Rewards, and training and
-    evaluation, share the parameters of equal weights.
+    `option` is what the reward calls its option `weights`. Parameters from the same
+    files are shared by rewards, and by training and evaluation.
     """
     where = f"reward_options.{reward}"
     check_dtype(where, dtype)
-    found = folder = hub.files(f"{where}.{option}", weights, (*SMALL, *_WEIGHTS))
+    weights_path = folder = hub.files(f"{where}.{option}", weights, (*SMALL, *_WEIGHTS))
     if processor is not None:
         folder = hub.files(f"{where}.processor", processor, SMALL)
-    elif found.is_file():
+    elif weights_path.is_file():
         raise UserError(
             f"{where}.processor: a folder or hub id with the tokenizer and the "
             f"configuration of {weights} is needed"
         )
-    network, params = _towers(found, folder, dtype)
+    network, params = _towers(weights_path, folder, dtype)
     preprocess = Preprocess.from_folder(folder, network.config.vision.image_size)
     preprocess = dataclasses.replace(preprocess, fit=fit)
     return ClipModel(
@@ -112,17 +112,18 @@ def load(
 
 
 @functools.cache
-def _towers(found: Path, folder: Path, dtype: str) -> tuple[CLIP, Any]:
-    """Network and parameters; a single file has its configuration in `folder`."""
-    if found.is_file():
-        network, params = clip_weights.read(folder, jnp.dtype(dtype), weights=found)
+def _towers(weights_path: Path, folder: Path, dtype: str) -> tuple[CLIP, Any]:
+    """Network and parameters; `folder` holds the configuration of a single file."""
+    as_type = jnp.dtype(dtype)
+    if weights_path.is_file():
+        network, params = clip_weights.read(folder, as_type, weights=weights_path)
     else:
-        network, params = clip_weights.read(found, jnp.dtype(dtype))
+        network, params = clip_weights.read(weights_path, as_type)
     return network, jax.device_put(params)
 
 
 def check_dtype(where: str, dtype: str) -> None:
-    """UserError for a type that scores are not computed in."""
+    """UserError for a dtype in which scores cannot be computed."""
     if dtype not in DTYPES:
         raise not_one_of(f"{where}.dtype", dtype, DTYPES)
 

@@ -1,6 +1,7 @@
 """The reward "clipscore": agreement of image and prompt by CLIP ViT-L/14.
 
-exp(logit_scale) * cosine / 30, as Flow-GRPO has it: about 0.9 for a good picture.
+The score is exp(logit_scale) * cosine / 30, as in Flow-GRPO: a good picture gets
+about 0.9.
 """
 
 from flowgrpo_jax.rewards import clip_model
@@ -17,7 +18,7 @@ def make(
     dtype: str = "float32",
     microbatch: int = 16,
 ) -> Scorer:
-    """Options: folder or hub id of a CLIPModel, of its tokenizer if it has none."""
+    """`weights` and, where it has no tokenizer, `processor` are folders or hub ids."""
     clip = clip_model.load("clipscore", weights, processor, dtype)
 
     def score(params, images, ids):

@@ -1,7 +1,7 @@
-"""Colours of objects by CLIP, as GenEval names them.
+"""CLIP names the colours of objects, as GenEval does it.
 
-Zero-shot among ten colours with the benchmark's three wordings; the picture is the
-object's box with everything outside of its mask painted grey.
+It chooses among ten colours without training, by the benchmark's three wordings. The
+picture is cut to the object's box, and what is outside of the mask is painted grey.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ WORDINGS = (
 
 
 class ClipColors:
-    """`rewards.detection.ColorNamer` by the folder or hub id of a CLIPModel."""
+    """A `rewards.detection.ColorNamer`; `weights` is a CLIPModel's folder or hub id."""
 
     color_names = COLORS10
 
@@ -52,21 +52,21 @@ class ClipColors:
     def __call__(
         self, images: Images, objects: Sequence[tuple[int, Detection]]
     ) -> list[str]:
-        """A colour of the ten for each object, given with its image's number."""
-        crops = [crop(images[image], found, self._side) for image, found in objects]
+        """One of the ten colours for each object, given with its image's number."""
+        crops = [crop(images[image], one, self._side) for image, one in objects]
         names = []
         for start in range(0, len(crops), self._microbatch):
             batch = np.stack(crops[start : start + self._microbatch])
             spare = [(0, self._microbatch - len(batch))] + [(0, 0)] * 3
             pixels = np.pad(batch, spare).astype(np.float32) / 255
             vectors = np.asarray(self._embed(self._params, jnp.asarray(pixels)))
-            for (_, found), vector in zip(objects[start:], vectors, strict=False):
-                likeness = self._colors_of(found.class_name) @ vector
+            for (_, one), vector in zip(objects[start:], vectors, strict=False):
+                likeness = self._colors_of(one.class_name) @ vector
                 names.append(COLORS10[int(likeness.argmax())])
         return names[: len(objects)]
 
     def _colors_of(self, name: str) -> Float[np.ndarray, "color feature"]:
-        """Unit vectors of the colours of a class; made once."""
+        """Unit vectors of the ten colours for a class, computed once and kept."""
         if name not in self._classifiers:
             texts = [
                 wording.format(color=color, name=name)
@@ -80,16 +80,16 @@ class ClipColors:
 
 
 def crop(
-    image: Float[Array | np.ndarray, "height width 3"], found: Detection, side: int
+    image: Float[Array | np.ndarray, "height width 3"], detection: Detection, side: int
 ) -> UInt8[np.ndarray, "side side 3"]:
     """The object's box on grey, its shorter side resized to `side`, the middle cut out."""
     pixels = np.rint(np.asarray(image) * 255).clip(0, 255).astype(np.uint8)
-    if found.mask is not None:
-        pixels = np.where(found.mask[..., None], pixels, GREY)
-    x0, y0, x1, y1 = map(round, found.box)
+    if detection.mask is not None:
+        pixels = np.where(detection.mask[..., None], pixels, GREY)
+    x0, y0, x1, y1 = map(round, detection.box)
     picture = Image.fromarray(pixels).crop((x0, y0, x1, y1))
     width, height = (int(side * length / min(picture.size)) for length in picture.size)
     picture = picture.resize((width, height), Image.Resampling.BICUBIC)
-    # As torchvision, which rounds halves to even.
+    # As torchvision does, which also rounds halves to the even number.
     left, top = round((width - side) / 2), round((height - side) / 2)
     return np.asarray(picture.crop((left, top, left + side, top + side)))

@@ -1,9 +1,10 @@
-"""Anyone's own reward: a function or class, by dotted path or by the name it took.
+"""A user's own reward: a function or a class, by dotted path or by its registered name.
 
     reward: {"mypkg.mymodule.redness": 1.0}
 
-`reward` tells how the function wants its images and who shares a call; a function
-without it gets a whole batch as numpy. docs/rewards.md has examples.
+The decorator `reward` says in which form the function takes images, and which images
+one call gets. A function without it gets a whole batch as numpy. docs/rewards.md has
+examples.
 """
 
 import copy
@@ -36,16 +37,16 @@ class _Wishes(NamedTuple):
 def reward(
     name: str | Callable | None = None, *, by: str = "batch", images: str = "numpy"
 ) -> Callable[[Function], Function]:
-    """Decorator of a function or class that scores images.
+    """Decorates a function or class that scores images.
 
     Args:
-      name: what configs call it, once its module is imported; without one it has its
-        dotted path only.
-      by: what one call gets, and must return. "batch": images [n, h, w, 3] and their
-        prompts, n numbers; "image": one image and its prompt, a number; "group": all
-        images [k, h, w, 3] of one prompt and that prompt, k numbers.
-      images: "numpy" float32 in [0, 1]; "jax" the same on the device; "pil" a list of
-        PIL images (one, by "image").
+      name: its name in configs, once its module is imported; without a name it is known
+        by its dotted path only.
+      by: what one call gets and must return. "batch": images [n, h, w, 3] and their n
+        prompts, for n numbers. "image": one image and its prompt, for one number.
+        "group": all images [k, h, w, 3] of one prompt and that prompt, for k numbers.
+      images: "numpy" is float32 in [0, 1]; "jax" is the same on the device; "pil" is a
+        list of PIL images, or a single one with by="image".
     """
     if callable(name):  # @reward without brackets
         return reward(by=by, images=images)(name)
@@ -71,9 +72,9 @@ def from_path(path: str, options: Mapping[str, Any]) -> registry.Reward:
     """The reward at "package.module.function"; UserError if there is none."""
     module, _, last = path.rpartition(".")
 
-    def line(told: str) -> str:
+    def line(reason: str) -> str:
         return (
-            f"reward: {path}: cannot be imported ({told}): must be a name of "
+            f"reward: {path}: cannot be imported ({reason}): must be a name of "
             "docs/rewards.md or package.module.function"
         )
 
@@ -87,9 +88,9 @@ def from_path(path: str, options: Mapping[str, Any]) -> registry.Reward:
 
 
 def make(name: str, function: Callable, options: Mapping[str, Any]) -> registry.Reward:
-    """A reward that calls `function`, or an object of it where it is a class.
+    """A reward that calls `function` or, where that is a class, an instance of it.
 
-    UserError for options that it does not take, or a class that cannot be made.
+    UserError for options that it does not take, or a class that cannot be instantiated.
     """
     wishes = getattr(function, "_reward_wishes", _Wishes())
     if not inspect.isclass(function):
@@ -97,8 +98,9 @@ def make(name: str, function: Callable, options: Mapping[str, Any]) -> registry.
         return _Custom(name, functools.partial(function, **options), *wishes)
     _check_options(name, function, options)
     scores = guard.call(
-        lambda told: f"reward.{name}: cannot be made: {told}",
-        guard.ends_children(lambda: function(**options)),  # loads what it needs, once
+        lambda reason: f"reward.{name}: cannot be made: {reason}",
+        # An instance loads what it needs, such as weights, once.
+        guard.ends_children(lambda: function(**options)),
     )
     if not callable(scores):
         raise UserError(f"reward: {name}: must have a __call__ of (images, prompts)")
@@ -106,10 +108,10 @@ def make(name: str, function: Callable, options: Mapping[str, Any]) -> registry.
 
 
 def _check_options(name: str, function: Callable, options, *args: None) -> None:
-    """UserError if it cannot be called with these options."""
+    """UserError if the function cannot be called with these options."""
     try:
         signature = inspect.signature(function)
-    except (TypeError, ValueError):  # of C: only a call can tell
+    except (TypeError, ValueError):  # written in C: only a call can show it
         return
     try:
         signature.bind(*args, **options)
@@ -127,28 +129,29 @@ def _from_context(
 
 
 class _Custom:
-    """Images as the function wants them, and its scores as a table."""
+    """Gives a function its images as it wants them, and makes a table of its scores."""
 
     def __init__(self, name: str, function: Callable, by: str, images: str):
         self._name, self._function = name, guard.ends_children(function)
         self._by, self._images = by, images
-        # Such a function starts programs on the device, which have one order.
+        # Such a function starts programs on the device, whose order must be fixed.
         self.on_device = images == "jax"
         self.by_group = by == "group"
 
     def __call__(
         self, images: Images, prompts: Sequence[Prompt]
     ) -> dict[str, np.ndarray]:
-        """Its measurements. RewardFailure for whatever it raises, with the prompt if one
-        call has one; UserError for a return that is not the numbers that are wanted.
+        """The function's measurements of these images.
 
-        A call's images and prompts are its own: it may write on them.
+        Whatever it raises is a RewardFailure, which names the prompt where a call is for
+        one prompt. UserError if it returns anything but the numbers that are wanted.
+        Each call gets copies of images and prompts, so the function may change them.
         """
         at: list[Prompt] = []
 
-        def line(told: str) -> str:
+        def line(reason: str) -> str:
             where = [f"prompt {prompt.index} {prompt.text[:80]!r}: " for prompt in at]
-            return f"reward.{self._name}: {''.join(where)}{told}"
+            return f"reward.{self._name}: {''.join(where)}{reason}"
 
         return guard.call(line, lambda: self._measured(images, prompts, at))
 
@@ -160,7 +163,7 @@ class _Custom:
             own = [copy.deepcopy(prompt) for prompt in prompts]
             result = self._function(self._given(images), own)
             result = returned.scores(result, count)
-            if isinstance(result, Mapping):  # other measurements beside the score
+            if isinstance(result, Mapping):  # the score and other measurements
                 return {
                     name: self._numbers(values, (count,), f"{name} ")
                     for name, values in result.items()
@@ -185,7 +188,7 @@ class _Custom:
 
     def _given(self, images: Images) -> Any:
         if self._images == "jax":
-            return jnp.array(images, jnp.float32)  # a copy: it may be donated
+            return jnp.array(images, jnp.float32)  # a copy, since it may be donated
         if self._images == "pil":
             return [Image.fromarray(pixels) for pixels in to_uint8(np.asarray(images))]
         return np.array(images, np.float32)
@@ -193,7 +196,7 @@ class _Custom:
     def _numbers(
         self, result: Any, shape: tuple[int, ...], what: str = ""
     ) -> np.ndarray:
-        """What the function returned, as numbers of that shape; else UserError."""
+        """What the function returned, as numbers of that shape; otherwise UserError."""
         most = shape[0] + 1 if shape else 2
         values = returned.array(result, most)
         fitting = returned.shaped(values, shape)
@@ -208,7 +211,7 @@ class _Custom:
 
 
 def groups(prompts: Sequence[Prompt]) -> list[np.ndarray]:
-    """Numbers of the images of each prompt, in the order of the prompts."""
+    """Positions of each prompt's images in the batch, in the order of the prompts."""
     numbers: dict[tuple[int, str], list[int]] = {}
     for number, prompt in enumerate(prompts):
         numbers.setdefault((prompt.index, prompt.text), []).append(number)

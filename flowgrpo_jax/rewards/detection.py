@@ -1,4 +1,4 @@
-"""What a detector sees in an image; rewards read only this."""
+"""What a detector sees in an image; rewards read nothing else of it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -30,10 +30,10 @@ class Detection:
 
 @runtime_checkable
 class Detector(Protocol):
-    """Finds the objects of a batch of images, a list for each image.
+    """Finds the objects in a batch of images: one list for each image.
 
-    One that tells its words as `classes` (and `color_names`, if it names colours) has
-    prompts refused that ask for others.
+    A detector may have its vocabulary as `classes` and, if it names colours,
+    `color_names`. Prompts that ask for other words are then refused.
     """
 
     def __call__(self, images: Images) -> list[list[Detection]]: ...
@@ -43,7 +43,7 @@ class Detector(Protocol):
 class ColorNamer(Protocol):
     """Names the colours of objects, each given with the number of its image.
 
-    `color_names`, if it has them, are all that it may say.
+    `color_names`, if it has them, are the only colours that it names.
     """
 
     def __call__(

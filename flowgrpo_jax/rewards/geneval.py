@@ -1,7 +1,7 @@
 """GenEval's scores from detections: official accuracy and Flow-GRPO's reward.
 
-Works with any vocabulary: the record of a prompt says what was asked for, the
-detections say what is there (arXiv 2310.11513; arXiv 2505.05470, appendix).
+Any vocabulary will do: the record of a prompt says what was requested, the detections
+say what is in the image (arXiv 2310.11513; arXiv 2505.05470, appendix).
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ class Rules:
     """The benchmark's constants: which detections count, and when A is left of B.
 
     A detection counts above `threshold` (`counting_threshold` for counting prompts).
-    `position` is the part of both objects' sizes that an offset must exceed.
+    `position` is the share of both objects' sizes that their offset must exceed.
     """
 
     threshold: float = 0.3
@@ -46,15 +46,15 @@ def detected(
     counting = record["tag"] == "counting"
     threshold = rules.counting_threshold if counting else rules.threshold
     objects: dict[str, list[Detection]] = {}
-    for found in sorted(detections, key=lambda found: -found.score):
-        same_class = objects.setdefault(found.class_name, [])
-        if found.score > threshold and len(same_class) < rules.max_objects:
-            same_class.append(found)
+    for one in sorted(detections, key=lambda one: -one.score):
+        same_class = objects.setdefault(one.class_name, [])
+        if one.score > threshold and len(same_class) < rules.max_objects:
+            same_class.append(one)
     return objects
 
 
 def relations(a: Detection, b: Detection, rules: Rules = BENCHMARK) -> set[str]:
-    """Where `a` stands with respect to `b`; none, one or two relations."""
+    """Where `a` is with respect to `b`: no relation, one or two."""
     corners = np.array([a.box, b.box], dtype=np.float64).reshape(2, 2, 2)
     offset = corners[0].mean(axis=0) - corners[1].mean(axis=0)
     sizes = np.abs(corners[:, 1] - corners[:, 0]).sum(axis=0)
@@ -76,19 +76,19 @@ def official_score(
 ) -> float:
     """1 if the image passes the benchmark's check, else 0.
 
-    A clause looks at the `count` most confident objects of its class; objects beyond
-    them fail only where the record excludes them (counting).
+    A clause looks at the `count` most confident objects of its class. An image with more
+    of them fails only where the record excludes that (counting).
     """
     objects = detected(record, detections, rules)
     groups: list[Sequence[Detection] | None] = []
     for clause in record["include"]:
-        found = objects.get(clause["class"], [])[: clause["count"]]
+        group = objects.get(clause["class"], [])[: clause["count"]]
         matched = (
-            len(found) == clause["count"]
-            and _color_count(clause, found) == clause["count"]
-            and _in_position(clause, found, groups, rules)
+            len(group) == clause["count"]
+            and _color_count(clause, group) == clause["count"]
+            and _in_position(clause, group, groups, rules)
         )
-        groups.append(found if matched else None)
+        groups.append(group if matched else None)
     excluded = any(
         len(objects.get(clause["class"], [])) >= clause["count"]
         for clause in record.get("exclude", [])
@@ -102,10 +102,10 @@ def continuous_score(
     failed_position_scores: bool = False,
     rules: Rules = BENCHMARK,
 ) -> tuple[float, float]:
-    """(score, strict): Flow-GRPO's graded reward, and 1 if all of it is right.
+    """(score, strict): Flow-GRPO's graded reward, and 1 if every clause is right.
 
-    Each clause gives a mark for its count, 1 - |wanted - found| / wanted over all
-    that is found (so it can be negative), and one for its colour and position; the
+    Each clause gives a mark for its count, 1 - |wanted - detected| / wanted over all
+    detected objects (so it can be negative), and one for its colour and position; the
     score is the mean mark. `failed_position_scores` reproduces the reference server,
     which gives a failed position the marks 0 *and* 1: .75 in place of .667.
     """
@@ -113,29 +113,29 @@ def continuous_score(
     groups: list[Sequence[Detection] | None] = []
     marks: list[float] = []
     for clause in record["include"]:
-        found, wanted = objects.get(clause["class"], []), clause["count"]
-        marks.append(1 - abs(wanted - len(found)) / wanted)
-        matched = len(found) == wanted
+        group, wanted = objects.get(clause["class"], []), clause["count"]
+        marks.append(1 - abs(wanted - len(group)) / wanted)
+        matched = len(group) == wanted
         if not matched and ("color" in clause or "position" in clause):
             marks.append(0.0)
         if matched and "color" in clause:
-            colored = _color_count(clause, found)
+            colored = _color_count(clause, group)
             marks.append(1 - abs(wanted - colored) / wanted)
             matched = colored == wanted
         if matched and "position" in clause:
-            matched = _in_position(clause, found, groups, rules)
+            matched = _in_position(clause, group, groups, rules)
             marks.append(float(matched))
             has_target = groups[clause["position"][1]] is not None
             if failed_position_scores and has_target and not matched:
                 marks.append(1.0)
-        groups.append(found if matched else None)
+        groups.append(group if matched else None)
     return sum(marks) / len(marks), float(None not in groups)
 
 
 def by_task(
     prompts: Sequence[Prompt], values: Float[np.ndarray, " sample"]
 ) -> dict[str, float]:
-    """The mean value of each task that occurs among the prompts that have one."""
+    """The mean value of each task among the prompts; prompts without a task are left out."""
     tags = [prompt.metadata.get("tag") for prompt in prompts]
     tasks = [tag for tag in dict.fromkeys(tags) if tag is not None]
     names = np.array(tags)
@@ -157,13 +157,13 @@ def make(
 ) -> "GenEval":
     """The reward with the context's detector, or with Mask2Former and CLIP.
 
-    `detector` and `colors` are folders or hub ids of their weights, the benchmark's by
-    default; naming one asks for both. `dtype` is what they compute in, `microbatch` the
-    images that a device detects at a time. `options` are those of `GenEval`.
+    `detector` and `colors` are folders or hub ids of their weights, by default the
+    benchmark's; naming one of them turns on both networks. They compute in `dtype`, and a
+    device detects `microbatch` images at a time. `options` are those of `GenEval`.
     """
     if context.detector is not None and detector is None and colors is None:
         return GenEval(context.detector, **options)
-    # Networks: minutes to load, and transformers.
+    # Imported only here: the networks take minutes to load and need transformers.
     from flowgrpo_jax.rewards import clip_model
     from flowgrpo_jax.rewards.colors import ClipColors
     from flowgrpo_jax.rewards.mask2former import COCO_SWIN_S, Mask2FormerDetector
@@ -180,7 +180,7 @@ class GenEval:
     `extra_object_penalty` p divides a positive score by 1 + p * (objects beyond the
     number requested); without it, extra objects are free outside counting and a
     policy learns to fill the image. A detector that names no colours needs `colors`,
-    which is asked only for objects whose colour decides something.
+    which names those of the objects whose colour changes a score.
     """
 
     def __init__(
@@ -207,9 +207,10 @@ class GenEval:
     ) -> dict[str, Float[np.ndarray, " image"]]:
         """Scores each image against its prompt.
 
-        "geneval" continuous, "accuracy" official, "strict_accuracy" right to the
-        last clause, "objects" how many are detected, "exact_count" whether that is
-        the number requested. UserError for a prompt whose record no score fits.
+        "geneval" is the continuous score, "accuracy" the official one, and
+        "strict_accuracy" 1 if every clause is right; "objects" is how many are detected,
+        and "exact_count" 1 if that is the number requested. UserError for a prompt whose
+        record cannot be scored.
         """
         for prompt in prompts:
             try:
@@ -218,12 +219,12 @@ class GenEval:
                 raise UserError(
                     f"reward: geneval: prompt {prompt.text!r} {error}"
                 ) from error
-        found = self.detector(images)
+        per_image = self.detector(images)
         if self.colors is not None:
-            found = self._colored(self.colors, images, prompts, found)
+            per_image = self._colored(self.colors, images, prompts, per_image)
         rows = [
             self._score(prompt.metadata, detections)
-            for prompt, detections in zip(prompts, found, strict=True)
+            for prompt, detections in zip(prompts, per_image, strict=True)
         ]
         return {
             name: np.array([row[name] for row in rows], dtype=np.float32)
@@ -231,7 +232,7 @@ class GenEval:
         }
 
     def check_prompt(self, prompt: Prompt) -> None:
-        """ValueError for a prompt whose record no score fits."""
+        """ValueError for a prompt whose record cannot be scored."""
         colors = self.detector if self.colors is None else self.colors
         geneval_records.check(
             prompt.metadata,
@@ -244,13 +245,13 @@ class GenEval:
         name_colors: ColorNamer,
         images: Images,
         prompts: Sequence[Prompt],
-        found: Sequence[Sequence[Detection]],
+        per_image: Sequence[Sequence[Detection]],
     ) -> list[list[Detection]]:
         """The detections, with the colours that a score depends on."""
         wanted = [
             (image, one)
             for image, prompt in enumerate(prompts)
-            for one in _color_matters(prompt.metadata, found[image], self.rules)
+            for one in _color_matters(prompt.metadata, per_image[image], self.rules)
         ]
         names = name_colors(images, wanted)
         named = {id(one): name for (_, one), name in zip(wanted, names, strict=True)}
@@ -259,7 +260,7 @@ class GenEval:
                 replace(one, color=named[id(one)]) if id(one) in named else one
                 for one in detections
             ]
-            for detections in found
+            for detections in per_image
         ]
 
     def _score(
@@ -284,7 +285,7 @@ class GenEval:
 def _color_matters(
     record: Record, detections: Sequence[Detection], rules: Rules
 ) -> list[Detection]:
-    """The objects that a clause of the record asks a colour of."""
+    """The objects whose colour a clause of the record is about."""
     objects = detected(record, detections, rules)
     return [
         one
@@ -295,24 +296,24 @@ def _color_matters(
     ]
 
 
-def _color_count(clause: Mapping[str, Any], found: Sequence[Detection]) -> int:
-    """How many have the clause's colour (all of them if it asks for none)."""
+def _color_count(clause: Mapping[str, Any], group: Sequence[Detection]) -> int:
+    """How many of the group have the clause's colour (all, if it asks for none)."""
     if "color" not in clause:
-        return len(found)
-    return sum(one.color == clause["color"] for one in found)
+        return len(group)
+    return sum(one.color == clause["color"] for one in group)
 
 
 def _in_position(
     clause: Mapping[str, Any],
-    found: Sequence[Detection],
+    group: Sequence[Detection],
     groups: Sequence[Sequence[Detection] | None],
     rules: Rules,
 ) -> bool:
-    """Whether every found object stands as asked to every object of its target."""
+    """Whether every object of the group has the relation to every one of its target."""
     if "position" not in clause:
         return True
     relation, target = clause["position"]
     targets = groups[target]
     return targets is not None and all(
-        relation in relations(one, other, rules) for one in found for other in targets
+        relation in relations(one, other, rules) for one in group for other in targets
     )

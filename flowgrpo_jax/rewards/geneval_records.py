@@ -1,4 +1,4 @@
-"""What the record of a GenEval prompt must hold, before any image is scored by it."""
+"""Checks what the record of a GenEval prompt holds before an image is scored by it."""
 
 import difflib
 from collections.abc import Collection, Mapping
@@ -16,9 +16,9 @@ _KEYS = {
 def check(
     record: Mapping[str, Any], classes: Names = None, colors: Names = None
 ) -> None:
-    """ValueError, which goes on from "the prompt", for a record that no score fits.
+    """ValueError for a record that cannot be scored; its text goes on from "the prompt".
 
-    `classes` and `colors` are the words that the detector can say; None for any.
+    `classes` and `colors` are the words that the detector knows; None allows any.
     """
     if not {"tag", "include"} <= set(record):
         raise ValueError(

@@ -1,8 +1,8 @@
-"""A user's code of a reward: what it raises is one line, what it changes is put back.
+"""Calls a user's reward: what it raises becomes one line, what it changes is put back.
 
-It runs inside our process, so it can do anything to it. Kept are the current folder,
-the handlers of signals, jax's flags (compiled programs depend on them), sys.stdout and
-sys.stderr, numpy's handling of errors, and that a warning is no error.
+It runs inside our process, so it can do anything to it. What is put back: the current
+folder, the handlers of signals, jax's flags (compiled programs depend on them),
+sys.stdout and sys.stderr, numpy's handling of errors, and that a warning is no error.
 """
 
 import contextlib
@@ -31,14 +31,14 @@ _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class RewardFailure(UserError):
-    """A reward gave nothing that can be used; the line names it."""
+    """A reward gave no usable scores; the line names the reward."""
 
 
 def call(line: Callable[[str], str], function: Callable[[], Result]) -> Result:
-    """What `function`, which calls a user's code, returns; the process is as before.
+    """Calls `function`, which calls a user's code, and leaves the process as it was.
 
-    Whatever it raises is a RewardFailure of the text that `line` makes of it, with the
-    user's traceback above; but UserErrors and what our signals raise are passed on.
+    Whatever it raises becomes a RewardFailure with the text that `line` makes of it and
+    with the user's traceback. UserErrors and what our own signals raise are passed on.
     """
     came: list[int] = []
     try:
@@ -49,15 +49,15 @@ def call(line: Callable[[str], str], function: Callable[[], Result]) -> Result:
     except BaseException as error:  # SystemExit, KeyboardInterrupt and all others
         if came and not isinstance(error, Exception):
             raise
-        failure = RewardFailure(line(told(error)))
+        failure = RewardFailure(line(described(error)))
         failure.shown = users_traceback(error)
         raise failure from error
 
 
 def ends_children(function: Callable[..., Result]) -> Callable[..., Result]:
-    """The function; a child that it forks and that comes back from it ends there.
+    """Wraps a function so that a process that it forks ends when it returns from it.
 
-    It would go on as a second run otherwise.
+    Otherwise the forked process would go on as a second run.
     """
 
     def guarded(*args: Any, **options: Any) -> Result:
@@ -75,26 +75,26 @@ def ends_children(function: Callable[..., Result]) -> Callable[..., Result]:
     return guarded
 
 
-def told(error: BaseException) -> str:
-    """Its type and text, as a part of one line."""
+def described(error: BaseException) -> str:
+    """The type and the text of an error, as a part of one line."""
     text = one_line(error)[:300]
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def one_line(value: object) -> str:
-    """The text of a user's object without what breaks a line; never an error."""
+    """The text of a user's object on one line; never raises."""
     try:
         text = " ".join(str(value).split())
-    except BaseException:  # the text is a user's code too
+    except BaseException:  # str() runs the user's code too
         return "its text cannot be shown"
     text = re.sub(" at 0x[0-9a-f]+", "", text)
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def users_traceback(error: BaseException) -> str:
-    """From the user's first frame on: below our call, and below an import.
+    """The traceback from the user's first frame on, without our frames or an import's.
 
-    Empty if there is none: then the line tells all.
+    Empty if no frame is the user's: then the line says everything.
     """
     frames, trace = [], error.__traceback__
     while trace is not None:
@@ -109,13 +109,13 @@ def users_traceback(error: BaseException) -> str:
         return ""
     try:
         lines = traceback.format_exception(type(error), error, trace)
-    except Exception:  # of an exception that is odd in its own way
+    except Exception:  # the exception's own methods may fail
         return ""
     return "".join(lines)[-20_000:].rstrip()
 
 
 def put_back() -> None:
-    """Undo what a call has changed that does not end."""
+    """Undo the changes of a call that is still running."""
     _kept.put_back()
 
 
@@ -143,10 +143,10 @@ def _end_child(error: BaseException | None) -> NoReturn:
 
 
 class _Kept:
-    """What is the process's, as it was before the calls that are going on now.
+    """The state of the process before the calls that are running now.
 
-    Several rewards run side by side: the first call that begins takes note, and the
-    last one that ends puts back.
+    Several rewards run side by side: the first call that begins notes the state, and
+    the last one that ends restores it.
     """
 
     def __init__(self) -> None:
@@ -214,7 +214,7 @@ class _Kept:
 
 
 def _flags() -> dict[str, Any]:
-    """Jax's flags; not the transfer guard, which is another one in every thread."""
+    """jax's flags without the transfer guard, which each thread has for itself."""
     return {k: v for k, v in jax.config.values.items() if "transfer_guard" not in k}
 
 
@@ -224,16 +224,16 @@ _kept = _Kept()
 def _is_open(stream: Any) -> bool:
     try:
         return not stream.closed
-    except (AttributeError, ValueError):  # none, or detached
+    except (AttributeError, ValueError):  # the stream is None or detached
         return False
 
 
 @contextlib.contextmanager
 def _signals(came: list[int]) -> Iterator[None]:
-    """Handlers stay what they are; `came` is told of a real Ctrl-C.
+    """Restores the handlers of signals; a real Ctrl-C is appended to `came`.
 
-    Only in the main thread can handlers be set, and does one raise anything. Those of
-    `stopping`, which raise nothing, stay in place: a signal is theirs meanwhile.
+    Only the main thread can set handlers, and only there does one raise anything. The
+    handlers of `stopping`, which raise nothing, stay and receive signals meanwhile.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -1,7 +1,7 @@
 """The reward "hpsv2": Human Preference Score v2.1, a tuned CLIP ViT-H/14 of open_clip.
 
 Wu et al. 2023 (arXiv 2306.09341): the cosine of image and prompt, 0.2 to 0.4. Images
-that are not square get black bars: nothing of them is cut off.
+that are not square get black bars, so that nothing is cut off.
 """
 
 from flowgrpo_jax.errors import UserError
@@ -17,7 +17,7 @@ def make(
     dtype: str = "float32",
     microbatch: int = 16,
 ) -> Scorer:
-    """Options: a .safetensors file in open_clip's layout, and the folder of its config.
+    """`weights` is a .safetensors file of open_clip, `processor` has its configuration.
 
     HPS is published as a pickle, which is not read; docs/rewards.md converts it.
     """

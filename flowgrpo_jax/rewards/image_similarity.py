@@ -1,6 +1,6 @@
 """The reward "image_similarity": cosine with a reference image, by CLIP ViT-L/14.
 
-In [-1, 1]. The prompt's metadata names the file of its reference as `reference_image`.
+The score is in [-1, 1]. A prompt's metadata names its reference file: `reference_image`.
 """
 
 import functools
@@ -28,7 +28,7 @@ def make(
     dtype: str = "float32",
     microbatch: int = 16,
 ) -> Scorer:
-    """Options: folder or hub id of a CLIPModel."""
+    """`weights` is the folder or hub id of a CLIPModel; see `clip_model`."""
     clip = clip_model.load("image_similarity", weights, processor, dtype)
     embed = jax.jit(clip.embed_images)
 
@@ -48,12 +48,12 @@ def make(
 
 
 def check_prompt(prompt: Prompt) -> None:
-    """ValueError, which goes on from "the prompt", for one without such a file."""
+    """ValueError for a prompt without such a file; its text goes on from "the prompt"."""
     path = prompt.metadata.get(KEY)
     if not isinstance(path, str):
         raise ValueError(f"must name an image file in its metadata, as {KEY!r}")
     try:
-        with Image.open(path):  # its header alone
+        with Image.open(path):  # reads only the header
             pass
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"has {KEY} {path!r}: cannot be read ({error})") from error

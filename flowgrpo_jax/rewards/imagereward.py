@@ -1,7 +1,8 @@
 """The reward "imagereward": ImageReward v1.0, BLIP with a head tuned on rankings.
 
-Xu et al. 2023 (arXiv 2304.05977): BLIP's first text token, grounded in the image, through
-five linear layers; normalised to mean 0 and deviation 1 on its authors' images.
+Xu et al. 2023 (arXiv 2304.05977): the state of BLIP's first text token, which attends to
+the image, goes through five linear layers; the result is normalised to mean 0 and
+standard deviation 1 on the authors' images.
 """
 
 from collections.abc import Sequence
@@ -36,7 +37,7 @@ def make(
     dtype: str = "float32",
     microbatch: int = 16,
 ) -> Scorer:
-    """Options: a .safetensors file of ImageReward; folder or hub id of BERT's tokenizer.
+    """`weights` is a .safetensors file; `tokenizer` is the folder or hub id of BERT's.
 
     The weights are published as a pickle, which is not read; docs/rewards.md converts it.
     """
@@ -54,7 +55,7 @@ def make(
 
 
 def scorer(config: BlipConfig, file: Path, words: Any, microbatch: int) -> Scorer:
-    """The reward of a BLIP of any size with its head, in one file of weights."""
+    """The reward for a BLIP of any size; one file holds its weights and the head's."""
     network = Blip(config)
     table = [*blip.table("blip.", "blip/"), *linear_head.table("mlp.", "head/")]
     like = {"blip": blip.shapes(config), "head": linear_head.shapes(config.hidden_size)}

@@ -1,7 +1,7 @@
 """Rewards from the size of an image as JPEG: smooth images are small, busy ones large.
 
-Nothing is learned and nothing reads the prompt, so they show quickly whether a run
-learns at all (DDPO, arXiv 2305.13301; scale and quality as Flow-GRPO's code).
+They need no network and do not read the prompt, so they show quickly whether a run
+learns at all (DDPO, arXiv 2305.13301; scale and quality as in Flow-GRPO's code).
 """
 
 import io
@@ -35,7 +35,7 @@ def compressibility(context: Context) -> Reward:
 
 
 def incompressibility(context: Context) -> Reward:
-    """The reward "jpeg_incompressibility": kilobytes, in the reference's own unit."""
+    """The reward "jpeg_incompressibility": kilobytes, unscaled as in the reference."""
     del context
 
     def reward(images: Images, prompts: Sequence[Prompt]) -> dict[str, np.ndarray]:

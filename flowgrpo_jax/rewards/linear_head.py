@@ -16,7 +16,7 @@ WIDTHS = (1024, 128, 64, 16, 1)
 
 
 def table(theirs: str = "", ours: str = "") -> list[Rule]:
-    """Rows of the rename table, under a prefix of the file and of ours."""
+    """Rows of the rename table; the names of file and parameters get these prefixes."""
     return [
         Rule(f"{ours}layers_(\\d)/kernel", rf"{theirs}layers.\1.weight", "dense"),
         Rule(f"{ours}layers_(\\d)/bias", rf"{theirs}layers.\1.bias"),
@@ -24,7 +24,7 @@ def table(theirs: str = "", ours: str = "") -> list[Rule]:
 
 
 def shapes(width: int) -> dict[str, Any]:
-    """Parameters as shapes, for vectors of `width`; they stay fp32."""
+    """Shapes of the parameters for vectors of `width`; they are always fp32."""
     like = {}
     for number, out in zip(LAYERS, WIDTHS, strict=True):
         like[f"layers_{number}"] = {
@@ -36,7 +36,7 @@ def shapes(width: int) -> dict[str, Any]:
 
 
 def read(path: str | Path, width: int) -> dict[str, Any]:
-    """The parameters of a .safetensors file with the torch module's own names."""
+    """The parameters from a .safetensors file that has the torch module's names."""
     return jax.device_put(tensors.read(path, table(), shapes(width)))
 
 

@@ -1,7 +1,7 @@
 """GenEval's detector: Mask2Former with COCO's classes, on every device of this host.
 
-Preprocessing, network and post-processing are one program over a fixed number of images;
-they are split over the devices, each of which holds the weights.
+Preprocessing, network and post-processing are one program over a fixed number of
+images, which are split over the devices; each device holds all weights.
 """
 
 import dataclasses
@@ -33,8 +33,8 @@ OPTION = "reward_options.geneval.detector"
 FILES = ("*.json", "model*.safetensors")
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet
 STD = (0.229, 0.224, 0.225)
-# What preprocessor_config.json may hold: steps that must be taken, and keys that are
-# read, or that are of labels.
+# What preprocessor_config.json may hold: steps that must be on, and keys that are read
+# below or that are about labels only.
 _SUPPORTED = {
     **dict.fromkeys(("do_resize", "do_rescale", "do_normalize"), (True,)),
     "rescale_factor": preprocess.BYTE,
@@ -48,7 +48,7 @@ _KEYS = (
 
 @dataclasses.dataclass(frozen=True)
 class Processor:
-    """What is done to an image first: transformers' Mask2FormerImageProcessor.
+    """What happens to an image first, as in transformers' Mask2FormerImageProcessor.
 
     With `longest`, the shorter side gets `height` pixels unless the longer one would
     then exceed `longest`; without it both sides are given. Sides are rounded up to
@@ -126,15 +126,15 @@ def detect(
 ) -> Instances:
     """Instances of images in [0, 1]: the whole detector as one pure function."""
     net = network.Mask2Former(config)
-    found = net.bind({"params": params})(processor(images))
-    return find_instances(found, images.shape[1:3])
+    predictions = net.bind({"params": params})(processor(images))
+    return find_instances(predictions, images.shape[1:3])
 
 
 class Mask2FormerDetector:
     """`rewards.detection.Detector` with a transformers folder's weights.
 
-    Names are GenEval's, in the order of COCO's classes. Detections come with masks;
-    those of a score up to `threshold` are left out.
+    Class names are GenEval's, in the order of COCO's classes. Detections come with
+    masks; those whose score is at most `threshold` are left out.
     """
 
     classes = COCO80
@@ -171,27 +171,30 @@ class Mask2FormerDetector:
 
     def __call__(self, images: Images) -> list[list[Detection]]:
         """Objects of every image in [0, 1], the most confident first."""
-        found = []
+        per_image = []
         for start in range(0, len(images), self._images):
             batch = np.asarray(images[start : start + self._images], np.float32)
             count = len(batch)
             spare = [(0, self._images - count)] + [(0, 0)] * 3
             placed = jax.device_put(np.pad(batch, spare), self._batch)
             instances = jax.device_get(self._program(self._params, placed))
-            found += [self._of_image(instances, i, batch.shape) for i in range(count)]
-        return found
+            per_image += [
+                self._of_image(instances, i, batch.shape) for i in range(count)
+            ]
+        return per_image
 
     def _of_image(
         self, instances: Instances, image: int, shape: tuple[int, ...]
     ) -> list[Detection]:
         scores, boxes = np.asarray(instances.score[image]), instances.box[image]
         masks = np.asarray(instances.masks[image])
-        found = []
+        detections = []
         for i in np.argsort(-scores, kind="stable"):
             if scores[i] <= self._threshold:
                 break
             x0, y0, x1, y1 = map(float, boxes[i])
             mask = unpack_mask(masks[instances.query[image, i]], shape[1:3])
             name = COCO80[instances.label[image, i]]
-            found.append(Detection(name, float(scores[i]), (x0, y0, x1, y1), mask=mask))
-        return found
+            box = (x0, y0, x1, y1)
+            detections.append(Detection(name, float(scores[i]), box, mask=mask))
+        return detections

@@ -1,8 +1,8 @@
-"""Measurements that are never optimised, and the line for when they get worse.
+"""Measurements that are never optimised, and a warning when they get worse.
 
-A policy that has learned to please its reward shows it elsewhere: the images of a
-prompt become alike, colours too strong, a grid of fine dots appears, other rewards
-fall. `fallen` finds that: the optimised reward is up and a monitor is down.
+A policy that exploits its reward shows it elsewhere: the images of a prompt become
+alike, colours become too strong, a grid of fine dots appears, other rewards fall.
+`fallen` looks for that: the optimised reward is up and a monitor is down.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,12 +20,12 @@ from flowgrpo_jax.rewards import registry, scoring
 
 Pixels = Float[Array | np.ndarray, "sample height width 3"]
 Owners = Int[np.ndarray, " sample"]
-# (images, their prompts, the number of each's prompt) -> name: mean
+# (images, their prompts, the number of each image's prompt) -> {name: mean}
 Monitor = Callable[[np.ndarray, Sequence[Prompt], np.ndarray], dict[str, float]]
 Measure = Callable[[Pixels, Owners], float]
 CLIP = "clip_diversity"
 
-# Which way is worse: 1 where a fall is, -1 where a rise is. Others are only shown.
+# Which change is worse: 1 for a fall, -1 for a rise. Other monitors are only shown.
 GOOD = {
     **dict.fromkeys(("diversity", "clip_diversity", "color_entropy"), 1),
     **dict.fromkeys(("saturation", "high_frequency", "background_texture"), -1),
@@ -39,10 +39,10 @@ def make(
     context: registry.Context,
     deadline: float = 600.0,
 ) -> Monitor:
-    """All these monitors as one: `PIXELS`, `CLIP`, objects, or rewards by name.
+    """One monitor that measures all of `names`: `PIXELS`, `CLIP`, "objects", or rewards.
 
-    A reward that is measured here is held out: UserError if it is optimised. If it fails
-    or takes longer than `deadline` seconds, a line says so and it is NaN.
+    A reward that is measured here is held out: UserError if it is also optimised. If it
+    fails or takes longer than `deadline` seconds, a line says so and its value is NaN.
     """
     for name in held_out(names):
         if not registry.is_known(name, context.options.get(name, ())):
@@ -67,15 +67,17 @@ def make(
         measures[CLIP] = registry.built(CLIP, _clip_diversity, **options)
 
     def measure(images, prompts, owner) -> dict[str, float]:
-        found = {name: of_images(images, owner) for name, of_images in measures.items()}
+        values = {
+            name: of_images(images, owner) for name, of_images in measures.items()
+        }
         if "objects" in names and context.detector is not None:
-            found["objects"] = float(np.mean([*map(len, context.detector(images))]))
+            values["objects"] = float(np.mean([*map(len, context.detector(images))]))
         for name, reward in rewards.items():
             measured = reward.finish([reward.start(images, prompts)], skip=True)
-            values = np.asarray(measured[name], np.float64)
-            found[f"reward_{name}"] = float(values.mean())
-            found[f"reward_{name}{_STD}"] = float(values.std())
-        return found
+            scores = np.asarray(measured[name], np.float64)
+            values[f"reward_{name}"] = float(scores.mean())
+            values[f"reward_{name}{_STD}"] = float(scores.std())
+        return values
 
     return measure
 
@@ -126,8 +128,8 @@ def _clip_diversity(
 def _squares(
     vectors: Float[np.ndarray, "sample feature"], owner: Owners
 ) -> list[Float[np.ndarray, " pair"]]:
-    """Squared distances of all pairs of a prompt, for prompts with two samples."""
-    found = []
+    """Squared distances of all pairs of a prompt's samples, where it has at least two."""
+    per_prompt = []
     for prompt in np.unique(owner):
         group = vectors[owner == prompt]
         if len(group) < 2:
@@ -136,8 +138,8 @@ def _squares(
         group = group - group.mean(0)
         gram = group @ group.T
         square = np.add.outer(gram.diagonal(), gram.diagonal()) - 2 * gram
-        found.append(square[np.triu_indices(len(group), k=1)].clip(0))
-    return found
+        per_prompt.append(square[np.triu_indices(len(group), k=1)].clip(0))
+    return per_prompt
 
 
 def saturation(images: Pixels, owner: Owners) -> float:
@@ -149,7 +151,7 @@ def saturation(images: Pixels, owner: Owners) -> float:
 
 
 def high_frequency(images: Pixels, owner: Owners) -> float:
-    """Root mean square of what a 3x3 mean takes away, in RGB units: dots and grids."""
+    """Root mean square of what a 3x3 mean removes, in RGB units: dots and grids."""
     del owner
     pixels = np.asarray(images, np.float32)
     rest = pixels - ndimage.uniform_filter(pixels, (1, 3, 3, 1), mode="nearest")
@@ -170,7 +172,7 @@ def fallen(
     threshold: float,
     prefix: str = "eval_",
 ) -> dict[str, float]:
-    """Monitors that got worse by more than `threshold` while the reward rose: by what.
+    """By how much each monitor got worse that did so by over `threshold` as the reward rose.
 
     `first` and `now` are the scores of two evaluations. A held-out reward is measured
     in units of its first std over images, the others as a share of their first value.
@@ -195,7 +197,7 @@ def fallen(
 
 
 def warning(worse: Mapping[str, float]) -> str:
-    """One line for what `fallen` found."""
+    """The line that is printed for the monitors that `fallen` returns."""
     parts = [f"{name} by {share:.2f}" for name, share in worse.items()]
     return (
         "warning: reward hacking? The reward has risen since the first evaluation, and "

@@ -1,9 +1,9 @@
 """The reward "ocr": how well the text that a prompt puts in quotes can be read.
 
-Scoring as Flow-GRPO (arXiv 2505.05470): edit distance between what is wanted and all
-that is read, without case and spaces. That distance moves by whole letters, and not at all
-while the wrong ones are read; the score "ctc" asks the recogniser how probable the
-wanted text is, which moves with every pixel of a line once the detector has found one.
+The score "edit" is Flow-GRPO's (arXiv 2505.05470): the edit distance between the wanted
+text and all text that is read, without case and spaces. It changes by whole letters,
+and not at all as long as wrong letters are read. The score "ctc" is how probable the
+recogniser holds the wanted text to be: it changes with every pixel of a detected line.
 """
 
 import functools
@@ -25,10 +25,10 @@ class OCR:
     """Scores each image by the text that a reader finds in it.
 
     Args:
-      reader: finds the lines of images.
+      reader: reads the lines of text in images.
       score: "edit" or "ctc"; see `similarity` and `readability`.
-      min_confidence: lines below it are not read. The reference reads all of them, and
-        so rewards letters that are hardly there.
+      min_confidence: lines with less confidence are ignored. The reference uses all of
+        them and so rewards letters that are hardly visible.
     """
 
     def __init__(
@@ -48,17 +48,17 @@ class OCR:
     def __call__(
         self, images: Images, prompts: Sequence[Prompt]
     ) -> dict[str, Float[np.ndarray, " image"]]:
-        """ "ocr" is the reward, "ocr_exact" 1 where the wanted text is read as it is.
+        """ "ocr" is the reward; "ocr_exact" is 1 where exactly the wanted text is read.
 
         With the score "ctc" the edit score stands beside it as "ocr_edit". UserError
         for a prompt without a quoted text.
         """
         wanted = [target(prompt.text) for prompt in prompts]
-        found = [
+        lines_per_image = [
             [line for line in lines if line.confidence >= self.min_confidence]
             for lines in self.reader(images)
         ]
-        pairs = list(zip(wanted, found, strict=True))
+        pairs = list(zip(wanted, lines_per_image, strict=True))
         edit = np.array([similarity(t, _joined(lines)) for t, lines in pairs])
         measured = {"ocr": edit, "ocr_exact": (edit == 1).astype(np.float64)}
         if self.score == "ctc":
@@ -74,9 +74,9 @@ def make(
     threads: int = 0,
     detect: bool = True,
 ) -> Reward:
-    """The reward with the OCR engine of the extra `ocr`; `threads` 0 is one a core.
+    """The reward with the OCR engine of the extra `ocr`; `threads` 0 is one per core.
 
-    With `detect` False every image is a line of text and nothing else.
+    With `detect` False every image is taken to be one line of text and nothing else.
     """
     from flowgrpo_jax.rewards import ocr_engine
 
@@ -84,7 +84,7 @@ def make(
 
 
 def check_prompt(prompt: Prompt) -> None:
-    """ValueError, which goes on from "the prompt", for one that asks for no text."""
+    """ValueError for a prompt without quoted text; its text goes on from "the prompt"."""
     parts = prompt.text.split('"')
     if len(parts) < 3 or not folded(parts[1]):
         raise ValueError(
@@ -94,7 +94,7 @@ def check_prompt(prompt: Prompt) -> None:
 
 
 def target(prompt: str) -> str:
-    """What stands between the first pair of double quotes; UserError if nothing does."""
+    """The text between the first two double quotes; UserError if there is none."""
     try:
         check_prompt(Prompt(prompt))
     except ValueError as error:
@@ -103,7 +103,7 @@ def target(prompt: str) -> str:
 
 
 def folded(text: str) -> str:
-    """Without spaces and case, as the score compares texts."""
+    """The text without spaces and in lower case: the form in which texts are compared."""
     return text.replace(" ", "").lower()
 
 
@@ -127,10 +127,10 @@ def edit_distance(a: str, b: str) -> int:
 
 
 def readability(wanted: str, lines: Sequence[Line], floor: float = -10.0) -> float:
-    """How probable the wanted text is to the recogniser, in [0, 1].
+    """How probable the recogniser holds the wanted text to be, mapped to [0, 1].
 
-    The log-probability per character, of the best line or of all lines as one, from
-    `floor` (0, also without any line) to certainty (1).
+    It is the log-probability per character, of the best line or of all lines joined:
+    `floor` or less (and no line at all) gives 0, certainty gives 1.
     """
     views = [_view(folded(wanted), line) for line in lines]
     if not views:
@@ -147,7 +147,7 @@ def ctc_log_probability(
     """log p(labels) over all alignments (Graves et al. 2006); symbol 0 is blank."""
     states = np.zeros(2 * len(labels) + 1, int)
     states[1::2] = labels
-    # From two states back only to another label: equal ones need a blank between.
+    # A blank may be skipped only between different labels: equal ones need it.
     may_skip = np.zeros(len(states), bool)
     may_skip[2:] = (states[2:] != 0) & (states[2:] != states[:-2])
     forward = np.full(len(states), -np.inf)
@@ -166,7 +166,7 @@ def _joined(lines: Sequence[Line]) -> str:
 
 
 def _view(wanted: str, line: Line) -> Float[np.ndarray, "frame symbol"]:
-    """Log-probabilities of blank and of the wanted characters, in order, any case."""
+    """Log-probabilities of blank and of the wanted characters, sorted, in either case."""
     columns = _columns(line.symbols)
     names = [BLANK, *sorted(set(wanted))]
     frames = line.probabilities.astype(np.float64)
@@ -177,7 +177,7 @@ def _view(wanted: str, line: Line) -> Float[np.ndarray, "frame symbol"]:
 
 @functools.lru_cache(maxsize=4)
 def _columns(symbols: tuple[str, ...]) -> dict[str, list[int]]:
-    """Columns of each character without case; a space is as good as a blank."""
+    """Columns of each character in either case; a space counts as a blank."""
     columns: dict[str, list[int]] = {}
     for column, symbol in enumerate(symbols):
         columns.setdefault(folded(symbol), []).append(column)

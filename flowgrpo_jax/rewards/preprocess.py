@@ -1,8 +1,8 @@
-"""What CLIP-like networks do to an image first, on the device and as PIL does it.
+"""The preprocessing of CLIP-like networks, on the device and with PIL's arithmetic.
 
-PIL filters columns, then rows, widening the filter by the scale when it shrinks an
-image, and keeps 8 bits after each. Both passes are matrices here, built with numpy, and
-the rounding to 8 bits is passed straight through by gradients.
+PIL filters columns, then rows, and rounds to 8 bits after each; where it shrinks an
+image it widens the filter by the scale. Both passes are matrices here, built with
+numpy, and gradients go straight through the rounding to 8 bits.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 from flowgrpo_jax.errors import UserError, not_one_of
 from flowgrpo_jax.models.files import config_json
 
-# Of OpenAI's CLIP, which OpenCLIP and BLIP took over.
+# Those of OpenAI's CLIP, which OpenCLIP and BLIP also use.
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -40,7 +40,7 @@ FILTERS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], float]] = {
     "bilinear": (_bilinear, 1.0),
     "bicubic": (_bicubic, 2.0),
 }
-# PIL's numbers for them, as preprocessor_config.json has them.
+# The filters by PIL's numbers, which preprocessor_config.json uses.
 RESAMPLE = {2: "bilinear", 3: "bicubic"}
 
 
@@ -92,10 +92,10 @@ _KEYS = (
 
 @dataclasses.dataclass(frozen=True)
 class Preprocess:
-    """To a square of `size` pixels, normalised.
+    """Makes an image a square of `size` pixels and normalises it.
 
-    `fit` "crop": the shorter side gets `size` pixels and the middle is kept; "pad": the
-    longer side gets them and black bars fill the rest.
+    With `fit` "crop" the shorter side gets `size` pixels and the middle is kept; with
+    "pad" the longer side gets them and black bars fill the rest.
     """
 
     size: int = 224
@@ -106,10 +106,10 @@ class Preprocess:
 
     @classmethod
     def from_folder(cls, folder: str | Path, size: int) -> "Preprocess":
-        """As the folder's preprocessor_config.json says; CLIP's own without that file.
+        """The steps in the folder's preprocessor_config.json; without it those of CLIP.
 
-        UserError if the file asks for anything but the steps above, or if its images
-        are not of the `size` that the network takes.
+        UserError if the file names any other step, or a size of images that is not the
+        `size` that the network takes.
         """
         path = Path(folder) / "preprocessor_config.json"
         if not path.is_file():
@@ -125,9 +125,9 @@ class Preprocess:
         if skipped:
             raise UserError(f"model: {path}: do_{skipped[0]}: false is not implemented")
         for key in ("size", "crop_size"):
-            if key in values and (found := _side(values[key])) != size:
+            if key in values and (side := _side(values[key])) != size:
                 raise UserError(
-                    f"model: {path}: {key}: {found}: the network takes {size}"
+                    f"model: {path}: {key}: {side}: the network takes {size}"
                 )
         resample = values.get("resample", 3)
         if type(resample) is not int or resample not in RESAMPLE:
@@ -144,7 +144,7 @@ class Preprocess:
     ) -> Float[Array, "image size size 3"]:
         """Normalised pixels of images in [0, 1]; differentiable."""
         sides = images.shape[1:3]
-        if self.fit == "crop":  # the longer side is cut off to whole pixels
+        if self.fit == "crop":  # the longer side is rounded down to whole pixels
             height, width = (self.size * side // min(sides) for side in sides)
         else:
             height, width = (round(side * self.size / max(sides)) for side in sides)
@@ -170,7 +170,7 @@ def _centre(
 
 
 def _side(value: int | Mapping[str, Any]) -> Any:
-    """The side of a square, of the ways in which transformers has written it."""
+    """The side of a square in any form in which transformers has written it."""
     if not isinstance(value, Mapping):
         return value
     sides = set(value.values())

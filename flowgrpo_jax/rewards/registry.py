@@ -13,11 +13,11 @@ from flowgrpo_jax.errors import UserError, not_one_of
 from flowgrpo_jax.rewards import guard
 from flowgrpo_jax.rewards.detection import Detector, Images
 
-# (images, prompts) -> measurements, one number per image each; the one under the
-# reward's own name is the reward, the others are only reported. An attribute
-# `check_prompt` (see `prompt_checks`) tells before a run which prompts it cannot score.
+# (images, prompts) -> measurements, each with one number per image. The one with the
+# reward's own name is the reward; the others are only reported. An attribute
+# `check_prompt` (see `prompt_checks`) refuses, before a run, prompts it cannot score.
 Reward = Callable[[Images, Sequence[Prompt]], dict[str, np.ndarray]]
-# Of a score's size: the sum of a few hundred squares is still a number of float32.
+# The largest score: the sum of a few hundred of its squares still fits into float32.
 LARGEST = 1e18
 
 
@@ -25,8 +25,8 @@ LARGEST = 1e18
 class Context:
     """What the caller provides: a detector, and keyword options per reward.
 
-    It keeps the rewards that were made with it, so that training, evaluation and
-    monitors share the networks in them.
+    It keeps the rewards that were created with it in `made`, so that training,
+    evaluation and monitors share their networks.
     """
 
     detector: Detector | None = None
@@ -39,7 +39,7 @@ def _module(name: str) -> Any:
 
 
 def _imported(module: str, factory: str) -> Callable[..., Reward]:
-    """A factory of another file of this folder, imported when it is asked for."""
+    """A factory from another file of this folder, which is imported when it is first used."""
 
     def make_one(context: Context, **options: Any) -> Reward:
         return getattr(_module(module), factory)(context, **options)
@@ -66,16 +66,15 @@ REWARDS: dict[str, Callable[..., Reward]] = {
 
 
 def is_known(name: str, options: Iterable[str] = ()) -> bool:
-    """Whether it is a reward's name, a user's function, or one that a server has."""
+    """Whether this names a reward here, a user's function, or a reward on a server."""
     return name in REWARDS or "." in name or "server" in options
 
 
 def make(name: str, context: Context | None = None) -> Reward:
-    """The reward of that name, the same one for the same context.
+    """The reward of that name; the same context gives the same object again.
 
-    Two options are every reward's: `server`, the url of one that computes it, and
-    `replay`, a file that keeps its scores. Raises UserError for an unknown name or
-    option.
+    Every reward has two options: `server`, the URL of a server that computes it, and
+    `replay`, a file that keeps its scores. UserError for an unknown name or option.
     """
     context = context or Context()
     if name not in context.made:
@@ -99,7 +98,7 @@ def reward(name: str, **options: Any) -> Reward:
 
 def _make(name: str, context: Context, options: Mapping[str, Any]) -> Reward:
     if "server" in options:
-        # Before a line of another option can tell all of them.
+        # First, since an error about another option prints all options.
         _module("service.http").check_url(name, options["server"])
         return built(name, _module("service.client").Remote, name, **options)
     if name not in REWARDS and "." in name:
@@ -110,24 +109,24 @@ def _make(name: str, context: Context, options: Mapping[str, Any]) -> Reward:
 
 
 def built(name: str, factory: Callable[..., Any], /, *args: Any, **options: Any) -> Any:
-    """What the factory makes; UserError for options or files that it cannot take."""
+    """Calls the factory; UserError for options or files that it cannot take."""
     try:
         return factory(*args, **options)
     except UserError:
         raise
     except TypeError as error:
         raise UserError(f"reward: {name}: options {options}: {error}") from error
-    except Exception as error:  # of the libraries that read weights
+    except Exception as error:  # from the libraries that read weights
         raise UserError(
-            f"reward: {name}: cannot be loaded: {guard.told(error)}"
+            f"reward: {name}: cannot be loaded: {guard.described(error)}"
         ) from error
 
 
 @dataclass(frozen=True)
 class Combined:
-    """Several rewards as one: all that they measure, and "avg", their weighted sum.
+    """Several rewards as one: all their measurements and "avg", their weighted sum.
 
-    A reward of weight 0 is measured only.
+    A reward of weight 0 is only measured.
     """
 
     rewards: Mapping[str, Reward]
@@ -143,7 +142,7 @@ class Combined:
     def merge(
         self, measured: Mapping[str, Mapping[str, np.ndarray]]
     ) -> dict[str, np.ndarray]:
-        """One table from what each reward measured of the same images."""
+        """One table of the measurements that the rewards made of the same images."""
         results: dict[str, np.ndarray] = {}
         for name in self.rewards:
             if clash := set(measured[name]) & {*results, "avg"}:
@@ -155,7 +154,7 @@ class Combined:
         for name, weight in self.weights.items():
             if weight:
                 scores = np.asarray(results[name])
-                # Whole numbers would wrap around.
+                # Integers are turned into floats first: they would overflow.
                 avg += weight * (scores if scores.dtype.kind == "f" else scores * 1.0)
         if np.any(too_large := np.abs(avg) > LARGEST):
             raise guard.RewardFailure(
@@ -170,7 +169,7 @@ def combine(
 ) -> Combined:
     """All measurements of the weighted rewards and "avg", their weighted sum.
 
-    Raises UserError for no rewards, an unknown one, or a weight that is no number.
+    UserError if there is no reward or an unknown one, or for a weight that is no number.
     """
     if not weights:
         raise UserError(f"reward: {{}}: give a weight to one of {', '.join(REWARDS)}")
@@ -184,7 +183,7 @@ def check_weights(key: str, weights: Mapping[str, Any]) -> None:
     for name, weight in weights.items():
         number = isinstance(weight, numbers.Real) and not isinstance(weight, bool)
         if not number or not -LARGEST <= weight <= LARGEST:
-            told = guard.one_line(repr(weight))[:60]
+            shown = guard.one_line(repr(weight))[:60]
             raise UserError(
-                f"{key}: {name}: weight {told}: must be finite, a number such as 1.0"
+                f"{key}: {name}: weight {shown}: must be finite, a number such as 1.0"
             )

@@ -1,4 +1,4 @@
-"""What a user's reward returned, as numbers: of torch, jax, lists, whatever it was."""
+"""Numbers from what a user's reward returned: tensors, arrays, lists or scalars."""
 
 import itertools
 import numbers
@@ -9,15 +9,15 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-_LEFT = (str, bytes, bytearray, Mapping, Set)  # no numbers, or in no order
+_LEFT = (str, bytes, bytearray, Mapping, Set)  # not numbers, or without an order
 
 
 def scores(result: Any, count: int | None) -> Any:
-    """The scores of `(scores, info)`, as ddpo-pytorch and flow_grpo return it.
+    """The scores in a pair `(scores, info)`, which ddpo-pytorch and flow_grpo return.
 
-    `count` numbers are wanted, or None for one without a list around it. A tuple is
-    taken for such a pair if it has more than one entry and the first one is a dict, or
-    has `count` entries of its own, or the second one is a dict or None.
+    `count` is how many numbers are wanted; None is one number without a list around it.
+    A tuple of at least two entries is taken for such a pair if the first entry is a
+    dict or has `count` entries itself, or if the second one is a dict or None.
     """
     if not isinstance(result, tuple) or len(result) < 2:
         return result
@@ -28,31 +28,31 @@ def scores(result: Any, count: int | None) -> Any:
 
 
 def array(values: Any, most: int = 1 << 20) -> np.ndarray:
-    """An array of its own; of float32 or float64 where it was of another type of floats.
+    """A new array of the values; floats of unusual types become float32 or float64.
 
-    What is no number at all comes back as an array of another kind than "fiub". Of an
-    iterator `most` entries are taken. Overflow is infinite, and what is masked is NaN.
+    Values that are no numbers give an array whose kind is not in "fiub". At most `most`
+    entries of an iterator are taken. Overflow becomes infinite, masked entries NaN.
     """
     values = _on_host(values, most)
     if isinstance(values, np.ma.MaskedArray) and values.dtype.kind in "fiub":
         values = np.ma.filled(values.astype(np.float64), np.nan)
     try:
-        made = np.array(values)
-    except ValueError:  # of rows of several lengths
+        result = np.array(values)
+    except ValueError:  # rows of different lengths
         return np.array(None)
-    if made.dtype.kind == "O":
-        return _of_objects(made)
-    if jnp.issubdtype(made.dtype, np.floating) and made.dtype.itemsize < 4:
-        return made.astype(np.float32)
-    if made.dtype == np.longdouble:
-        return made.astype(np.float64)
-    if made.dtype.kind == "V" and jnp.issubdtype(made.dtype, np.integer):
-        return made.astype(np.int64)
-    return made
+    if result.dtype.kind == "O":
+        return _of_objects(result)
+    if jnp.issubdtype(result.dtype, np.floating) and result.dtype.itemsize < 4:
+        return result.astype(np.float32)
+    if result.dtype == np.longdouble:
+        return result.astype(np.float64)
+    if result.dtype.kind == "V" and jnp.issubdtype(result.dtype, np.integer):
+        return result.astype(np.int64)
+    return result
 
 
 def shaped(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
-    """The numbers in that shape, whatever axes of 1 they had; None if they are others."""
+    """The numbers in that shape, whatever axes of length 1 they have; None if they misfit."""
     wanted = [side for side in shape if side != 1]
     if values.dtype.kind not in "fiub" or values.size != np.prod(shape, dtype=int):
         return None
@@ -62,12 +62,12 @@ def shaped(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
 
 
 def _on_host(values: Any, most: int) -> Any:
-    """What numpy understands."""
+    """The values in a form that numpy understands."""
     if hasattr(values, "detach") and hasattr(values, "cpu"):  # torch
         tensor = values.detach().cpu()
         try:
             return tensor.numpy()
-        except (TypeError, RuntimeError):  # bfloat16 and others that numpy has not
+        except (TypeError, RuntimeError):  # bfloat16 and other types that numpy lacks
             return tensor.tolist()
     if isinstance(values, np.ndarray) or isinstance(values, _LEFT):
         return values
@@ -80,11 +80,11 @@ def _on_host(values: Any, most: int) -> Any:
     return values
 
 
-def _of_objects(made: np.ndarray) -> np.ndarray:
-    flat = [_number(one) for one in made.ravel()]
+def _of_objects(result: np.ndarray) -> np.ndarray:
+    flat = [_number(one) for one in result.ravel()]
     if any(one is None for one in flat):
-        return made
-    return np.array(flat, np.float64).reshape(made.shape)
+        return result
+    return np.array(flat, np.float64).reshape(result.shape)
 
 
 def _number(value: Any) -> float | None:

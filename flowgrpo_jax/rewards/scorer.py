@@ -20,9 +20,9 @@ class Scorer:
     """Scores images in microbatches of one shape; the last one is padded.
 
     `score` is pure and differentiable in the images: (params, images in [0, 1],
-    conditions) -> scores. `conditions` makes its third argument of the prompts: a tree
-    of arrays with a row for each, tokens for example; `check_prompt` raises ValueError
-    for one of which it could not.
+    conditions) -> scores. `conditions` computes its third argument from the prompts: a
+    tree of arrays with a row for each prompt, such as tokens. `check_prompt` raises
+    ValueError for a prompt from which that cannot be computed.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Scorer:
         scores = []
         for start in range(0, len(images), self.microbatch):
             rows = slice(start, start + self.microbatch)
-            # An image or a text of an earlier row fills up: zeros could make NaN.
+            # The last row again fills the batch: zeros could give NaN.
             batch, wanted = jax.tree.map(
                 lambda x, rows=rows: _fill(x[rows], self.microbatch),
                 (jnp.asarray(images), conditions),
@@ -58,7 +58,7 @@ class Scorer:
     def differentiable(
         self, prompts: Sequence[Prompt]
     ) -> Callable[[Float[Array, "image height width 3"]], Float[Array, " image"]]:
-        """images -> scores for these prompts, one each: to be differentiated."""
+        """A differentiable function images -> scores, with one image for each prompt."""
         conditions = jax.tree.map(jnp.asarray, self.conditions(prompts))
         return lambda images: self.score(self.params, images, conditions)
 
@@ -68,7 +68,7 @@ class Scorer:
 
 
 def _fill(rows: Array | np.ndarray, size: int) -> Array:
-    """The last row again until there are `size` of them."""
+    """Repeats the last row until there are `size` rows."""
     rows = jnp.asarray(rows)
     spare = size - len(rows)
     return jnp.concatenate([rows, jnp.repeat(rows[-1:], spare, axis=0)])

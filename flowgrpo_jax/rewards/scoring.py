@@ -1,7 +1,7 @@
-"""Rewards on threads of their own, with a deadline: none of them can hang a run.
+"""Runs rewards on threads of their own, with a deadline, so that none can hang a run.
 
-While a batch of images is scored the next one may be sampled. Results are put together
-in the order in which the batches came, whichever was ready first.
+While one batch of images is scored the next one may be sampled. Results are joined in
+the order in which the batches came, not in that in which they were ready.
 """
 
 import concurrent.futures
@@ -29,11 +29,11 @@ from flowgrpo_jax.rewards.registry import LARGEST, Combined, Reward
 Images = Float[Array | np.ndarray, "image height width channel"]
 FAILURES = ("stop", "skip")
 Table = dict[str, np.ndarray]
-_LOOK = 0.2  # seconds between two looks at whether to wait any longer
+_LOOK = 0.2  # seconds between two checks whether to go on waiting
 
 
 class Batch(NamedTuple):
-    """Images whose scores are being made, one call per reward."""
+    """Images that are being scored, with one call per reward."""
 
     size: int
     calls: Mapping[str, Future]
@@ -47,9 +47,9 @@ class Scorer:
     mesh must be started in one order.
 
     Args:
-      deadline: seconds that `finish` waits for all that it is asked for.
+      deadline: seconds that `finish` waits for all of its batches.
 
-    `check` is called again and again meanwhile; what it raises comes out.
+    `check` is called again and again while it waits; what it raises is passed on.
     """
 
     def __init__(self, combined: Combined, deadline: float = 600.0):
@@ -75,9 +75,9 @@ class Scorer:
     def finish(self, batches: Sequence[Batch], skip: bool = False) -> Table:
         """All measurements of all images, in the order of the batches, and "avg".
 
-        RewardFailure for a reward that raised (as soon as one does), gave something else
-        than one finite number per image, or is not ready at the deadline. With `skip`
-        the line is only printed, and what is missing is NaN.
+        RewardFailure for a reward that raised (as soon as one does), that gave anything
+        but one finite number per image, or that is not ready at the deadline. With
+        `skip` the line is only printed, and the missing scores are NaN.
         """
         _wait(
             [call for b in batches for call in b.calls.values()],
@@ -99,7 +99,7 @@ class Scorer:
             if not skip:
                 raise
             if failure.shown and name not in self._shown:
-                self._shown.add(name)  # of a thousand alike the first is enough
+                self._shown.add(name)  # one of many equal tracebacks is enough
                 print(failure.shown, file=sys.stderr)
             print(f"skipped: {failure}", file=sys.stderr, flush=True)
             return None
@@ -111,11 +111,11 @@ def try_out(
     size: tuple[int, int],
     deadline: float,
 ) -> dict[str, Table]:
-    """What each reward, one after the other, measures of two random images.
+    """What each reward measures of two random images; the rewards run one by one.
 
-    Of the first and the last of its prompts; of the first one twice, if it compares the
-    images of a prompt. RewardFailure as `Scorer.finish`. Rewards that run on the device
-    have a thread here, too: no other program is started meanwhile.
+    The images have the first and the last of the reward's prompts, or the first one
+    twice if it compares the images of a prompt. RewardFailure as in `Scorer.finish`.
+    Here rewards on the device have a thread too, as no other program is started.
     """
     images = np.random.default_rng(0).random((2, *size, 3), np.float32)
     tables = {}
@@ -136,7 +136,7 @@ def _wait(
     for_all: bool,
     check: Callable[[], None] = lambda: None,
 ) -> None:
-    """Until the calls are done; or, not `for_all`, raise the first failure at once."""
+    """Waits until the calls are done; unless `for_all`, raises the first failure at once."""
     until = "ALL_COMPLETED" if for_all else "FIRST_EXCEPTION"
     end = time.monotonic() + min(deadline, threading.TIMEOUT_MAX)
     while True:
@@ -155,8 +155,8 @@ def _ready(name: str, call: Future, deadline: float) -> Table:
     """The result of a call that was waited for."""
     if call.done() and not call.cancelled():
         return call.result()
-    call.cancel()  # if it waits behind another one
-    guard.put_back()  # what a call has changed that hangs
+    call.cancel()  # in case it is still waiting for its turn
+    guard.put_back()  # undoes what a call that hangs has changed
     raise RewardFailure(
         f"reward.{name}: no scores within {deadline:g} s of waiting (reward_deadline)"
     )
@@ -165,9 +165,11 @@ def _ready(name: str, call: Future, deadline: float) -> Table:
 def _score(
     name: str, reward: Reward, images: Images, prompts: Sequence[Prompt]
 ) -> Table:
-    """One reward of one batch; whatever goes wrong in it is a RewardFailure."""
+    """One reward of one batch; whatever goes wrong becomes a RewardFailure."""
     try:
-        with jax.transfer_guard("allow"):  # the loop's ban is not theirs
+        with jax.transfer_guard(
+            "allow"
+        ):  # the training loop's ban on transfers is not for rewards
             return _checked(name, reward(images, prompts), len(images))
     except RewardFailure:
         raise
@@ -176,15 +178,17 @@ def _score(
         raise RewardFailure(
             text if name in text else f"reward.{name}: {text}"
         ) from error
-    except BaseException as error:  # SystemExit too would end a thread in silence
+    except (
+        BaseException
+    ) as error:  # also SystemExit, which would end the thread silently
         on_main = threading.current_thread() is threading.main_thread()
         if on_main and not isinstance(error, Exception):
             raise  # what our own signals raise
-        raise RewardFailure(f"reward.{name}: {guard.told(error)}") from error
+        raise RewardFailure(f"reward.{name}: {guard.described(error)}") from error
 
 
 class _Line:
-    """Calls that wait for one thread, which does not keep the process alive."""
+    """A queue of calls with one thread, which does not keep the process alive."""
 
     def __init__(self, name: str):
         self._name = name
@@ -223,12 +227,12 @@ def _run(future: Future, call: Callable[[], Table]) -> None:
 
 
 def _checked(name: str, measured: Any, count: int) -> Table:
-    """What the reward returned, as arrays; RewardFailure if it is something else."""
+    """What the reward returned, as arrays; RewardFailure if it is no such table."""
     if not isinstance(measured, Mapping) or name not in measured:
         keys = list(measured) if isinstance(measured, Mapping) else measured
-        told = guard.one_line(keys)[:80]
+        shown = guard.one_line(keys)[:80]
         raise RewardFailure(
-            f"reward.{name}: returns {told}: must return a dict with {name}"
+            f"reward.{name}: returns {shown}: must return a dict with {name}"
         )
     table = {key: returned.array(values) for key, values in measured.items()}
     for key, values in table.items():
@@ -242,9 +246,9 @@ def _checked(name: str, measured: Any, count: int) -> Table:
 
 def _joined(name: str, parts: Sequence[Table | None], sizes: Sequence[int]) -> Table:
     """One table of all batches; NaN where a batch has none."""
-    made = [part for part in parts if part is not None]
-    keys = list(made[0]) if made else [name]
-    if any(set(part) != set(keys) for part in made):
+    tables = [part for part in parts if part is not None]
+    keys = list(tables[0]) if tables else [name]
+    if any(set(table) != set(keys) for table in tables):
         raise RewardFailure(f"reward.{name}: measures other things in every batch")
     return {
         key: np.concatenate(

@@ -1,4 +1,4 @@
-"""A line of text as an OCR engine has read it, certain or not."""
+"""A line of text as an OCR engine read it, with its confidence."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,9 +13,9 @@ BLANK = ""  # the symbol of CTC that stands for no character
 
 @dataclass(frozen=True)
 class Line:
-    """One line of text: what it says, confidence in [0, 1], and the recogniser's view.
+    """One line: its text, the confidence in [0, 1], and the recogniser's output.
 
-    `probabilities` are those of `symbols` in every frame, before CTC's collapse.
+    `probabilities` are those of `symbols` in every frame, before CTC merges frames.
     """
 
     text: str
