@@ -143,7 +143,7 @@ class _Custom:
     ) -> dict[str, np.ndarray]:
         """The function's measurements of these images.
 
-        Whatever it raises is a RewardFailure, which names the prompt where a call is for
+        Whatever it raises is a RewardFailure, which names the prompt if the call is for
         one prompt. UserError if it returns anything but the numbers that are wanted.
         Each call gets copies of images and prompts, so the function may change them.
         """

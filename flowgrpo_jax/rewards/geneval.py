@@ -76,8 +76,8 @@ def official_score(
 ) -> float:
     """1 if the image passes the benchmark's check, else 0.
 
-    A clause looks at the `count` most confident objects of its class. An image with more
-    of them fails only where the record excludes that (counting).
+    A clause looks at the `count` most confident objects of its class. More of them make
+    an image fail only where the record excludes that (counting).
     """
     objects = detected(record, detections, rules)
     groups: list[Sequence[Detection] | None] = []
@@ -135,7 +135,7 @@ def continuous_score(
 def by_task(
     prompts: Sequence[Prompt], values: Float[np.ndarray, " sample"]
 ) -> dict[str, float]:
-    """The mean value of each task among the prompts; prompts without a task are left out."""
+    """The mean value of each task; prompts without a task are left out."""
     tags = [prompt.metadata.get("tag") for prompt in prompts]
     tasks = [tag for tag in dict.fromkeys(tags) if tag is not None]
     names = np.array(tags)
@@ -158,8 +158,8 @@ def make(
     """The reward with the context's detector, or with Mask2Former and CLIP.
 
     `detector` and `colors` are folders or hub ids of their weights, by default the
-    benchmark's; naming one of them turns on both networks. They compute in `dtype`, and a
-    device detects `microbatch` images at a time. `options` are those of `GenEval`.
+    benchmark's; naming one of them turns on both networks. They compute in `dtype`, on
+    `microbatch` images per device at a time. `options` are those of `GenEval`.
     """
     if context.detector is not None and detector is None and colors is None:
         return GenEval(context.detector, **options)
@@ -208,9 +208,9 @@ class GenEval:
         """Scores each image against its prompt.
 
         "geneval" is the continuous score, "accuracy" the official one, and
-        "strict_accuracy" 1 if every clause is right; "objects" is how many are detected,
-        and "exact_count" 1 if that is the number requested. UserError for a prompt whose
-        record cannot be scored.
+        "strict_accuracy" 1 if every clause is right; "objects" is how many there are,
+        and "exact_count" 1 if that is the number requested. UserError for a prompt
+        whose record cannot be scored.
         """
         for prompt in prompts:
             try:

@@ -16,7 +16,7 @@ _KEYS = {
 def check(
     record: Mapping[str, Any], classes: Names = None, colors: Names = None
 ) -> None:
-    """ValueError for a record that cannot be scored; its text goes on from "the prompt".
+    """ValueError for a record that cannot be scored; it goes on from "the prompt".
 
     `classes` and `colors` are the words that the detector knows; None allows any.
     """

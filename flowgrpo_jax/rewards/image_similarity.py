@@ -1,6 +1,6 @@
 """The reward "image_similarity": cosine with a reference image, by CLIP ViT-L/14.
 
-The score is in [-1, 1]. A prompt's metadata names its reference file: `reference_image`.
+The score is in [-1, 1]. A prompt's metadata names its reference as `reference_image`.
 """
 
 import functools
@@ -48,7 +48,7 @@ def make(
 
 
 def check_prompt(prompt: Prompt) -> None:
-    """ValueError for a prompt without such a file; its text goes on from "the prompt"."""
+    """ValueError for a prompt without such a file; it goes on from "the prompt"."""
     path = prompt.metadata.get(KEY)
     if not isinstance(path, str):
         raise ValueError(f"must name an image file in its metadata, as {KEY!r}")

@@ -1,7 +1,7 @@
 """The reward "imagereward": ImageReward v1.0, BLIP with a head tuned on rankings.
 
-Xu et al. 2023 (arXiv 2304.05977): the state of BLIP's first text token, which attends to
-the image, goes through five linear layers; the result is normalised to mean 0 and
+Xu et al. 2023 (arXiv 2304.05977): the state of BLIP's first text token, which attends
+to the image, goes through five linear layers; the result is normalised to mean 0 and
 standard deviation 1 on the authors' images.
 """
 

@@ -39,7 +39,7 @@ def make(
     context: registry.Context,
     deadline: float = 600.0,
 ) -> Monitor:
-    """One monitor that measures all of `names`: `PIXELS`, `CLIP`, "objects", or rewards.
+    """One monitor that measures all `names`: of `PIXELS`, `CLIP`, "objects", rewards.
 
     A reward that is measured here is held out: UserError if it is also optimised. If it
     fails or takes longer than `deadline` seconds, a line says so and its value is NaN.
@@ -128,7 +128,7 @@ def _clip_diversity(
 def _squares(
     vectors: Float[np.ndarray, "sample feature"], owner: Owners
 ) -> list[Float[np.ndarray, " pair"]]:
-    """Squared distances of all pairs of a prompt's samples, where it has at least two."""
+    """Squared distances of all pairs of a prompt's samples, where it has two or more."""
     per_prompt = []
     for prompt in np.unique(owner):
         group = vectors[owner == prompt]
@@ -172,7 +172,7 @@ def fallen(
     threshold: float,
     prefix: str = "eval_",
 ) -> dict[str, float]:
-    """By how much each monitor got worse that did so by over `threshold` as the reward rose.
+    """The monitors that got worse by over `threshold` as the reward rose, and by how much.
 
     `first` and `now` are the scores of two evaluations. A held-out reward is measured
     in units of its first std over images, the others as a share of their first value.

@@ -84,7 +84,7 @@ def make(
 
 
 def check_prompt(prompt: Prompt) -> None:
-    """ValueError for a prompt without quoted text; its text goes on from "the prompt"."""
+    """ValueError for a prompt without quoted text; it goes on from "the prompt"."""
     parts = prompt.text.split('"')
     if len(parts) < 3 or not folded(parts[1]):
         raise ValueError(
@@ -103,7 +103,7 @@ def target(prompt: str) -> str:
 
 
 def folded(text: str) -> str:
-    """The text without spaces and in lower case: the form in which texts are compared."""
+    """The text without spaces and in lower case: so the score compares texts."""
     return text.replace(" ", "").lower()
 
 
@@ -166,7 +166,7 @@ def _joined(lines: Sequence[Line]) -> str:
 
 
 def _view(wanted: str, line: Line) -> Float[np.ndarray, "frame symbol"]:
-    """Log-probabilities of blank and of the wanted characters, sorted, in either case."""
+    """Log-probabilities of blank and of the wanted characters, sorted; case is ignored."""
     columns = _columns(line.symbols)
     names = [BLANK, *sorted(set(wanted))]
     frames = line.probabilities.astype(np.float64)

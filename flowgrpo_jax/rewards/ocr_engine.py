@@ -29,7 +29,7 @@ RIM, BATCH = 2, 16
 
 
 class PaddleReader:
-    """Reads the lines of text in images, one image per thread; letters from 6 pixels on.
+    """Reads lines of text in images, one image per thread; letters from 6 pixels on.
 
     With `detect` False every image is one line of text, from rim to rim: the recogniser
     reads it alone, at a tenth of the cost.
@@ -85,7 +85,7 @@ class PaddleReader:
             return []
 
     def _recognise(self, crop: np.ndarray) -> Line:
-        """Reads one line alone: padded to the longest of a batch, it would read differently."""
+        """Reads one line alone; padded to the longest of a batch it reads differently."""
         recogniser = self._engine.text_rec
         height, width = recogniser.rec_image_shape[1:]
         ratio = max(width / height, crop.shape[1] / crop.shape[0])

@@ -39,7 +39,7 @@ def _module(name: str) -> Any:
 
 
 def _imported(module: str, factory: str) -> Callable[..., Reward]:
-    """A factory from another file of this folder, which is imported when it is first used."""
+    """A factory in another file of this folder, which is imported at its first use."""
 
     def make_one(context: Context, **options: Any) -> Reward:
         return getattr(_module(module), factory)(context, **options)
@@ -169,7 +169,7 @@ def combine(
 ) -> Combined:
     """All measurements of the weighted rewards and "avg", their weighted sum.
 
-    UserError if there is no reward or an unknown one, or for a weight that is no number.
+    UserError for no reward, an unknown one, or a weight that is no number.
     """
     if not weights:
         raise UserError(f"reward: {{}}: give a weight to one of {', '.join(REWARDS)}")

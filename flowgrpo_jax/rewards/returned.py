@@ -52,7 +52,7 @@ def array(values: Any, most: int = 1 << 20) -> np.ndarray:
 
 
 def shaped(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
-    """The numbers in that shape, whatever axes of length 1 they have; None if they misfit."""
+    """The numbers in that shape, axes of length 1 aside; None if they do not fit."""
     wanted = [side for side in shape if side != 1]
     if values.dtype.kind not in "fiub" or values.size != np.prod(shape, dtype=int):
         return None

@@ -58,7 +58,7 @@ class Scorer:
     def differentiable(
         self, prompts: Sequence[Prompt]
     ) -> Callable[[Float[Array, "image height width 3"]], Float[Array, " image"]]:
-        """A differentiable function images -> scores, with one image for each prompt."""
+        """A differentiable function images -> scores, for one image of each prompt."""
         conditions = jax.tree.map(jnp.asarray, self.conditions(prompts))
         return lambda images: self.score(self.params, images, conditions)
 

@@ -136,7 +136,7 @@ def _wait(
     for_all: bool,
     check: Callable[[], None] = lambda: None,
 ) -> None:
-    """Waits until the calls are done; unless `for_all`, raises the first failure at once."""
+    """Waits for the calls; unless `for_all`, raises the first failure at once."""
     until = "ALL_COMPLETED" if for_all else "FIRST_EXCEPTION"
     end = time.monotonic() + min(deadline, threading.TIMEOUT_MAX)
     while True:
