@@ -16,7 +16,7 @@ def quadratic(variables, text, element):
     """(w - x)^2 per slot and sibling, so that the gradient is 2 (w - x)."""
     del text
     loss = (variables["w"] - element) ** 2
-    return loss, {"loss": loss, "far_gap": jnp.abs(element)}
+    return loss, {"loss": loss, "ratio_gap": jnp.abs(element)}
 
 
 def gradients(state, update_batch):
@@ -55,7 +55,7 @@ def test_one_step_is_the_weighted_mean_gradient():
     np.testing.assert_allclose(state.trainable["w"], RATE * 2 * mean, rtol=1e-6)
     expected = (weights * elements**2).sum() / weights.sum()
     np.testing.assert_allclose(info["loss"][0], expected, rtol=1e-6)
-    assert info["far_gap"][0] == 3.0
+    assert info["ratio_gap"][0] == 3.0
 
 
 def test_later_chunks_see_the_earlier_steps():
