@@ -1,4 +1,4 @@
-"""From a config to typed specs, models, prompts, rewards, samplers; nothing is run.
+"""From a config to specs, models, prompts, rewards and runs. What these do is not here.
 
 The last floor that knows ml_collections.
 """

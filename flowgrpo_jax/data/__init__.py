@@ -1,1 +1,1 @@
-"""Prompts and metadata; stateless batches from (seed, iteration)."""
+"""Prompts, metadata, cached embeddings; batches of (seed, iteration). No networks."""

@@ -1,1 +1,1 @@
-"""What is compiled and what it is fed: programs, workload, credit, overlap. No flags."""
+"""What is compiled and what it is fed: programs, plans, credit, steps. No config."""

@@ -1,1 +1,1 @@
-"""Sampling: schedule, transition, plan, rollout."""
+"""Sampling: schedule, transition, plan, packing, rollout. No rewards, no learning."""

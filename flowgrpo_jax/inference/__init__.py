@@ -1,1 +1,1 @@
-"""Images of weights that are there: pipeline, restore, evaluation, search. No learning."""
+"""Images and scores of weights that are there: pipeline, evaluator, search. No learning."""

@@ -1,1 +1,1 @@
-"""Flax networks, LoRA, weights in and out: the only folder that imports flax.linen."""
+"""Flax networks, a folder a family; no other folder imports flax.linen. No sampling."""

@@ -1,1 +1,1 @@
-"""Learning: advantage, likelihood, objective, regularizer, update."""
+"""Learning: advantage, likelihood, objectives, penalties, update. No sampling, no rewards."""

@@ -1,1 +1,1 @@
-"""Mesh, checkpoint, metrics, report: knows pytrees, not algorithms."""
+"""Mesh, checkpoint, metrics, workdir, signals: trees of arrays. No algorithms."""

@@ -1,1 +1,1 @@
-"""The embedded worlds: scenes, captions, painter, oracle, shipped weights."""
+"""The embedded worlds: scenes, captions, painter, oracle, shipped weights. No other models."""

@@ -1,1 +1,1 @@
-"""Better images from more evaluations at inference time; weights stay as they are."""
+"""Better images from more evaluations at inference time. Weights are not touched."""

@@ -1,4 +1,4 @@
-"""Objectives: one room an algorithm, shared pieces, and the table of them all.
+"""One room an algorithm, shared pieces, and the table of them all. No networks.
 
 How a policy is asked, weighed by step and penalised stands in `rl.losses`.
 """

@@ -1,1 +1,1 @@
-"""The embedded world: coloured shapes, and a detector that knows them exactly."""
+"""The embedded world: coloured shapes, and a detector that knows them. No networks judge."""

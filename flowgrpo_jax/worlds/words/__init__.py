@@ -1,1 +1,1 @@
-"""The second embedded world: short words drawn in a font, read by a real OCR engine."""
+"""Short words drawn in a font, read by a real OCR engine, which is not here."""
