@@ -27,7 +27,7 @@ from flowgrpo_jax.engine import credit
 from flowgrpo_jax.engine.planner import Planner
 from flowgrpo_jax.report.charts import Series, chart
 from flowgrpo_jax.rl.objectives.table import OBJECTIVES
-from flowgrpo_jax.runtime import platform
+from flowgrpo_jax.runtime import metric_names, platform
 from flowgrpo_jax.runtime.metrics import read_metrics
 
 ROWS = [name for name in recipes.RECIPES if name != "pretrain"]
@@ -38,7 +38,10 @@ _ITERATION = flags.DEFINE_integer("iteration", 3_000, "And of one iteration, abo
 _VALUES = flags.DEFINE_string("values", "{}", "JSON: what every run gets beside.")
 _RESULTS = flags.DEFINE_string("results", "docs/arena.json", "Where runs are kept.")
 
-ACCURACY, DIVERSITY = "eval_overall_accuracy", "eval_diversity"
+ACCURACY, DIVERSITY = (
+    metric_names.accuracy(metric_names.OVERALL),
+    metric_names.monitor("diversity"),
+)
 RATE = 4e-4  # learning rate times updates of an iteration
 BACKWARD = 3  # a forward and a backward pass, in forward passes
 EVALUATIONS = 3  # during a run, the last one included
@@ -118,7 +121,6 @@ def run(recipe: str, seed: int) -> dict:
         rows = read_metrics(folder)
     evals = [row for row in rows if row["kind"] == "eval"]
     steps = [row for row in rows if row["kind"] == "train"]
-    phases = ("time/rollout", "time/reward", "time/update")
     return {
         "recipe": recipe,
         "seed": seed,
@@ -129,7 +131,9 @@ def run(recipe: str, seed: int) -> dict:
         "evaluations": [round(row["iteration"] * cost) for row in evals],
         "accuracy": [row[ACCURACY] for row in evals],
         "diversity": [row[DIVERSITY] for row in evals],
-        "seconds": round(sum(row[phase] for row in steps for phase in phases), 1),
+        "seconds": round(
+            sum(row[phase] for row in steps for phase in metric_names.PHASES), 1
+        ),
         "occupancy": round(statistics.mean(row["nfe_occupancy"] for row in steps), 3),
     }
 

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from benchmarks import sections
+from flowgrpo_jax.runtime import metric_names
 
 IN_A_ROW = 5  # kills of one run before it may finish
 TITLE = "Killed at random moments"
@@ -185,7 +186,7 @@ def phase(told: str) -> str:
 def rows(workdir: Path) -> list[dict]:
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     return [
-        {k: v for k, v in json.loads(line).items() if not k.startswith("time/")}
+        {k: v for k, v in json.loads(line).items() if not metric_names.is_time(k)}
         for line in lines
     ]
 

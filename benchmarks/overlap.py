@@ -17,6 +17,7 @@ from flowgrpo_jax import config as configs
 from flowgrpo_jax.assemble import run as assembled
 from flowgrpo_jax.config import checks
 from flowgrpo_jax.rewards import registry
+from flowgrpo_jax.runtime import metric_names
 
 
 class Sleepy:
@@ -63,7 +64,9 @@ def main():
         for name, run in runs.items():
             begin = time.monotonic()
             states[name], metrics = run.step(states[name], iteration)
-            times = [metrics[f"time/{part}"] for part in ("rollout", "reward")]
+            times = [
+                metrics[part] for part in (metric_names.ROLLOUT, metric_names.REWARD)
+            ]
             if iteration:  # the first one compiles
                 seconds[name].append([time.monotonic() - begin, *times])
     medians = {name: np.median(rows, axis=0) for name, rows in seconds.items()}

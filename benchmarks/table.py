@@ -7,27 +7,29 @@ import statistics
 import sys
 from pathlib import Path
 
+from flowgrpo_jax.runtime import metric_names
 from flowgrpo_jax.runtime.metrics import read_metrics
 
 ROWS = {
-    "guided overall": "eval_overall_accuracy",
-    "unguided overall": "eval_unguided_overall_accuracy",
-    "exact count": "eval_reward_exact_count",
-    "objects per image": "eval_objects",
-    "unknown objects": "eval_unknown",
-    "background energy": "eval_background_energy",
-    "background texture": "eval_background_texture",
-    "colour entropy (bits)": "eval_color_entropy",
-    "diversity in a prompt": "eval_diversity",
+    "guided overall": metric_names.accuracy(metric_names.OVERALL),
+    "unguided overall": metric_names.accuracy(
+        metric_names.OVERALL, metric_names.UNGUIDED
+    ),
+    "exact count": metric_names.reward("exact_count", metric_names.GUIDED),
+    "objects per image": metric_names.monitor("objects"),
+    "unknown objects": metric_names.monitor("unknown"),
+    "background energy": metric_names.monitor("background_energy"),
+    "background texture": metric_names.monitor("background_texture"),
+    "colour entropy (bits)": metric_names.monitor("color_entropy"),
+    "diversity in a prompt": metric_names.monitor("diversity"),
     "minutes of training": (MINUTES := "minutes"),
 }
-PHASES = ("time/rollout", "time/reward", "time/update")
 
 
 def minutes(rows: list[dict]) -> float:
     """Wall clock of all iterations, without set-up and evaluation."""
     train = [row for row in rows if row["kind"] == "train"]
-    return sum(row[phase] for row in train for phase in PHASES) / 60
+    return sum(row[phase] for row in train for phase in metric_names.PHASES) / 60
 
 
 def main(folders: list[str]) -> None:

@@ -26,7 +26,7 @@ from flowgrpo_jax.inference import evaluator
 from flowgrpo_jax.report import page
 from flowgrpo_jax.rewards import monitors
 from flowgrpo_jax.rewards.scoring import RewardFailure
-from flowgrpo_jax.runtime import environment
+from flowgrpo_jax.runtime import environment, metric_names
 from flowgrpo_jax.runtime import images as grids
 from flowgrpo_jax.runtime.checkpoint import Checkpointer, Schedule
 from flowgrpo_jax.runtime.metrics import MetricWriter, peak_memory_gb, read_metrics
@@ -143,7 +143,7 @@ def _loop(run, state, start, checkpoints, writer, stop, progress, place):
             return state, False
         if iteration % config.log.every == 0:
             writer.write(iteration, metrics)
-        shown = metrics.get("reward_avg", metrics.get("loss", np.nan))
+        shown = metrics.get(metric_names.REWARD_AVERAGE, metrics.get("loss", np.nan))
         progress.update(iteration, shown, run.images_per_iteration)
     raise AssertionError("the loop ends at its last iteration")
 
@@ -159,8 +159,8 @@ def _evaluate(run, state, iteration, final, writer, progress, place) -> None:
         run.config.reward.to_dict(),
         run.config.eval.monitor_threshold,
     )
-    scores["eval_monitors_worse"] = len(worse)
-    seconds = {"time/evaluation": time.monotonic() - begin}
+    scores[metric_names.MONITORS_WORSE] = len(worse)
+    seconds = {metric_names.EVALUATION: time.monotonic() - begin}
     writer.write(iteration, scores | seconds, kind="eval")
     _show_samples(run, state, iteration, writer, place)
     progress.message(f"iteration {iteration}\n{evaluator.table(scores)}")
@@ -188,7 +188,7 @@ def _show_samples(run, state, iteration, writer, place) -> None:
         columns=12,
         scale=max(1, 96 // images.shape[1]),  # small pictures are enlarged
     )
-    writer.images(iteration, {"eval_images": images[:16]})
+    writer.images(iteration, {metric_names.monitor("images"): images[:16]})
 
 
 class _Callable(types.ModuleType):

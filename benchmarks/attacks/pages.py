@@ -12,13 +12,14 @@ from flowgrpo_jax import compare
 from flowgrpo_jax import config as configs
 from flowgrpo_jax.data.prompts import Prompt
 from flowgrpo_jax.report.page import write_report
+from flowgrpo_jax.runtime import metric_names
 
 MARK = "<b>x</b>"
 _NAMES = {
-    "tag": f"eval_{MARK}_accuracy",
-    "reward": f"eval_reward_{MARK}",
-    "monitor": f"eval_{MARK}",
-    "unguided": f"eval_unguided_{MARK}",
+    "tag": metric_names.accuracy(MARK),
+    "reward": metric_names.reward(MARK, metric_names.GUIDED),
+    "monitor": metric_names.monitor(MARK),
+    "unguided": metric_names.monitor(MARK, metric_names.UNGUIDED),
 }
 
 
@@ -40,12 +41,14 @@ def _report(workdir: Path) -> Iterator[str | None]:
     """One page for every place that a name may stand in, with all else clean."""
     (workdir / "samples").mkdir(parents=True)
     config = configs.make().to_dict()
-    score = {"eval_overall_accuracy": 0.5, "eval_single_accuracy": 0.5}
+    score = {
+        metric_names.accuracy(task): 0.5 for task in (metric_names.OVERALL, "single")
+    }
 
     def page(config, evals, train, extra) -> str:
         lines = [
             {"iteration": 0, "kind": "eval"} | evals,
-            {"iteration": 0, "kind": "train", "reward_avg": 0.1} | train,
+            {"iteration": 0, "kind": "train", metric_names.REWARD_AVERAGE: 0.1} | train,
             {"iteration": 1, "kind": "eval"} | evals,
         ]
         (workdir / "config.json").write_text(json.dumps(config))
@@ -57,7 +60,9 @@ def _report(workdir: Path) -> Iterator[str | None]:
 
     for where, name in _NAMES.items():
         yield _raw(page(config, score | {name: 0.5}, {}, {}), where)
-    yield _raw(page(config, score, {f"reward_{MARK}": 0.5}, {}), "training reward")
+    yield _raw(
+        page(config, score, {metric_names.reward(MARK): 0.5}, {}), "training reward"
+    )
     for key in ("recipe", "model", "prompts"):
         yield _raw(page(config | {key: MARK}, score, {}, {}), key)
     rewards = config | {"reward": {MARK: 1.0}}

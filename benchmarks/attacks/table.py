@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.runtime import metric_names
 
 HEAD = "| attack | tries | right | what was seen |\n|---|---|---|---|"
 # The shipped model, smallest numbers of everything: a run of seconds.
@@ -85,7 +86,7 @@ def result(workdir: Path) -> tuple[list[dict], bytes]:
     """What a run has made: its rows without the fields of time, and its weights."""
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     rows = [
-        {k: v for k, v in json.loads(line).items() if not k.startswith("time/")}
+        {k: v for k, v in json.loads(line).items() if not metric_names.is_time(k)}
         for line in lines
     ]
     return rows, (workdir / "weights.safetensors").read_bytes()

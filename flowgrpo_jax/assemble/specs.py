@@ -19,6 +19,7 @@ from flowgrpo_jax.models.flow_model import FlowModel
 from flowgrpo_jax.rl.advantage import AdvantageSpec
 from flowgrpo_jax.rl.objectives.table import OBJECTIVES
 from flowgrpo_jax.rl.update import Ema, OptimizerSpec
+from flowgrpo_jax.runtime import metric_names
 
 
 def plan_spec(config: ml_collections.ConfigDict) -> PlanSpec:
@@ -138,9 +139,9 @@ def image_spec(config: ml_collections.ConfigDict) -> ImageSpec:
 def eval_spec(config: ml_collections.ConfigDict, model: FlowModel) -> EvalSpec:
     """The columns of an evaluation: as the model is used, and without guidance."""
     scale, trained = config.eval.guidance_scale, config.sample.guidance_scale
-    scales = {"eval_": scale}
+    scales = {metric_names.GUIDED: scale}
     if scale != 1.0:
-        scales["eval_unguided_"] = 1.0
+        scales[metric_names.UNGUIDED] = 1.0
     # The deterministic column that training's sampler is compared with guides alike.
     alike = [name for name, one in scales.items() if one == trained]
     stochastic = config.eval.sde and config.sample.plan != "ode"

@@ -24,6 +24,7 @@ from flowgrpo_jax.rewards.scoring import RewardFailure, Scorer
 from flowgrpo_jax.rl import measurements
 from flowgrpo_jax.rl.update import TrainState
 from flowgrpo_jax.runtime import mesh as meshes
+from flowgrpo_jax.runtime import metric_names
 
 MOST_LOST = 3  # iterations in a row without any reward, where failures are skipped
 
@@ -115,7 +116,7 @@ class PolicyStep:
             self._empty,
         )
         metrics = {
-            f"reward_{name}": float(np.mean(values[leaves.own]))
+            metric_names.reward(name): float(np.mean(values[leaves.own]))
             for name, values in measured.items()
         }
         metrics |= failed | stats | self._count_prompts(iteration)
@@ -128,10 +129,10 @@ class PolicyStep:
         metrics |= learned
         seconds = time.monotonic() - begin
         return state, metrics | {
-            "time/rollout": sampled - begin,
-            "time/reward": scored - sampled,
-            "time/update": time.monotonic() - scored,
-            "time/images_per_second": self.images_per_iteration / seconds,
+            metric_names.ROLLOUT: sampled - begin,
+            metric_names.REWARD: scored - sampled,
+            metric_names.UPDATE: time.monotonic() - scored,
+            metric_names.IMAGES_PER_SECOND: self.images_per_iteration / seconds,
         }
 
     def _check_finite(self, iteration: int, values) -> None:

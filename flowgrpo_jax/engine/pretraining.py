@@ -14,6 +14,7 @@ from flowgrpo_jax.models.flow_model import Variables
 from flowgrpo_jax.rl import measurements
 from flowgrpo_jax.rl.update import TrainState
 from flowgrpo_jax.runtime import mesh as meshes
+from flowgrpo_jax.runtime import metric_names
 from flowgrpo_jax.worlds.registry import Stream
 
 
@@ -52,7 +53,7 @@ class PretrainingStep:
         check_finite(work.learner.optimizer.learning_rate, iteration, metrics)
         metrics["loss"] = metrics["flow_matching_loss"]
         seconds = time.monotonic() - begin
-        return state, metrics | {"time/images_per_second": size / seconds}
+        return state, metrics | {metric_names.IMAGES_PER_SECOND: size / seconds}
 
     def _tokens(self, texts: Sequence[str]) -> np.ndarray:
         tokenizer = self.work.model.tokenizer

@@ -20,6 +20,7 @@ from flowgrpo_jax.models.flow_model import FlowModel
 from flowgrpo_jax.rewards import geneval
 from flowgrpo_jax.rewards.monitors import Monitor
 from flowgrpo_jax.rewards.registry import Reward
+from flowgrpo_jax.runtime import metric_names
 
 
 def evaluation_set(
@@ -43,9 +44,6 @@ def evaluation_set(
     return np.concatenate(chosen), np.concatenate(members)
 
 
-STOCHASTIC = "eval_sde_"
-
-
 @dataclasses.dataclass(frozen=True)
 class EvalSpec:
     """How many images, and which samplers make them.
@@ -62,7 +60,7 @@ class EvalSpec:
     images_per_task: int
     final_images_per_task: int
     stochastic: rollout.Sampler | None = None
-    deterministic: str = "eval_"
+    deterministic: str = metric_names.GUIDED
 
 
 class Evaluator:
@@ -85,7 +83,7 @@ class Evaluator:
         self._reward, self._monitor = reward, monitor
         samplers = dict(spec.columns)
         if spec.stochastic is not None:
-            samplers[STOCHASTIC] = spec.stochastic
+            samplers[metric_names.STOCHASTIC] = spec.stochastic
         texts = [prompt.text for prompt in prompts]
         self._pipeline = Pipeline(
             spec.images, model, mesh, variable_specs, texts, text, samplers
@@ -100,21 +98,23 @@ class Evaluator:
         prompt, member = self.chosen(final)
         prompts = [self._prompts[p] for p in prompt]
         scores: dict[str, float] = {}
-        for prefix in self._spec.columns:
+        for column in self._spec.columns:
             self._check()
-            images = self._pipeline.images(variables, prompt, member, prefix)
+            images = self._pipeline.images(variables, prompt, member, column)
             self._check()
             measured = self._reward(images, prompts)
-            scores |= summarize(measured, prompts, prefix)
+            scores |= summarize(measured, prompts, column)
             monitored = self._monitor(images, prompts, prompt)
-            scores |= {f"{prefix}{name}": value for name, value in monitored.items()}
+            scores |= {metric_names.monitor(k, column): v for k, v in monitored.items()}
         if self._spec.stochastic is not None:
             self._check()
-            images = self._pipeline.images(variables, prompt, member, STOCHASTIC)
+            images = self._pipeline.images(
+                variables, prompt, member, metric_names.STOCHASTIC
+            )
             reward = float(np.mean(self._reward(images, prompts)["avg"]))
-            scores["eval_sde_reward_avg"] = reward
-            gap = reward - scores[f"{self._spec.deterministic}reward_avg"]
-            scores["eval_sde_gap"] = gap
+            ours = metric_names.reward(metric_names.AVERAGE, metric_names.STOCHASTIC)
+            theirs = metric_names.reward(metric_names.AVERAGE, self._spec.deterministic)
+            scores |= {ours: reward, metric_names.GAP: reward - scores[theirs]}
         return scores
 
     def chosen(self, final: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -127,23 +127,25 @@ class Evaluator:
         self, variables: Any, prompt: np.ndarray, member: np.ndarray
     ) -> np.ndarray:
         """Guided images [sample, height, width, 3] of prompt numbers and members."""
-        return self._pipeline.images(variables, prompt, member, "eval_")
+        return self._pipeline.images(variables, prompt, member, metric_names.GUIDED)
 
 
 def summarize(
-    measured: Mapping[str, np.ndarray], prompts: Sequence[Prompt], prefix: str
+    measured: Mapping[str, np.ndarray], prompts: Sequence[Prompt], column: str
 ) -> dict[str, float]:
     """Means of all measurements; accuracy by task and overall where it is measured."""
     scores = {
-        f"{prefix}reward_{name}": float(np.mean(values))
+        metric_names.reward(name, column): float(np.mean(values))
         for name, values in measured.items()
     }
     by_task = {}
     if "accuracy" in measured:
         by_task = geneval.by_task(prompts, measured["accuracy"])
     if by_task:
-        scores |= {f"{prefix}{task}_accuracy": value for task, value in by_task.items()}
-        scores[f"{prefix}overall_accuracy"] = geneval.overall(by_task)
+        by_task |= {metric_names.OVERALL: geneval.overall(by_task)}
+        scores |= {
+            metric_names.accuracy(task, column): v for task, v in by_task.items()
+        }
     return scores
 
 
@@ -152,21 +154,25 @@ def table(before: Mapping[str, Any], after: Mapping[str, Any] | None = None) -> 
 
     Where no reward measures accuracy, the rewards.
     """
-    tasks = [
-        name[len("eval_") : -len("_accuracy")]
-        for name in before
-        if name.endswith("_accuracy")
-        and not name.startswith(("eval_unguided_", "eval_reward_"))
-    ]
+    read = [metric_names.parse(name) for name in before]
+    guided = [one for one in read if one.column == metric_names.GUIDED]
+    tasks = [one.name for one in guided if one.kind == "accuracy"]
     runs = [("", before)] if after is None else [(" before", before), (" after", after)]
     columns = [
-        (f"{kind}{when}", [scores[f"{prefix}{task}_accuracy"] for task in tasks])
-        for kind, prefix in (("guided", "eval_"), ("unguided", "eval_unguided_"))
+        (
+            f"{kind}{when}",
+            [scores[metric_names.accuracy(task, column)] for task in tasks],
+        )
+        for kind, column in (
+            ("guided", metric_names.GUIDED),
+            ("unguided", metric_names.UNGUIDED),
+        )
         for when, scores in runs
-        if f"{prefix}overall_accuracy" in scores
+        if metric_names.accuracy(metric_names.OVERALL, column) in scores
     ]
     if not tasks:
-        return _reward_table([scores for _, scores in runs])
+        rewards = [one.name for one in guided if one.kind == "reward"]
+        return _reward_table(rewards, [scores for _, scores in runs])
     lines = [f"{'accuracy':<15}" + "".join(f"{head:>18}" for head, _ in columns)]
     for row, task in enumerate(tasks):
         cells = "".join(f"{100 * cells[row]:>17.1f}%" for _, cells in columns)
@@ -174,11 +180,11 @@ def table(before: Mapping[str, Any], after: Mapping[str, Any] | None = None) -> 
     return "\n".join(lines)
 
 
-def _reward_table(runs: Sequence[Mapping[str, Any]]) -> str:
+def _reward_table(rewards: Sequence[str], runs: Sequence[Mapping[str, Any]]) -> str:
     """Mean rewards as text, a column per run."""
-    names = [name for name in runs[0] if name.startswith("eval_reward_")]
+    keys = [metric_names.reward(name, metric_names.GUIDED) for name in rewards]
     lines = [
-        f"{name:<40}" + "".join(f"{scores[name]:>12.4g}" for scores in runs)
-        for name in names
+        f"{key:<40}" + "".join(f"{scores[key]:>12.4g}" for scores in runs)
+        for key in keys
     ]
     return "\n".join(lines)

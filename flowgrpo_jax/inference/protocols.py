@@ -15,6 +15,7 @@ from flowgrpo_jax.data.prompts import Prompt
 from flowgrpo_jax.inference import evaluator
 from flowgrpo_jax.inference.pipeline import Pipeline
 from flowgrpo_jax.rewards.registry import Reward
+from flowgrpo_jax.runtime import metric_names
 
 NUM_STEPS = 40
 _IMAGES_AT_ONCE = 128  # a multiple of every usual microbatch; more would fill the host
@@ -69,7 +70,9 @@ def measure(
     ):
         parts.append(reward(images, [prompts[int(n)] for n in owner[numbers]]))
     measured = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
-    scores = evaluator.summarize(measured, [prompts[int(n)] for n in owner], "")
+    scores = evaluator.summarize(
+        measured, [prompts[int(n)] for n in owner], metric_names.PLAIN
+    )
     if "accuracy" in measured:
         right = measured["accuracy"].reshape(len(prompts), images_per_prompt)
         scores["images"] = float(right.mean())
@@ -79,17 +82,18 @@ def measure(
 
 def table(scores: Mapping[str, float], model: str) -> str:
     """A row of the papers' table, as Markdown: GenEval by task, else by reward."""
-    if "overall_accuracy" in scores:
-        cells = {
-            column: scores[f"{task}_accuracy"]
-            for column, task in _GENEVAL_COLUMNS.items()
-            if f"{task}_accuracy" in scores
-        }
+    tasks = {
+        column: metric_names.accuracy(task, metric_names.PLAIN)
+        for column, task in _GENEVAL_COLUMNS.items()
+    }
+    if tasks["Overall"] in scores:
+        cells = {column: scores[key] for column, key in tasks.items() if key in scores}
     else:
         cells = {
-            name.removeprefix("reward_"): value
-            for name, value in scores.items()
-            if name.startswith("reward_") and name != "reward_avg"
+            metric_names.parse(key).name: value
+            for key, value in scores.items()
+            if metric_names.parse(key).kind == "reward"
+            and key != metric_names.REWARD_AVERAGE
         }
     rows = [
         ["model", *cells],

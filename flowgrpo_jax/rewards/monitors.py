@@ -17,6 +17,7 @@ from scipy import ndimage
 from flowgrpo_jax.data.prompts import Prompt
 from flowgrpo_jax.errors import UserError, not_one_of
 from flowgrpo_jax.rewards import registry, scoring
+from flowgrpo_jax.runtime import metric_names
 
 Pixels = Float[Array | np.ndarray, "sample height width 3"]
 Owners = Int[np.ndarray, " sample"]
@@ -75,8 +76,8 @@ def make(
         for name, reward in rewards.items():
             measured = reward.finish([reward.start(images, prompts)], skip=True)
             scores = np.asarray(measured[name], np.float64)
-            values[f"reward_{name}"] = float(scores.mean())
-            values[f"reward_{name}{_STD}"] = float(scores.std())
+            values[metric_names.reward(name)] = float(scores.mean())
+            values[metric_names.reward(name) + _STD] = float(scores.std())
         return values
 
     return measure
@@ -170,7 +171,7 @@ def fallen(
     now: Mapping[str, Any],
     weights: Mapping[str, float | int],
     threshold: float,
-    prefix: str = "eval_",
+    column: str = metric_names.GUIDED,
 ) -> dict[str, float]:
     """The monitors that got worse by over `threshold` as the reward rose, and by how much.
 
@@ -178,14 +179,14 @@ def fallen(
     in units of its first std over images, the others as a share of their first value.
     Empty where the reward did not rise, or an evaluation does not measure it.
     """
-    keys = {f"{prefix}reward_{name}": w for name, w in weights.items() if w}
+    keys = {metric_names.reward(name, column): w for name, w in weights.items() if w}
     if not all(key in scores for key in keys for scores in (first, now)):
         return {}
     if sum(weight * (now[key] - first[key]) for key, weight in keys.items()) <= 0:
         return {}
     worse = {}
     for key, begin in first.items():
-        name = key.removeprefix(prefix)
+        name = key.removeprefix(column)
         held_out = key + _STD in first
         if key not in now or not (held_out or name in GOOD):
             continue

@@ -26,7 +26,7 @@ import jax
 import numpy as np
 
 from flowgrpo_jax.errors import UserError
-from flowgrpo_jax.runtime import paths
+from flowgrpo_jax.runtime import metric_names, paths
 from flowgrpo_jax.runtime.workdir import (
     atomic_write,
     checkpoint_steps,
@@ -63,7 +63,7 @@ class MetricWriter:
         workdir = Path(workdir)
         self._path = workdir / _FILE
         rows, self.rewritten = _keep_rows(self._path, start_iteration)
-        self._wall_before = rows[-1].get("time/wall", 0.0) if rows else 0.0
+        self._wall_before = rows[-1].get(metric_names.WALL, 0.0) if rows else 0.0
         self._opened = time.monotonic()
         with user_errors(self._path):
             self._file = self._path.open("ab+", buffering=0)
@@ -130,8 +130,8 @@ class MetricWriter:
     def _process_state(self) -> dict[str, float]:
         wall = self._wall_before + time.monotonic() - self._opened
         return {
-            "time/wall": round(wall, 3),
-            "time/peak_memory_gb": round(peak_memory_gb(), 3),
+            metric_names.WALL: round(wall, 3),
+            metric_names.PEAK_MEMORY: round(peak_memory_gb(), 3),
         }
 
     def _append(self, line: bytes) -> None:
