@@ -1,7 +1,7 @@
-"""GenEval's grammar: what a prompt asks for, its wording and its record.
+"""GenEval's grammar: the contents of a prompt, its wording and its record.
 
-After the benchmark (arXiv 2310.11513): six tasks, one template each, naive articles
-and plurals ("two toothbrushs" is how the benchmark writes it, so we do too).
+As in the benchmark (arXiv 2310.11513) there are six tasks with one template each, and
+articles and plurals follow simple rules: it writes "two toothbrushs", and so do we.
 """
 
 import itertools
@@ -57,7 +57,7 @@ COLORS10 = (
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The classes and colours prompts are made of; `colorless` ones get no colour."""
+    """The classes and colours of prompts; classes in `colorless` never get a colour."""
 
     classes: tuple[str, ...]
     colors: tuple[str, ...]
@@ -73,7 +73,7 @@ class Vocabulary:
 
     @property
     def colored(self) -> tuple[str, ...]:
-        """The classes that may be asked for in a colour."""
+        """The classes that a prompt may name with a colour."""
         return tuple(name for name in self.classes if name not in self.colorless)
 
 
@@ -89,7 +89,7 @@ class Item(NamedTuple):
 
 
 class Request(NamedTuple):
-    """All that a prompt asks for, in the order in which the text names it."""
+    """Everything that a prompt asks for, in the order of its text."""
 
     tag: str
     items: tuple[Item, ...]
@@ -126,13 +126,13 @@ def enumerate_requests(vocabulary: Vocabulary, tag: str) -> Iterator[Request]:
 
 
 def reworded(request: Request) -> Request:
-    """The same picture in its other order: "B and A", or "B right of A"."""
+    """The same picture, objects in the other order: "B and A", "B right of A"."""
     tag, items, relation = request
     return Request(tag, items[::-1], relation and _OPPOSITE[relation])
 
 
 def content(request: Request) -> Request:
-    """What all wordings of one picture share: one of them, chosen by the alphabet."""
+    """One request for all wordings of a picture: the one that sorts first."""
     return min(request, reworded(request), key=lambda wording: wording.items)
 
 

@@ -1,4 +1,4 @@
-"""GenEval prompt sets: the benchmark's test set, training sets, held-out splits."""
+"""GenEval prompt sets: the benchmark's test set, training sets, held-out prompts."""
 
 import hashlib
 import json
@@ -46,7 +46,7 @@ TRAIN_PROPORTIONS = {
     "two_object": 1,
     "single_object": 0,
 }
-# With these the test set of COCO is the benchmark's own 553 prompts.
+# With this number and seed the test set of COCO is the benchmark's 553 prompts.
 TEST_NUM = 100
 TEST_SEED = 43
 
@@ -58,11 +58,11 @@ def generate(
 ) -> list[Prompt]:
     """A prompt set over a large vocabulary such as COCO's.
 
-    test: `num` draws per task (every class once for single_object), then without
-    repeats; (COCO, "test", TEST_NUM, TEST_SEED) are the benchmark's 553 prompts.
-    train: `num` prompts in all, in the proportions of TRAIN_PROPORTIONS, from
-    everything the grammar can say but the contents of that test set, in any order or
-    wording. A task with too few prompts repeats them, evenly.
+    test: `num` draws per task (each class once for single_object), from which repeats
+    are removed; (COCO, "test", TEST_NUM, TEST_SEED) gives the benchmark's 553 prompts.
+    train: `num` prompts in all, in the proportions of TRAIN_PROPORTIONS, from all
+    prompts of the grammar whose content is in no wording in that test set. A task with
+    too few prompts repeats them, all equally often.
     """
     if split == "test":
         return _prompts(_test_requests(vocabulary, num, seed))
@@ -81,10 +81,10 @@ def enumerate_split(
 ) -> tuple[list[Prompt], list[Prompt]]:
     """(train, held out): every prompt of a small vocabulary, split by content.
 
-    Per task the exact fraction of the contents is held out (rounded; at least 2, and
-    one is left to train on, unless the fraction is 0 or 1): those with the smallest
-    SHA-256, so the split depends on neither order nor seed. All wordings of one
-    content land on one side. `index` counts through both sides together.
+    Per task the given fraction of the contents is held out (rounded; at least 2, and at
+    least one remains to train on, unless the fraction is 0 or 1). Those with the
+    smallest SHA-256 are chosen, so the split depends on neither order nor seed. All
+    wordings of one content are on one side. `index` counts both sides together.
     """
     held_out: set[Request] = set()
     requests: list[Request] = []
@@ -111,7 +111,7 @@ def train_list(
     seed: int,
     proportions: Mapping[str, float | int] = TRAIN_PROPORTIONS,
 ) -> list[Prompt]:
-    """`num` of the prompts (with a "tag"), shuffled, mixed in the proportions.
+    """`num` of the prompts, which have a "tag", shuffled and in these proportions.
 
     Tasks get exact shares (largest remainder) and, within a task, the numbers of
     times that two prompts appear differ by at most one.
@@ -132,7 +132,7 @@ def _digest(request: Request) -> str:
 
 
 def _test_requests(vocabulary: Vocabulary, num: int, seed: int) -> list[Request]:
-    """The benchmark's draws, in the benchmark's order, repeats dropped."""
+    """The benchmark's draws in the benchmark's order, without repeats."""
     rng = np.random.default_rng(seed)
     classes = vocabulary.classes
     order = rng.choice(len(classes), size=len(classes), replace=False)
@@ -178,7 +178,7 @@ def _mix(
     seed: int,
     proportions: Mapping[str, float | int],
 ) -> list[_T]:
-    """`num` elements: exact shares of the non-empty pools, even within each."""
+    """`num` elements: exact shares of the non-empty pools, each pool used evenly."""
     weights = {tag: proportions.get(tag, 0) for tag in TASKS if pools.get(tag)}
     if num < 1 or sum(weights.values()) <= 0:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Prompts from files: what no run could use is refused here, with file and line."""
+"""Reads prompts from files; refuses, with file and line, what no run could use."""
 
 import json
 import math
@@ -12,10 +12,10 @@ from flowgrpo_jax.data.prompts import Prompt
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.runtime import paths
 
-DEEPEST = 32  # objects and lists within each other
+DEEPEST = 32  # levels of objects and lists within each other
 _TOO_DEEP = f"values nested more than {DEEPEST} deep"
-_BOM = "\ufeff"  # stands at the begin of files that are then put together
-# Separators, control and format characters: a prompt of these alone says nothing.
+_BOM = "\ufeff"  # at the start of a file, so within one that was joined from several
+# Separators, control and format characters: a prompt of only these is empty.
 _BLANK = frozenset({"Zs", "Zl", "Zp", "Cc", "Cf"})
 
 
@@ -23,9 +23,9 @@ def load_prompts(path: str | Path, key: str = "prompts") -> list[Prompt]:
     """Reads a `.txt` (a prompt per line) or `.jsonl` (an object with "prompt").
 
     The metadata of a JSON line is the whole object, and `index` counts lines from 0.
-    Blank lines at the end of the file are ignored. UserError that names `key`, the file
-    and, where there is one, the line. What a reward needs of a record is the reward's
-    to tell (`prompt_checks`).
+    Blank lines at the end of the file are ignored. A UserError names `key`, the file
+    and, where there is one, the line. Rewards check what they need in a record themselves
+    (`prompt_checks`).
     """
     path = paths.local(path)
     if path.suffix not in _PARSERS:
@@ -49,14 +49,14 @@ def _lines(path: Path, key: str) -> list[str]:
     """The stripped lines of a UTF-8 file, without the blank ones at its end."""
     try:
         if path.exists() and not (path.is_file() or path.is_dir()):
-            raise OSError("is no file")  # a pipe would be waited for
+            raise OSError("is no file")  # reading a pipe would wait for its writer
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise UserError(
             f"{key}: {path}:{line}: must be UTF-8 text ({error})"
         ) from error
-    except (OSError, ValueError) as error:  # ValueError: NUL in a path
+    except (OSError, ValueError) as error:  # ValueError for a NUL in a path
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{key}: {path}: cannot be read ({reason})") from error
     # Not splitlines(): it also cuts at separators that may stand inside a prompt.
@@ -66,7 +66,7 @@ def _lines(path: Path, key: str) -> list[str]:
 
 
 def checked(text: str) -> str:
-    """The text without spaces around it; ValueError if it can be no prompt."""
+    """The text without spaces around it; ValueError if it cannot be a prompt."""
     _check_characters(text)
     if all(unicodedata.category(letter) in _BLANK for letter in text):
         raise ValueError("empty prompt: has no visible character")
@@ -75,7 +75,7 @@ def checked(text: str) -> str:
     return text.strip()
 
 
-# -- kinds of files: a line to (text, metadata); ValueError tells what is wrong --------
+# -- parsers: a line -> (text, metadata); a ValueError says what is wrong with it ------
 
 
 def _parse_text(line: str) -> tuple[str, Mapping[str, Any]]:
@@ -93,7 +93,7 @@ def _parse_json(line: str) -> tuple[str, Mapping[str, Any]]:
 
 
 def _record(line: str) -> Any:
-    """The value of a line of JSON that every other reader of JSON understands alike."""
+    """The value of a line of JSON; refuses what other readers could read differently."""
     try:
         record = json.loads(
             line,
@@ -110,7 +110,7 @@ def _record(line: str) -> Any:
         raise ValueError(_TOO_DEEP) from error
     if _is_deep(record):
         raise ValueError(_TOO_DEEP)
-    if "\\u" in line:  # only so a text can hold half of a character
+    if "\\u" in line:  # only such an escape can write half of a character
         _check_characters(json.dumps(record, ensure_ascii=False))
     return record
 
@@ -126,7 +126,7 @@ def _check_characters(text: str) -> None:
 
 
 def _whole_number(digits: str) -> int:
-    # As servers and their message formats hold them: 64 bits.
+    # Reward servers and their message formats hold 64 bits.
     if len(digits) > 20 or not -(2**63) <= int(digits) < 2**64:
         raise ValueError(
             f"the number {digits[:20]}... has more than 64 bits: write it as a text"
@@ -143,11 +143,11 @@ def _number(digits: str) -> float:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
+    record = dict(pairs)
+    if len(record) < len(pairs):
         [(twice, _)] = Counter(name for name, _ in pairs).most_common(1)
         raise ValueError(f"the key {twice[:40]!r} stands there twice")
-    return made
+    return record
 
 
 def _is_deep(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""GenEval prompt sets by name: a reproducible description of each split."""
+"""GenEval prompt sets by name: descriptions from which a split can be generated."""
 
 import hashlib
 import json
@@ -17,9 +17,9 @@ SPLITS = ("train", "test")
 class PromptSet:
     """A reproducible description of a train and a test split of GenEval prompts.
 
-    With `test_fraction` (task -> fraction) every prompt of the vocabulary is
-    enumerated and split by content; without, the benchmark's sampling is used and
-    `num_test` counts draws per task.
+    With `test_fraction` (task -> fraction) all prompts of the vocabulary are enumerated
+    and split by content. Without it they are sampled as the benchmark does, with
+    `num_test` draws per task.
     """
 
     name: str
@@ -31,7 +31,7 @@ class PromptSet:
     test_fraction: Mapping[str, float | int] | None = None
 
     def generate(self, split: str) -> list[Prompt]:
-        """The prompts of "train" or "test", from nothing but this description."""
+        """The prompts of "train" or "test", determined by this description alone."""
         if split not in SPLITS:
             raise not_one_of("prompts", f"split {split}", SPLITS)
         if self.test_fraction is not None:
@@ -51,7 +51,7 @@ class PromptSet:
 
     @property
     def config_name(self) -> str:
-        """The name on disk: a changed description never reads another's files."""
+        """The name on disk; a changed description has another name and other files."""
         if PROMPT_SETS.get(self.name) == self:
             return self.name
         description = json.dumps(asdict(self), sort_keys=True, default=dict)

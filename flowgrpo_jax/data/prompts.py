@@ -1,4 +1,4 @@
-"""Prompts, and the stateless batches of them that a run walks through."""
+"""Prompts, and the batches of them that the iterations of a run use."""
 
 import functools
 import hashlib
@@ -15,7 +15,7 @@ from flowgrpo_jax.errors import UserError
 
 @dataclass(frozen=True)
 class Prompt:
-    """A text, what a reward must know about it, and its stable id in its dataset."""
+    """A text, the metadata that rewards read, and the fixed index in its set."""
 
     text: str
     metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
@@ -23,15 +23,15 @@ class Prompt:
 
 
 def digest(prompts: Sequence[Prompt]) -> str:
-    """SHA-256, in hex, of what these prompts say, in order: texts and metadata.
+    """SHA-256, in hex, of the texts and metadata of these prompts, in order.
 
-    Two lists with the same digest give the same run; where they were read from, and the
-    order of the keys of a record, do not matter.
+    Two lists with the same digest give the same run: neither their file nor the order
+    of the keys in a record matters.
     """
     whole = hashlib.sha256()
     for prompt in prompts:
-        told = [prompt.text, dict(prompt.metadata)]
-        whole.update(json.dumps(told, sort_keys=True).encode() + b"\n")
+        content = [prompt.text, dict(prompt.metadata)]
+        whole.update(json.dumps(content, sort_keys=True).encode() + b"\n")
     return whole.hexdigest()
 
 
@@ -40,11 +40,11 @@ def batch(
 ) -> list[Prompt]:
     """The prompts of one iteration: a pure function of (seed, iteration).
 
-    Each epoch is a fresh permutation keyed by (seed, epoch), cut into
-    `len(prompts) // prompts_per_iteration` iterations (the rest waits for another
-    epoch). The texts of one iteration are distinct whenever the list has enough
-    distinct ones: a text already taken is passed over for the next in the
-    permutation, which may then appear in the following iteration too.
+    Each epoch is a new permutation that depends on (seed, epoch), cut into
+    `len(prompts) // prompts_per_iteration` iterations; the rest is left out of this
+    epoch. The texts of one iteration are distinct whenever the list has enough distinct
+    ones: a text that was already chosen is skipped for the next one in the permutation,
+    which may then appear in the following iteration too.
     """
     if not prompts:
         raise UserError("prompts: []: at least one prompt is needed")
@@ -76,9 +76,9 @@ def batch(
 def _epoch_order(texts: tuple[str, ...], seed: int, epoch: int) -> tuple[int, ...]:
     """A random order in which the copies of one text are spread evenly.
 
-    Copy j of a text with m copies stands at (j + u) / m with one uniform u per text.
-    Without copies this is a uniformly random permutation; with them, no text clumps
-    and the proportions of the list hold within every stretch of the epoch.
+    Copy j of a text with m copies is put at (j + u) / m, with one uniform u per text.
+    Without copies this is a uniformly random permutation. With copies, the proportions
+    of the list hold in every part of the epoch.
     """
     ids: dict[str, int] = {}
     text_id = np.array([ids.setdefault(text, len(ids)) for text in texts])

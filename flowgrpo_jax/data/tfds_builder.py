@@ -1,4 +1,4 @@
-"""The TFDS builder of GenEval prompts; import it lazily, TFDS is slow to import."""
+"""The TFDS builder of GenEval prompts; import it lazily, since TFDS imports slowly."""
 
 import contextlib
 import io
@@ -33,8 +33,8 @@ class GenevalPrompts(tfds.core.GeneratorBasedBuilder):
     BUILDER_CONFIGS: ClassVar[list[GenevalPromptsConfig]] = [
         GenevalPromptsConfig.of(prompt_set) for prompt_set in PROMPT_SETS.values()
     ]
-    # Nothing is downloaded, so there are no checksums beside the code to look for;
-    # TFDS 4.9.10 would look with importlib_resources, which it does not install.
+    # Nothing is downloaded, so there are no files of checksums beside this code. TFDS
+    # 4.9.10 would look for them with importlib_resources, which it does not install.
     code_path = None
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -49,7 +49,7 @@ class GenevalPrompts(tfds.core.GeneratorBasedBuilder):
                     "index": np.int64,
                 }
             ),
-            disable_shuffling=True,  # the order is ours
+            disable_shuffling=True,  # keeps the order of generation
         )
 
     def _split_generators(
@@ -77,7 +77,7 @@ class GenevalPrompts(tfds.core.GeneratorBasedBuilder):
 
 
 def prepared(prompt_set: PromptSet, data_dir: str | Path | None) -> GenevalPrompts:
-    """The builder of a set whose files are on disk."""
+    """The builder of a set, whose files are written first if they are not there."""
 
     def builder() -> GenevalPrompts:
         config = GenevalPromptsConfig.of(prompt_set)
@@ -92,10 +92,10 @@ def prepared(prompt_set: PromptSet, data_dir: str | Path | None) -> GenevalPromp
         print(f"preparing {prompt_set.name} prompts in {result.data_dir}")
     tfds.disable_progress_bar()
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # it speaks of downloads
+        with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints about downloads
             result.download_and_prepare()
     except OSError:
-        # Another process may have renamed its finished copy into place first.
+        # Another process may have moved its finished copy there first.
         if not Path(result.data_dir).exists():
             raise
         result = builder()

@@ -17,11 +17,11 @@ from flowgrpo_jax.errors import UserError, not_one_of
 def load(
     config: str | PromptSet, split: str, data_dir: str | Path | None = None
 ) -> list[Prompt]:
-    """Reads a split, after preparing the whole set if this `data_dir` has it not.
+    """Reads a split; prepares the whole set first if `data_dir` does not have it.
 
     `config` is a name in PROMPT_SETS or a description; `data_dir` defaults to TFDS's.
-    Preparation writes to a temporary folder and renames it, so a killed one leaves
-    nothing that would be read.
+    Preparation writes to a temporary folder and renames it, so one that was killed
+    leaves nothing that would be read.
     """
     if isinstance(config, str):
         if config not in PROMPT_SETS:
@@ -42,10 +42,10 @@ def load(
         ) from error
     except (ImportError, UserError):
         raise
-    except Exception as error:  # TFDS and its C++ say each damage otherwise
+    except Exception as error:  # TFDS raises many types for damaged files
         root = data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
         raise UserError(
             f"prompts: {config.name}: {root}/geneval_prompts/{config.config_name}: is "
             f"damaged ({' '.join(str(error).split())[:200]}): delete this folder, it "
-            "will be made again"
+            "will be written again"
         ) from error

@@ -1,4 +1,4 @@
-"""What the embedded worlds' models share: a small transformer, and their weights file."""
+"""What the embedded worlds' models share: a small transformer and a weights file."""
 
 import dataclasses
 from pathlib import Path
@@ -17,14 +17,14 @@ from flowgrpo_jax.models.text import Tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """The size of an embedded model; stands in the header of its weights file."""
+    """The size of an embedded model, as the header of its weights file has it."""
 
     width: int = 96
     depth: int = 4
     heads: int = 3
     patch: int = 4
     max_words: int = 6
-    world: str = "sprites"  # whose pictures it paints
+    world: str = "sprites"  # the world whose pictures it generates
 
 
 def make_model(
@@ -38,7 +38,7 @@ def make_model(
 ) -> FlowModel:
     """The networks, without weights, for pictures of height x width pixels.
 
-    `dtype` is that of matmuls and residuals.
+    Matmuls and residuals are computed in `dtype`.
     """
     shape = small.Shape(size.width, size.depth, size.heads, size.patch)
     network = small.denoiser(shape, max(height, width), 3, dtype)
@@ -55,7 +55,7 @@ def make_model(
 
 
 def save(path: str | Path, variables: Variables, model: FlowModel) -> None:
-    """Write variables, any LoRA folded in, and the model's size to one file."""
+    """Writes variables, with any LoRA folded in, and the model's size to one file."""
     shape, tokenizer = small.shape_of(model.denoiser), model.tokenizer
     assert tokenizer is not None
     size = Size(
@@ -71,13 +71,13 @@ def save(path: str | Path, variables: Variables, model: FlowModel) -> None:
 
 
 def load(path: str | Path) -> tuple[Variables, Size]:
-    """Variables in fp32 and size; UserError if the file is of another kind."""
+    """The variables in fp32 and the size; UserError for a file of another kind."""
     size = read_size(path)
     return weights.load(path)[0], size
 
 
 def read_size(path: str | Path) -> Size:
-    """The size alone; UserError if the file is of another kind."""
+    """The size alone; UserError for a file of another kind."""
     if "json" not in safetensors_files.read_header(Path(path)).metadata:
         raise UserError(
             f"model: {path}: holds other weights than those of an embedded model: give "

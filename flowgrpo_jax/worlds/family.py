@@ -1,4 +1,4 @@
-"""The embedded worlds as a family of models: one weights file, in here or the user's."""
+"""The embedded worlds as a family of models; weights are one file, ours or a user's."""
 
 import dataclasses
 from pathlib import Path
@@ -17,10 +17,10 @@ from flowgrpo_jax.worlds.registry import WORLDS
 
 
 class EmbeddedCode:
-    """The family's code; see `family.Code` for what each method is."""
+    """The code of this family; `models.family.Code` says what each method does."""
 
     def find(self, spec: ModelSpec) -> Path:
-        """The weights file of a world's name, or the one that is named; UserError if none."""
+        """The weights file of a world, or the file of that name; UserError for none."""
         _check(spec)
         name = spec.name
         own = WORLDS[name].model.WEIGHTS if name in WORLDS else name
@@ -31,22 +31,22 @@ class EmbeddedCode:
         return path
 
     def plan(self, spec: ModelSpec, place: Path | None) -> FlowModel:
-        """The networks whose size the file tells; without one, of a world's usual size."""
+        """The networks in the file's size or, without a file, in a world's default size."""
         _check(spec)
         if place is None:
             return _of_size(spec, WORLDS[spec.name].model.Size())
         try:
             return _of_size(spec, embedded.read_size(place))
-        except (TypeError, KeyError) as error:  # the header tells of something else
+        except (TypeError, KeyError) as error:  # the header describes something else
             raise _no_weights_of_ours(spec.name) from error
 
     def shapes(self, model: FlowModel, weights: DTypeLike) -> Variables:
-        """Shapes of all variables, in fp32 whatever `weights` says: the file has no other."""
+        """Shapes of all variables, always in fp32: the file holds nothing else."""
         del weights
         return jax.eval_shape(model.init, jax.random.key(0))
 
     def read(self, place: Path, model: FlowModel, like: Variables) -> Variables:
-        """The variables on the host, in fp32: they are small on any mesh."""
+        """The variables on the host, in fp32; they are small enough for that."""
         try:
             variables, _ = embedded.load(place)
         except (TypeError, KeyError) as error:
@@ -56,7 +56,7 @@ class EmbeddedCode:
         return variables
 
     def with_adapter(self, path: str, lora: Variables, model: FlowModel) -> Variables:
-        """UserError: files of adapters are of diffusers' models."""
+        """UserError: adapter files belong to models of diffusers."""
         raise UserError(
             f"train.lora_path: {path}: needs train.use_lora and a diffusers model"
         )
@@ -66,7 +66,7 @@ class EmbeddedCode:
         embedded.save(path / "weights.safetensors", jax.device_get(variables), model)
 
     def adapter(self, variables: Variables, model: FlowModel) -> Adapter:
-        """UserError: there is no diffusers model that an adapter could be for."""
+        """UserError: diffusers has no model to which an adapter could be applied."""
         raise _not_of_diffusers(model)
 
     def write_transformer(
@@ -76,16 +76,16 @@ class EmbeddedCode:
         raise _not_of_diffusers(model)
 
     def usage(self, base: str | None, transformer: bool) -> str:
-        """How this package samples the result."""
+        """The command with which this package samples the result."""
         return "python -m flowgrpo_jax.sample --model=weights.safetensors --prompt=..."
 
 
 def _of_size(spec: ModelSpec, size: embedded.Size) -> FlowModel:
-    made = WORLDS[size.world].model.make_model(
+    model = WORLDS[size.world].model.make_model(
         size, spec.lora_rank, spec.lora_alpha, jnp.dtype(spec.dtype)
     )
-    network = made.denoiser.with_options(lora_targets=spec.lora_targets or None)
-    return dataclasses.replace(made, denoiser=network)
+    network = model.denoiser.with_options(lora_targets=spec.lora_targets or None)
+    return dataclasses.replace(model, denoiser=network)
 
 
 def _check(spec: ModelSpec) -> None:

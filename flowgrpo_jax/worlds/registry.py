@@ -1,7 +1,7 @@
-"""The embedded worlds by name: what they paint, ask for, and are learned from.
+"""The embedded worlds by name.
 
-A world is a model whose weights ship in the package, a painter of scenes, and a stream
-of captioned scenes for pretraining. Adding one is adding a row here and a name in
+A world is a model whose weights are in the package, prompts, a renderer of scenes, and
+a stream of captioned scenes for pretraining. A new world is a row here and a name in
 `row.py`.
 """
 
@@ -30,7 +30,7 @@ class Stream(Protocol):
     """Captioned scenes, a pure function of (seed, iteration)."""
 
     def batch(self, iteration: int, size: int) -> Any:
-        """`captions`, a list of texts, and `scenes`, a pytree that `render` paints."""
+        """`captions` is a list of texts, `scenes` a pytree that `render` takes."""
         ...
 
 
@@ -38,17 +38,17 @@ class Stream(Protocol):
 class World:
     """One embedded world.
 
-    `kinds` are those of wrong captions. `model` is a module with WEIGHTS, Size and
-    make_model; `stream` takes the seed, the share of wrong captions by kind, the first
-    iteration that has any, and the share of empty ones.
+    `kinds` names the kinds of wrong captions. `model` is a module with WEIGHTS, Size
+    and make_model. `stream` takes the seed, the share of wrong captions of each kind, the
+    first iteration that has wrong ones, and the share of empty captions.
     """
 
     model: ModuleType
-    prompts: Callable[[str], list[Prompt]]  # of "train" or "test"
+    prompts: Callable[[str], list[Prompt]]  # takes "train" or "test"
     render: Callable[[Any], Float[Array, "scene height width channel"]]
     stream: Callable[[int, Mapping[str, float], int, float], Stream]
     kinds: tuple[str, ...]
-    # Of (images, prompt number of each) -> measurements that are its own, if any.
+    # (images, number of each image's prompt) -> this world's own measurements, if any.
     monitors: Callable[..., dict[str, float]] | None = None
 
 

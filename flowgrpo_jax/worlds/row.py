@@ -5,7 +5,7 @@ from flowgrpo_jax.models.family import Family
 ROW = Family(
     name="embedded",
     module="flowgrpo_jax.worlds.family",
-    # Their weights are in this package: nothing is downloaded.
+    # Nothing is downloaded, since their weights are in this package.
     aliases={"sprites": "", "words": ""},
     suffixes=(".safetensors",),
     embedded=True,

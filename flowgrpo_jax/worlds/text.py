@@ -1,4 +1,4 @@
-"""Tokenizers of the embedded worlds: words, or the letters of a quoted text."""
+"""Tokenizers of the embedded worlds: by words, or by the letters of a quoted text."""
 
 import dataclasses
 import re
@@ -15,7 +15,7 @@ STOP_WORDS = frozenset({"a", "an", "the", "photo", "of"})
 
 @dataclasses.dataclass(frozen=True)
 class WordTokenizer:
-    """Words to ids: 0 pads, 1 stands for every unknown word."""
+    """Turns words into ids; 0 is padding, 1 stands for every unknown word."""
 
     words: tuple[str, ...]
     max_length: int = 8
@@ -37,7 +37,7 @@ class WordTokenizer:
 
 @dataclasses.dataclass(frozen=True)
 class LetterTokenizer:
-    """Letters of the text in double quotes to ids; the rest of a prompt says nothing."""
+    """Turns the letters of the text in double quotes into ids; ignores the rest."""
 
     letters: str
     max_length: int = 8

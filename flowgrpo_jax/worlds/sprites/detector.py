@@ -1,8 +1,8 @@
-"""A deterministic detector for the embedded world, without a network.
+"""A deterministic detector for the world of sprites, without a network.
 
-Pixels are compared with the ground and the palette, connected components become
-objects, and each is named after the nearest of a bank of real renders. Everything runs
-on the whole batch at once: thousands of images per second on one core.
+Pixels are compared with the background and the palette, connected components become
+objects, and each object gets the name of the most similar render in a bank of renders.
+The whole batch is processed at once: thousands of images per second on one core.
 """
 
 import functools
@@ -18,7 +18,7 @@ from flowgrpo_jax.worlds.sprites import world
 
 UNKNOWN = "unknown"
 MIN_AREA = 9.0  # pixels; the smallest triangle of the world covers 18
-MAX_SIDE = 16.0  # pixels; half as large again as the world's largest object
+MAX_SIDE = 16.0  # pixels; 1.5 times the side of the world's largest object
 GRID = 12  # an object is resampled to GRID x GRID cells of a square around it
 MAX_DISTANCE = 0.16  # rms coverage difference to the nearest render of a known shape
 SCORE_AT_LIMIT = 0.3  # GenEval's confidence threshold
@@ -28,7 +28,7 @@ MAX_FOREIGN_SHARE = 0.1  # of an object's pixels
 _GROUND = np.asarray(world.BACKGROUND, np.float32)
 _RAYS = np.asarray(list(world.PALETTE.values()), np.float32) - _GROUND
 _DEPTHS = np.linalg.norm(_RAYS, axis=-1)
-# Neighbours within an image only: the leading axis counts images.
+# Neighbours are in the same image only; the leading axis is that of images.
 _NEIGHBOURS = np.stack([np.zeros((3, 3)), np.ones((3, 3)), np.zeros((3, 3))])
 
 
@@ -44,23 +44,23 @@ class Objects(NamedTuple):
 
 
 class SpriteDetector:
-    """`rewards.detection.Detector` of the embedded world."""
+    """The `rewards.detection.Detector` of this world."""
 
     classes = world.SHAPES
     color_names = world.COLORS
 
     def __call__(self, images: Images) -> list[list[Detection]]:
-        """Objects of every image, unknown ones included; RGB in [0, 1]."""
-        found = detect_arrays(images)
+        """The objects of each RGB image in [0, 1], with unknown ones among them."""
+        objects = detect_arrays(images)
         detections: list[list[Detection]] = [[] for _ in range(len(images))]
-        names, boxes = (*world.SHAPES, UNKNOWN), found.box.tolist()
-        for i, image in enumerate(found.image):
+        names, boxes = (*world.SHAPES, UNKNOWN), objects.box.tolist()
+        for i, image in enumerate(objects.image):
             detections[image].append(
                 Detection(
-                    class_name=names[found.shape[i]],
-                    score=float(found.score[i]),
+                    class_name=names[objects.shape[i]],
+                    score=float(objects.score[i]),
                     box=tuple(boxes[i]),
-                    color=world.COLORS[found.color[i]],
+                    color=world.COLORS[objects.color[i]],
                 )
             )
         return detections
@@ -73,8 +73,8 @@ def detect_arrays(images: Images) -> Objects:
     cover, color, foreign = _explain(deviation, owner, image)
     box = _boxes(cover)
     nearest, distance = _nearest_render(_silhouettes(cover, box))
-    # A second colour makes an object unknown just as a strange outline does,
-    # and so does a flood: a picture in one colour is no square.
+    # An object is also unknown if it has a second colour or is too large: a whole
+    # picture in one colour is no square.
     badness = np.maximum(distance / MAX_DISTANCE, foreign / MAX_FOREIGN_SHARE)
     side = (box[:, 2:] - box[:, :2]).max(-1)
     badness = np.where(side > MAX_SIDE, 2.0, badness)
@@ -82,7 +82,7 @@ def detect_arrays(images: Images) -> Objects:
         image=image,
         shape=np.where(badness <= 1, nearest, -1),
         color=color,
-        # Steep: clean renders stay above the .9 that GenEval asks for when counting.
+        # Steep, so that clean renders stay above 0.9, which GenEval requires to count.
         score=SCORE_AT_LIMIT ** (badness.clip(max=2) ** 6),
         box=box,
         owner=owner,
@@ -97,14 +97,14 @@ def _components(
     depth = np.sqrt(np.einsum("nhwc,nhwc->nhw", deviation, deviation))
     far = depth > 0.15
     cover[far] = depth[far] / _DEPTHS[_nearest_color(deviation[far])]
-    # Half covered, or half as deep as the surroundings where those are pale.
+    # A pixel counts if half covered, or if half as deep as pale surroundings.
     peak = ndimage.maximum_filter(cover, size=(1, 5, 5))
     labels, _ = ndimage.label(cover > 0.5 * peak.clip(0.6, 1.0), _NEIGHBOURS)
     area = np.bincount(labels.ravel(), minlength=1)
     area[0] = 0
     keep = area >= MIN_AREA
     owner = np.where(keep, keep.cumsum() - 1, -1)[labels]
-    # The rim belongs to an object too: one step outwards.
+    # The rim belongs to the object too: it is grown by one pixel.
     core = owner >= 0
     rim = ndimage.maximum_filter(owner, size=(1, 3, 3))
     at = np.nonzero(core)
@@ -124,8 +124,8 @@ def _explain(
 ]:
     """Soft coverage by the object's own colour, the colour, the share of other colours.
 
-    A rim pixel is a mixture of object and ground, so the deepest pixels give the colour
-    and every pixel is then projected on the line from the ground to it.
+    A pixel of the rim is a mixture of object and ground. So the pixels farthest from
+    the ground give the colour, and all are projected on the line from ground to it.
     """
     objects = len(image)
     at = np.nonzero(owner >= 0)
@@ -148,7 +148,7 @@ def _explain(
 def _nearest_color(
     deviation: Float[np.ndarray, "*pixel channel"],
 ) -> Int[np.ndarray, "*pixel"]:
-    """Palette entry with the closest direction from the ground: paleness is no hue."""
+    """The palette entry in the closest direction from the ground, however pale."""
     return (deviation @ (_RAYS / _DEPTHS[:, None]).T).argmax(-1)
 
 
@@ -182,7 +182,7 @@ def _silhouettes(
     overlaps = []
     for axis, pixels in ((0, cover.shape[2]), (1, cover.shape[1])):
         lines = center[:, axis, None] + side[:, None] * spread
-        # Share of each pixel left of each line, then between neighbouring lines.
+        # The share of each pixel before each line, then that between two lines.
         before = np.clip(lines[..., None] - np.arange(pixels, dtype=np.float32), 0, 1)
         overlaps.append(np.diff(before, axis=1) * (GRID / side[:, None, None]))
     across, down = overlaps

@@ -1,4 +1,4 @@
-"""The model of the world of sprites: its words, and its weights in this package."""
+"""The model of the world of sprites: its vocabulary and its weights in this package."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ _DEFAULT = Size()
 
 
 def words() -> tuple[str, ...]:
-    """All words of the world's prompts but the tokenizer's stop words."""
+    """All words of the world's prompts, without the tokenizer's stop words."""
     plural = tuple(
         name + ("es" if name.endswith("s") else "s") for name in world.SHAPES
     )
@@ -30,7 +30,7 @@ def make_model(
     lora_alpha: float = 0.0,
     dtype: DTypeLike = jnp.float32,
 ) -> FlowModel:
-    """The networks, without weights; `dtype` is that of matmuls and residuals."""
+    """The networks, without weights; matmuls and residuals are in `dtype`."""
     tokenizer = WordTokenizer(words(), size.max_words)
     edge = world.SIZE
     return embedded.make_model(

@@ -1,7 +1,8 @@
-"""What a policy does to its pictures when it learns to please the reward instead.
+"""Measurements of what a policy does to its pictures when it exploits the reward.
 
-With GenEval's reward alone, sprites multiply, the ground fills with dots too faint to
-be objects, and free colours drift to one or two. None of that shows in the reward.
+With GenEval's reward alone, objects multiply, the background fills with dots too faint
+to be objects, and colours that the prompt leaves open become one or two. The reward
+shows none of that.
 """
 
 import numpy as np
@@ -24,8 +25,8 @@ def measure(
     Args:
       images: RGB samples.
       owner: prompt of each sample; samples of a prompt are compared with each other.
-      color_free: samples whose prompt leaves colours open; default all.
-      found: `detector.detect_arrays(images)` where the caller has it already.
+      color_free: which samples have a prompt that leaves colours open; default all.
+      found: the result of `detector.detect_arrays(images)`, if the caller has it.
 
     Returns:
       objects: mean number of objects per image, unknown ones included.
@@ -39,16 +40,16 @@ def measure(
         pairs, then over prompts; NaN if no prompt has two samples.
     """
     images = np.asarray(images, np.float32)
-    found = detector.detect_arrays(images) if found is None else found
+    objects = detector.detect_arrays(images) if found is None else found
     if color_free is None:
         color_free = np.ones(len(images), bool)
-    energy, texture = background(images, found.owner < 0)
+    energy, texture = background(images, objects.owner < 0)
     return {
-        "objects": len(found.image) / len(images),
-        "unknown": float(np.mean(found.shape < 0)) if len(found.shape) else 0.0,
+        "objects": len(objects.image) / len(images),
+        "unknown": float(np.mean(objects.shape < 0)) if len(objects.shape) else 0.0,
         "background_energy": energy,
         "background_texture": texture,
-        "color_entropy": entropy(found.color[color_free[found.image]]),
+        "color_entropy": entropy(objects.color[color_free[objects.image]]),
         "diversity": diversity(images, owner),
     }
 
@@ -62,7 +63,7 @@ def background(
         return 0.0, 0.0
     weight = ground[..., None].astype(np.float32)
     deviation = (images - np.asarray(world.BACKGROUND, np.float32)) * weight
-    # The mean of the ground pixels around each pixel: objects do not leak into it.
+    # The mean over ground pixels only, so that objects do not leak into it.
     window = (1, 3, 3, 1)
     mean = ndimage.uniform_filter(deviation, window, mode="constant")
     mean /= ndimage.uniform_filter(weight, window, mode="constant").clip(1e-3)

@@ -9,7 +9,7 @@ from flowgrpo_jax.data import geneval_grammar
 from flowgrpo_jax.worlds.sprites import scenes, world
 from flowgrpo_jax.worlds.sprites.prompts import VOCABULARY
 
-# Tasks that ask for more are seen more often.
+# Tasks that request more are drawn more often.
 TASK_SHARES = {
     "single_object": 0.05,
     "two_object": 0.15,
@@ -21,17 +21,17 @@ TASK_SHARES = {
 
 
 class CaptionedScenes(NamedTuple):
-    """Captions and the scenes that they (nearly always) describe."""
+    """Captions, and scenes that most of them describe correctly."""
 
     captions: list[str]
     scenes: world.Scene
 
 
 class SceneStream:
-    """All prompts of the world; from iteration `clean` on drawn with mistakes.
+    """Draws from all prompts of the world; from iteration `clean` on with mistakes.
 
     `noise` is the share of wrong pairs of each task. Clean captions first teach the
-    model everything; the noisy ones after them teach it how far to trust a caption.
+    model everything; noisy ones then teach it how far a caption can be trusted.
     """
 
     def __init__(

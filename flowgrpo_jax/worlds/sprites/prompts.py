@@ -1,11 +1,11 @@
-"""The embedded world's GenEval prompts: what is trained on and what is held out."""
+"""The GenEval prompts of this world: those to train on and those held out."""
 
 from flowgrpo_jax.data.geneval_grammar import Vocabulary
 from flowgrpo_jax.data.prompt_sets import PromptSet
 from flowgrpo_jax.worlds.sprites import world
 
 VOCABULARY = Vocabulary(classes=world.SHAPES, colors=world.COLORS, colorless=())
-# As in the benchmark, single_object is never trained on. 521 prompts are held out.
+# As in the benchmark, nothing trains on single_object. 521 prompts are held out.
 PROMPTS = PromptSet(
     "sprites",
     VOCABULARY,

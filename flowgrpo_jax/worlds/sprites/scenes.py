@@ -1,9 +1,9 @@
-"""Scenes for GenEval records: what a record asks for, and what a web caption delivers.
+"""Scenes for GenEval records: correct ones, and ones as wrong as captions on the web.
 
-The base model learns from `caption_pairs`: a record and a scene that shows what was
-asked, or, at `noise[tag]`, a scene with a plausible mistake in it. That share of wrong
-pairs is what makes the pretrained model imperfect in the way text-to-image models are:
-it can draw everything that is asked, and does so part of the time.
+The base model learns from `caption_pairs`: a record, and a scene that shows what it
+requests or, in a share `noise[tag]` of the pairs, one with a plausible mistake. These
+wrong pairs make the pretrained model imperfect in the way of text-to-image models: it
+can draw everything that a prompt requests, but does so only part of the time.
 """
 
 from collections.abc import Mapping, Sequence
@@ -42,7 +42,7 @@ def caption_pairs(
 def _contents(
     record: Mapping, wrong: bool, rng: np.random.Generator
 ) -> tuple[Objects, str | None]:
-    """Objects (and the relation of the second to the first) that a record leads to."""
+    """The objects of a record's scene, and the relation of the second to the first."""
     tag, include = record["tag"], record["include"]
     shapes = [world.SHAPES.index(clause["class"]) for clause in include]
     colors = [
@@ -72,7 +72,7 @@ def _mistake(
     relation: str | None,
     rng: np.random.Generator,
 ) -> str | None:
-    """Change the contents in place as a bad caption would; returns the relation."""
+    """Makes a mistake in the contents, in place; returns the relation."""
     if tag == "position":
         return str(rng.choice([r for r in RELATIONS if r != relation]))
     if tag == "color_attr":
@@ -87,7 +87,7 @@ def _mistake(
         kind = rng.random()
         if kind < 0.4:  # one of the two is missing
             del shapes[int(rng.integers(2))], colors[0]
-        else:  # or is something else
+        else:  # or one of them is something else
             k = int(rng.integers(2))
             shapes[k] = _other(shapes[k], len(world.SHAPES), rng)
     else:
@@ -102,7 +102,7 @@ def _other(value: int, choices: int, rng: np.random.Generator) -> int:
 def _place(
     objects: int, relation: str | None, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Centres and radii from the pool of layouts, turned so that `relation` holds."""
+    """Centres and radii from the pool of layouts, ordered so that `relation` holds."""
     if relation is None:
         center, radius = world.layouts(objects)
         pick = rng.integers(len(center))

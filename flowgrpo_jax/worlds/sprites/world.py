@@ -1,7 +1,7 @@
-"""The embedded world: 24x24 pictures of a few clear shapes on a light ground.
+"""The world of sprites: 24x24 pictures of a few clear shapes on a light background.
 
-A scene is data (shapes, colours, places), `render` is the only painter. Pixel units:
-x to the right and y down, the centre of the top left pixel at (0.5, 0.5).
+A scene is data (shapes, colours, centres, radii), and only `render` paints it. Units
+are pixels, x to the right and y down; the centre of the top left pixel is (0.5, 0.5).
 """
 
 import functools
@@ -27,8 +27,8 @@ PALETTE = {
 }
 COLORS = tuple(PALETTE)
 # Radii shrink with the number of objects so that all of them fit with a clear gap.
-# Places and sizes are few: the model's capacity goes to what a prompt asks for, not to
-# the sub-pixel phase of every rim.
+# Centres and radii have few values, so that the model's capacity goes to what a prompt
+# requests and not to positions between the pixels.
 RADII = {1: (4.0, 5.0), 2: (3.5, 4.5), 3: (3.5,), 4: (3.5,)}
 LATTICE = 2  # centres are at even pixel coordinates
 GAP = 1.6  # pixels between the boxes of two objects, along at least one axis
@@ -97,13 +97,13 @@ def layouts(
 ) -> tuple[np.ndarray, np.ndarray]:
     """A fixed pool of layouts: centres [number, objects, 2] and radii [number, objects].
 
-    Rejection sampling is too slow beside a gradient step, so a pool is made once and
-    scenes index it. With `dominance` (two objects) the x offset is at least that many
-    times the y offset: transposing gives the vertical relations.
+    Rejection sampling is too slow beside a gradient step, so a pool is sampled once and
+    scenes choose from it. With `dominance` (of two objects) the x offset is more than
+    that many times the y offset; transposing gives the vertical relations.
     """
     rng = np.random.default_rng((objects, number, int(dominance * 100)))
-    centers, radii, found = [], [], 0
-    while found < number:
+    centers, radii, accepted = [], [], 0
+    while accepted < number:
         radius = rng.choice(RADII[objects], (200_000, objects))
         cells = np.floor((SIZE - 2 * (radius + 0.5)) / LATTICE)[..., None]
         first = np.ceil((radius + 0.5) / LATTICE)[..., None]
@@ -115,6 +115,6 @@ def layouts(
             keep &= offset[:, 0] > dominance * offset[:, 1]
         centers.append(center[keep])
         radii.append(radius[keep])
-        found += int(keep.sum())
+        accepted += int(keep.sum())
     center, radius = np.concatenate(centers)[:number], np.concatenate(radii)[:number]
     return center.astype(np.float32), radius.astype(np.float32)

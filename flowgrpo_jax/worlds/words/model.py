@@ -1,4 +1,4 @@
-"""The model of the world of words: it reads letters. Its weights are in this package."""
+"""The model of the world of words, which reads letters; its weights are here."""
 
 import functools
 from pathlib import Path
@@ -30,7 +30,7 @@ def make_model(
     lora_alpha: float = 0.0,
     dtype: DTypeLike = jnp.float32,
 ) -> FlowModel:
-    """The networks, without weights; `dtype` is that of matmuls and residuals."""
+    """The networks, without weights; matmuls and residuals are in `dtype`."""
     tokenizer = LetterTokenizer(world.LETTERS, size.max_words)
     return embedded.make_model(
         size, tokenizer, world.HEIGHT, world.WIDTH, lora_rank, lora_alpha, dtype

@@ -9,18 +9,18 @@ from flowgrpo_jax.worlds.words import prompts, world
 
 
 class CaptionedWords(NamedTuple):
-    """Captions and the strips that they (nearly always) describe."""
+    """Captions, and strips that most of them describe correctly."""
 
     captions: list[str]
     scenes: world.Strip
 
 
 class WordStream:
-    """All words but those held out; from iteration `clean` on drawn with mistakes.
+    """Draws from all words but those held out; from iteration `clean` on with mistakes.
 
-    `noise["letter"]` is the share of letters that are others than the caption has, a
-    vowel in place of a vowel, so that a model that has learned it spells a word right
-    with probability (1 - noise)^3.
+    `noise["letter"]` is the share of letters that are replaced, vowels by vowels and
+    consonants by consonants. A model that has learned that share spells a word
+    correctly with probability (1 - noise)^3.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class WordStream:
 def misspelled(
     letters: np.ndarray, share: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """Letters of which a share is replaced by other ones of their kind."""
+    """The letters, with a share of them replaced by others of the same kind."""
     vowels = len(world.VOWELS)
     first = np.where(letters < vowels, 0, vowels)
     kinds = np.where(letters < vowels, vowels, len(world.CONSONANTS))

@@ -1,4 +1,4 @@
-"""The words of this world and which of them are held out."""
+"""The words of this world, and which of them are held out."""
 
 import functools
 import hashlib
@@ -6,12 +6,12 @@ import hashlib
 from flowgrpo_jax.data.prompts import Prompt
 from flowgrpo_jax.worlds.words.world import CONSONANTS, VOWELS
 
-HELD_OUT = 8  # one word of so many
+HELD_OUT = 8  # one word in eight
 
 
 @functools.cache
 def words(split: str) -> tuple[str, ...]:
-    """Consonant, vowel, consonant: 1,620 words, of which "test" never trains anything."""
+    """The words of "train" or "test", of 1,620: consonant, vowel, consonant."""
     every = [a + b + c for a in CONSONANTS for b in VOWELS for c in CONSONANTS]
     return tuple(word for word in every if _held_out(word) == (split == "test"))
 
@@ -27,5 +27,5 @@ def caption(word: str) -> str:
 
 
 def _held_out(word: str) -> bool:
-    # A hash, and not a draw: a word stays on its side when others are added.
+    # By a hash, not drawn: a word stays on its side when other words are added.
     return hashlib.sha256(word.encode()).digest()[0] % HELD_OUT == 0

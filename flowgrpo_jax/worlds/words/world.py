@@ -1,8 +1,8 @@
 """The world of words: three capitals in one font on a light strip of 12x24 pixels.
 
-A strip is data (letters, ink, place), `render` is the only painter. Every letter stands
-in a cell of its own, so that spelling is learned letter by letter and carries over to
-words that were never seen.
+A strip is data (letters, ink, position), and only `render` paints it. Every letter is
+in a cell of its own, so a model learns to spell letter by letter, words that it has
+never seen among them.
 """
 
 import functools
@@ -18,13 +18,13 @@ LENGTH = 3  # letters of a word
 CELL = 8  # pixels: width of a letter's cell, and the height of a capital
 HEIGHT, WIDTH = 12, CELL * LENGTH
 VOWELS = "AEIOU"
-# Without Q, W and Z: at eight pixels the OCR engine takes them for O, V and 2.
+# Without Q, W and Z, which the OCR engine reads as O, V and 2 at eight pixels.
 CONSONANTS = "BCDFGHJKLMNPRSTVXY"
 LETTERS = VOWELS + CONSONANTS
 GROUND = (0.90, 0.90, 0.88)
 INKS = ((0.08, 0.08, 0.08), (0.14, 0.18, 0.60), (0.60, 0.10, 0.12), (0.06, 0.38, 0.16))
-_BOX = CELL + 2  # rows of a letter: round ones reach beyond the line above and below
-SHIFTS = HEIGHT - _BOX + 1  # places of a word, from the top down
+_BOX = CELL + 2  # rows of a cell: round letters are one row taller on each side
+SHIFTS = HEIGHT - _BOX + 1  # possible positions of a word, from the top down
 
 
 class Strip(NamedTuple):
@@ -46,7 +46,7 @@ def glyphs() -> Float[np.ndarray, "letter row column"]:
 
 
 def _font_of_height(pixels: int) -> ImageFont.FreeTypeFont:
-    """The smallest size whose capitals are that high."""
+    """The font in the smallest size whose capitals are at least that high."""
     for quarter in range(4 * pixels, 16 * pixels):
         font = ImageFont.load_default(quarter / 4)
         assert isinstance(font, ImageFont.FreeTypeFont), "Pillow without FreeType"
@@ -56,7 +56,7 @@ def _font_of_height(pixels: int) -> ImageFont.FreeTypeFont:
 
 
 def _glyph(letter: str, font: ImageFont.FreeTypeFont) -> np.ndarray:
-    """One letter in the middle of its cell; what is wider loses its right rim."""
+    """One letter in the middle of its cell; too wide a letter is cut on the right."""
     canvas, line = Image.new("L", (4 * CELL, 4 * CELL)), 3 * CELL
     ImageDraw.Draw(canvas).text((CELL, line), letter, 255, font, anchor="ls")
     ink = np.asarray(canvas, np.float32) / 255
