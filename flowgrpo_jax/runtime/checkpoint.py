@@ -1,12 +1,12 @@
 """Checkpoints: any pytree of arrays, saved while training goes on.
 
 Orbax writes `<directory>/<step>/state` under a temporary name and renames it when
-all is on disk: a killed or failed save leaves the earlier steps as they were.
-Just before that rename `checksums.json` is added, since the array files themselves
-carry no checksum and a damaged one would be restored as wrong numbers.
+everything is on disk: a save that is killed or fails leaves the earlier steps as they
+were. Just before that rename `checksums.json` is added, since the array files have no
+checksums and a damaged one would be restored as wrong numbers.
 
-The step is the number of finished iterations. Flush the metrics first, then save:
-every row below `step` is then on disk whenever checkpoint `step` exists.
+The step is the number of finished iterations. Flush the metrics first, then save: then
+every row below `step` is on disk whenever checkpoint `step` exists.
 """
 
 import errno
@@ -58,7 +58,7 @@ class Checkpointer:
         self._saving: int | None = None
         options = ocp.CheckpointManagerOptions(
             preservation_policy=ocp.checkpoint_managers.LatestN(keep),
-            # what a killed save left behind
+            # Removes what a save that was killed left behind.
             cleanup_tmp_directories=not read_only,
             create=not read_only,
             read_only=read_only,
@@ -72,11 +72,13 @@ class Checkpointer:
             )
         except UserError:
             raise
-        except Exception as error:  # it reads a file of every step, and trusts it
+        except (
+            Exception
+        ) as error:  # orbax reads a file of every step without checking it
             raise self._damaged(error) from error
 
     def _damaged(self, error: Exception) -> UserError:
-        """Names the step whose file about itself is none, and what it can be."""
+        """The error for an unreadable folder; names a step whose metadata is damaged."""
         for path in sorted(self.directory.glob(f"*/{_ABOUT}")):
             try:
                 fine = isinstance(json.loads(path.read_text()), dict)
@@ -93,10 +95,11 @@ class Checkpointer:
         )
 
     def _plainly_named(self) -> Path:
-        """The folder by a name that orbax can take for nothing else.
+        """The folder under a name that orbax cannot take for a pattern.
 
-        It looks for the parts of a checkpoint by a pattern that begins with the path:
-        in `runs/[a]` it finds none, merges none, and has lost them (seen with 0.12.8).
+        Orbax looks for the parts of a checkpoint by a pattern that begins with the
+        path. In `runs/[a]` it finds none of them, merges nothing, and the data is lost
+        (seen with 0.12.8).
         """
         self._opened = None
         if not _PATTERN.search(str(self.directory)):
@@ -110,11 +113,11 @@ class Checkpointer:
         return Path(f"/proc/self/fd/{self._opened}")
 
     def save(self, step: int, state: PyTree) -> None:
-        """Starts saving `state`; returns once it is copied and may be donated.
+        """Starts to save `state`; returns once it is copied and may be donated.
 
-        Leaves: jax arrays (typed PRNG keys too), numpy arrays, python numbers; none
-        of size zero. A step that is there already is left alone. What went wrong in
-        the background (a full disk) raises here, in `wait` or in `close`.
+        Leaves may be jax arrays (typed PRNG keys too), numpy arrays and Python numbers,
+        but not arrays of size zero. A step that exists already is not saved again. An
+        error in the background (a full disk) is raised here, in `wait` or in `close`.
         """
         self.wait()
         if step in self.steps():
@@ -129,7 +132,9 @@ class Checkpointer:
 
     def steps(self) -> list[int]:
         """All finished checkpoints, oldest first."""
-        steps = sorted(self._manager.all_steps())  # the one in flight counts there
+        steps = sorted(
+            self._manager.all_steps()
+        )  # orbax counts the one that is being saved
         return [step for step in steps if (self.directory / str(step)).is_dir()]
 
     def latest(self) -> int | None:
@@ -141,12 +146,11 @@ class Checkpointer:
     ) -> PyTree:
         """The saved state, with the types and shardings of `state_like`.
 
-        `state_like` holds arrays or `jax.ShapeDtypeStruct`s, whose sharding may differ
-        from the one that was saved. `partial=True` reads only the leaves named in it.
-        What is not there, of another shape, or of a type that would lose something in
-        the wanted one, is refused.
-        A damaged checkpoint raises: which earlier one to fall back to is for the
-        user to say.
+        `state_like` holds arrays or `jax.ShapeDtypeStruct`s; their shardings may differ
+        from the saved ones. `partial=True` reads only the leaves that it names.
+        UserError for a leaf that was not saved, that has another shape, or whose type
+        cannot be cast to the wanted one without loss; also for a damaged checkpoint,
+        since the user decides which earlier one to go back to.
         """
         self.wait()
         step = self._existing(step)
@@ -170,12 +174,12 @@ class Checkpointer:
         return jax.tree.map(_as_like, state_like, restored)
 
     def wait(self) -> None:
-        """Blocks until the save in flight is on disk."""
+        """Blocks until the running save, if there is one, is on disk."""
         self._writing(self._manager.wait_until_finished)
         self._saving = None
 
     def close(self) -> None:
-        """Finishes the save in flight and releases orbax's threads."""
+        """Finishes the running save and ends orbax's threads."""
         self._writing(self._manager.close)
         if self._opened is not None:
             os.close(self._opened)
@@ -198,7 +202,7 @@ class Checkpointer:
         return step
 
     def _writing(self, call: Callable[[], Result]) -> Result:
-        """Runs `call`; failures of the file system become a line for the user."""
+        """Runs `call`; errors of the file system become one line for the user."""
         try:
             return call()
         except (OSError, ValueError) as error:
@@ -212,7 +216,7 @@ class Checkpointer:
             ) from error
 
     def _seal(self) -> None:
-        """Adds sizes and CRC-32 of all files to the still temporary step folder."""
+        """Adds sizes and CRC-32 of all files to the step's folder before its renaming."""
         if jax.process_index() != 0:
             return
         pattern = f"{self._saving}.orbax-checkpoint-tmp*"
@@ -221,7 +225,7 @@ class Checkpointer:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), pattern)
         files = (path for path in sorted(folder.glob(f"{_ITEM}*/**/*")))
         sums = {
-            # the item still has its temporary name: `state` is what it becomes
+            # The item still has its temporary name, which becomes `state`.
             "/".join((_ITEM, *path.relative_to(folder).parts[1:])): [
                 path.stat().st_size,
                 _crc32(path),
@@ -253,11 +257,12 @@ class Checkpointer:
 
 
 class Schedule:
-    """When to save: every so many iterations, and once so many minutes have passed.
+    """Decides when to save: every few iterations, and when some minutes have passed.
 
     Args:
-      minutes: since the last time; 0 for never.
-      clock: seconds, for tests.
+      every: number of iterations between saves.
+      minutes: time since the last save; 0 never saves by time.
+      clock: gives seconds; tests give their own.
     """
 
     def __init__(
@@ -268,7 +273,7 @@ class Schedule:
         self._saved = clock()
 
     def due(self, iteration: int) -> bool:
-        """Whether to save at this iteration; if so, it counts as done."""
+        """Whether to save at this iteration; if so, it counts as saved."""
         now = self._clock()
         due = iteration % self._every == 0 or now - self._saved >= self._seconds
         if due:
@@ -284,51 +289,53 @@ def _check_sums(folder: Path) -> None:
         raise ValueError(f"{_CHECKSUMS} is damaged") from error
     if not isinstance(sums, dict):
         raise ValueError(f"{_CHECKSUMS} is damaged")
-    there = {
+    on_disk = {
         path.relative_to(folder).as_posix()
-        for path in (folder / _ITEM).rglob("[!.]*")  # but for those of a file manager
+        for path in (folder / _ITEM).rglob(
+            "[!.]*"
+        )  # without hidden files, such as a file manager's
         if path.is_file()
     }
-    if unknown := sorted(there - sums.keys()):
+    if unknown := sorted(on_disk - sums.keys()):
         raise ValueError(f"{unknown[0]} is not of this checkpoint")
-    for name, noted in sums.items():
+    for name, written in sums.items():
         path = folder / name
-        found = [path.stat().st_size, _crc32(path)]
-        if noted != found:
+        actual = [path.stat().st_size, _crc32(path)]
+        if written != actual:
             what = (
                 "checksum"
-                if isinstance(noted, list) and noted[:1] == found[:1]
+                if isinstance(written, list) and written[:1] == actual[:1]
                 else "size"
             )
             raise ValueError(f"{name} has the wrong {what}")
 
 
 def _misfit(target: PyTree, item: Path) -> str:
-    """What is asked for and was not saved so; empty if all of it was."""
+    """Names a leaf of `target` that was not saved so; empty if there is none."""
     saved = ocp.tree.to_flat_dict(ocp.PyTreeCheckpointHandler().metadata(item).tree)
     for path, like in ocp.tree.to_flat_dict(target).items():
         name = "/".join(map(str, path))
         if path not in saved:
             return f"{name} is not in it"
-        there = saved[path]
+        leaf = saved[path]
         if jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
             like = jax.eval_shape(jax.random.key_data, like)
-        if there.shape != like.shape:
+        if leaf.shape != like.shape:
             return (
-                f"{name}: an array of shape {there.shape} where {like.shape} is wanted"
+                f"{name}: an array of shape {leaf.shape} where {like.shape} is wanted"
             )
-        if not np.can_cast(there.dtype, like.dtype, "safe"):
-            return f"{name}: {there.dtype} where {like.dtype} is wanted"
+        if not np.can_cast(leaf.dtype, like.dtype, "safe"):
+            return f"{name}: {leaf.dtype} where {like.dtype} is wanted"
     return ""
 
 
 def _hide_orbax(record: logging.LogRecord) -> bool:
-    """A log filter: every orbax failure reaches the caller as an exception."""
+    """A log filter that drops orbax's lines: its failures are raised as exceptions."""
     return "orbax" not in Path(record.pathname).parts
 
 
 def _storable(leaf: Any) -> jax.Array | np.ndarray:
-    """An array for orbax, which copies those of numpy before `save` returns."""
+    """The leaf as an array; orbax copies numpy arrays before `save` returns."""
     if isinstance(leaf, jax.Array):
         return leaf
     array = np.asarray(leaf)
@@ -345,7 +352,7 @@ def _abstract(leaf: Any) -> jax.ShapeDtypeStruct | np.ndarray:
 
 
 def _as_like(like: Any, leaf: Any) -> Any:
-    """Python numbers come back as python numbers."""
+    """The restored leaf, as a Python number where `like` is one."""
     return type(like)(leaf) if isinstance(like, (bool, int, float)) else leaf
 
 
@@ -358,13 +365,13 @@ def _crc32(path: Path) -> int:
 
 
 def _disk_failure(error: Exception) -> tuple[str, str] | None:
-    """What the file system said and what to do, None for any other error."""
+    """(what the file system said, what to do); None for any other error."""
     text, number = str(error), getattr(error, "errno", None)
-    if found := re.search(r"os_error_code='?(\d+)", text):  # tensorstore's way
-        number = int(found[1])
+    if code := re.search(r"os_error_code='?(\d+)", text):  # tensorstore writes it so
+        number = int(code[1])
     if "RESOURCE_EXHAUSTED" in text or "No space left" in text:
         number = errno.ENOSPC
-    elif text.startswith("NOT_FOUND"):  # a file that was written is gone: no errno
+    elif text.startswith("NOT_FOUND"):  # a written file is gone; it has no errno
         number = errno.ENOENT
     if number is None:
         return None

@@ -1,4 +1,4 @@
-"""What a file system refused, and what a person can do about it."""
+"""Turns errors of the file system into what happened and what a user can do."""
 
 import errno
 import os
@@ -24,11 +24,11 @@ def remedy(number: int | None) -> str:
 
 
 def reason(number: int) -> str:
-    """What the file system said, in a word."""
+    """What the file system said, in a few words."""
     return "disk full" if number in _FULL else os.strerror(number).lower()
 
 
 def line(error: OSError) -> str:
-    """path: what went wrong: what to do."""
+    """One line: the path, what went wrong, and what to do."""
     what = error.strerror or str(error)
     return f"{error.filename or 'disk'}: {what}: {remedy(error.errno)}"

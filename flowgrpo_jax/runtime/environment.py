@@ -1,7 +1,7 @@
-"""What a run was made on: device, instruction set, versions, commit.
+"""The environment of a run: device, instruction set, versions, commit.
 
 The same command gives the same bits on one kind of chip with one set of versions. So a
-workdir holds what it was run on, by the iteration from which on that was so:
+workdir records its environments, each with the first iteration that ran in it:
 
     environment.json    [{"from_iteration": 0, "environment": {...}}, ...]
 """
@@ -26,13 +26,13 @@ PACKAGES = (
     *("flowgrpo_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy"),
     "transformers",
 )
-# Of the many flags of a CPU those that decide how XLA computes a sum of products.
+# The CPU flags that decide how XLA computes a sum of products.
 _INSTRUCTIONS = (
     *("avx", "avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512_vnni"),
     *("avx512_bf16", "avx512_fp16", "avx_vnni", "amx_tile", "amx_bf16", "amx_int8"),
     *("asimd", "asimdhp", "asimddp", "bf16", "i8mm", "sve", "sve2"),
 )
-# More cores are more devices, which do not change a digit.
+# The number of cores is that of devices, which changes no digit.
 _NO_MATTER = ("cores", "devices")
 
 
@@ -55,16 +55,16 @@ def environment() -> dict[str, Any]:
 
 
 def record(workdir: Path, from_iteration: int) -> str:
-    """Keep what the run runs on from an iteration on; a line if that is something else.
+    """Records this process's environment; returns a line if the last one differs.
 
-    Entries of later iterations go: those will be written again.
+    Entries of later iterations are removed, since those iterations will run again.
     """
     path, now = workdir / _FILE, environment()
-    held = [e for e in history(workdir) if e["from_iteration"] < from_iteration]
-    changes = differences(held[-1]["environment"], now) if held else []
-    if not held or changes:
-        held.append({"from_iteration": from_iteration, "environment": now})
-    atomic_write(path, json.dumps(held, indent=2) + "\n")
+    entries = [e for e in history(workdir) if e["from_iteration"] < from_iteration]
+    changes = differences(entries[-1]["environment"], now) if entries else []
+    if not entries or changes:
+        entries.append({"from_iteration": from_iteration, "environment": now})
+    atomic_write(path, json.dumps(entries, indent=2) + "\n")
     if not changes:
         return ""
     return (
@@ -75,7 +75,7 @@ def record(workdir: Path, from_iteration: int) -> str:
 
 
 def history(workdir: Path) -> list[dict[str, Any]]:
-    """The entries of a workdir, the earliest first; none of a run that kept none."""
+    """The entries of a workdir, the earliest first; empty if it has no such file."""
     path = workdir / _FILE
     try:
         entries = parse_json(path.read_text()) if path.exists() else []
@@ -90,7 +90,7 @@ def history(workdir: Path) -> list[dict[str, Any]]:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """`jax 0.10.2 -> 0.11.0`, for all that may change a digit."""
+    """Texts such as `jax 0.10.2 -> 0.11.0`, for everything that may change a digit."""
     return [
         f"{name} {old.get(name)} -> {new.get(name)}"
         for name in dict.fromkeys([*new, *old])
@@ -111,7 +111,7 @@ def _version(package: str) -> str | None:
 
 
 def cpu(info: Path = Path("/proc/cpuinfo")) -> tuple[str, tuple[str, ...]]:
-    """Name of the CPU, and which instructions it has of those that XLA may use."""
+    """Name of the CPU, and those of its instructions that XLA may use."""
     fields: dict[str, str] = {}
     try:
         for line in info.read_text(errors="replace").splitlines():
@@ -125,14 +125,14 @@ def cpu(info: Path = Path("/proc/cpuinfo")) -> tuple[str, tuple[str, ...]]:
 
 
 def _other_flags(flags: str) -> str:
-    """Without the number of devices, which is that of the cores."""
+    """The flags without the number of devices, which is that of the cores."""
     own = "--xla_force_host_platform_device_count"
     return " ".join(sorted(one for one in flags.split() if not one.startswith(own)))
 
 
 @functools.cache
 def commit(root: Path) -> str | None:
-    """The commit of a checkout at `root`, "-dirty" behind it where files differ."""
+    """The commit of the checkout at `root`, with "-dirty" if files differ from it."""
 
     def git(*words: str) -> str:
         return subprocess.run(

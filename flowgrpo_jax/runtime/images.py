@@ -1,4 +1,4 @@
-"""Image grids as PNG files."""
+"""Images and grids of images as PNG files."""
 
 import io
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ _LINES = 3
 def to_uint8(
     images: Float[np.ndarray, "*batch height width 3"],
 ) -> UInt8[np.ndarray, "*batch height width 3"]:
-    """Pixels in [0, 1] to 0..255, rounded; what lies outside is clipped."""
+    """Turns pixels in [0, 1] into 0..255, rounded; values outside are clipped."""
     return np.round(np.clip(images, 0, 1) * 255).astype(np.uint8)
 
 
@@ -32,10 +32,10 @@ def save_grid(
     scale: int = 1,
     captions: Sequence[str] | None = None,
 ) -> None:
-    """Writes images [0, 1] as one PNG, row by row, whole or not at all.
+    """Writes images in [0, 1] as one PNG, row by row; the file is whole or absent.
 
-    `scale` enlarges by whole pixels: tiny images stay sharp. Captions go below their
-    image, wrapped to its width, cut after three lines.
+    `scale` repeats pixels, so that tiny images stay sharp. Captions are below their
+    images, wrapped to their width and cut after three lines.
     """
     tiles = to_uint8(np.asarray(images, np.float32))
     tiles = tiles.repeat(scale, axis=1).repeat(scale, axis=2)

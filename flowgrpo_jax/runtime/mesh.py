@@ -1,8 +1,8 @@
-"""Device mesh, sharding rules as data, and the microbatch loop's place in them.
+"""Device mesh, sharding rules as data, and gathering and scattering of parameters.
 
-Two axes: `data` and `fsdp`. Both split the microbatches; `fsdp` also splits the
-parameters. The shape of a microbatch never depends on the mesh: more devices loop
-over fewer of them, so results are the same on any number of devices.
+There are two axes, `data` and `fsdp`. Both split the microbatches; `fsdp` also splits
+the parameters. The shape of a microbatch never depends on the mesh: with more devices
+each loops over fewer microbatches, so results are the same on any number of devices.
 """
 
 import re
@@ -18,26 +18,27 @@ from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.runtime import stopping
 
 AXES = ("data", "fsdp")
-AnyMesh = Mesh | AbstractMesh  # the second has no devices: for plans
+AnyMesh = Mesh | AbstractMesh  # the second has no devices and serves estimates
 Rules = Sequence[tuple[str, tuple[str | None, ...]]]
 
 
 def make_mesh(
     shape: Mapping[str, int], devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
-    """Mesh over the devices, those of this machine unless others are given.
+    """A mesh over `devices`, by default those of this machine.
 
-    One axis may be -1, "the rest". UserError if the shape misfits.
+    One axis may be -1: it takes the remaining devices. UserError if the shape does not
+    fit their number.
     """
     devices = jax.devices() if devices is None else devices
-    stopping.reinstall()  # libtpu brings handlers that print a stack
+    stopping.reinstall()  # libtpu installs handlers that print a stack
     sizes = _sizes(shape, len(devices))
     chosen = np.array(devices[: int(np.prod(sizes))]).reshape(sizes)
     return Mesh(chosen, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def make_abstract_mesh(shape: Mapping[str, int], count: int) -> AbstractMesh:
-    """The mesh that so many devices would have, where there are none."""
+    """The mesh that `count` devices would have, without any devices."""
     return AbstractMesh(_sizes(shape, count), AXES, axis_types=(AxisType.Auto,) * 2)
 
 
@@ -60,9 +61,9 @@ def _sizes(shape: Mapping[str, int], count: int) -> tuple[int, ...]:
 def specs(tree: Any, rules: Rules, mesh: AnyMesh) -> Any:
     """PartitionSpec of every leaf: the first rule whose pattern occurs in its path.
 
-    A rule names an axis (or None) per dimension, aligned to the last dimension, since
-    scanned layers add a leading one. A dimension that the axis does not divide stays
-    whole; a leaf without a rule is replicated.
+    A rule names an axis (or None) per dimension. It is aligned to the last dimension,
+    since scanned layers add a leading one. A dimension that the axis's size does not
+    divide is not split; a leaf without a rule is replicated.
     """
 
     def spec(path, leaf) -> PartitionSpec:
@@ -82,7 +83,7 @@ def specs(tree: Any, rules: Rules, mesh: AnyMesh) -> Any:
 
 
 def shardings(spec: Any, mesh: AnyMesh) -> Any:
-    """NamedSharding of one PartitionSpec, or of every one in a tree."""
+    """The NamedSharding of one PartitionSpec, or of each one in a tree."""
     return jax.tree.map(
         lambda s: NamedSharding(mesh, s),
         spec,
@@ -91,12 +92,12 @@ def shardings(spec: Any, mesh: AnyMesh) -> Any:
 
 
 def place(tree: Any, spec: Any, mesh: AnyMesh) -> Any:
-    """Put host arrays on the mesh; `spec` is one PartitionSpec or a tree of them."""
+    """Puts host arrays on the mesh; `spec` is one PartitionSpec or a tree of them."""
     return jax.device_put(tree, shardings(spec, mesh))
 
 
 def abstract(tree: Any, spec: Any, mesh: AnyMesh) -> Any:
-    """What `place` would give, without any array: jax.ShapeDtypeStruct of every leaf."""
+    """The result of `place` without arrays: a jax.ShapeDtypeStruct for each leaf."""
     one = isinstance(spec, PartitionSpec)
     spec = jax.tree.map(lambda _: spec, tree) if one else spec
     return jax.tree.map(
@@ -110,7 +111,7 @@ def abstract(tree: Any, spec: Any, mesh: AnyMesh) -> Any:
 
 def random_key(mesh: AnyMesh, seed: int, *counters: int) -> jax.Array:
     """The key of (seed, counters), on every device of the mesh."""
-    with jax.transfer_guard("allow"):  # integers, from the host by their nature
+    with jax.transfer_guard("allow"):  # the seed and the counters come from the host
         key = jax.random.key(seed)
         for counter in counters:
             key = jax.random.fold_in(key, counter)
@@ -135,7 +136,7 @@ def gather(tree: Any, spec: Any, dtype: DTypeLike | None = None) -> Any:
 
 
 def scatter_gradients(tree: Any, spec: Any) -> Any:
-    """Of whole gradients this device's shards, summed over the axes that split them."""
+    """This device's shards of whole gradients, summed over the axes that split them."""
 
     def shard(leaf, leaf_spec):
         for dimension, axis in enumerate(leaf_spec):
@@ -149,7 +150,7 @@ def scatter_gradients(tree: Any, spec: Any) -> Any:
 
 
 def sum_gradients(tree: Any, spec: Any) -> Any:
-    """Sums over the axes that `scatter_gradients` has left."""
+    """Sums gradients over the axes over which `scatter_gradients` has not."""
 
     def total(leaf, leaf_spec):
         return jax.lax.psum(leaf, tuple(sorted(set(AXES) - set(leaf_spec))))

@@ -1,14 +1,14 @@
-"""The numbers of a run: metrics.jsonl, TensorBoard and, when asked for, wandb.
+"""The numbers of a run: metrics.jsonl, TensorBoard and, if the config names it, wandb.
 
-One JSON row per call, `iteration` and `kind` first, the rest in the caller's order.
-All that depends on the clock or the machine is named `time/...`; without those
-fields a run that was killed and started again writes the same bytes as one that
-was not.
+Each call writes one JSON row: `iteration` and `kind` first, the rest in the caller's
+order. Names that depend on the clock or the machine begin with `time/`; without those
+fields a run that was killed and started again writes the same bytes as one that was
+not.
 
-What a checkpoint means for the rows. A state saved as step i has finished the
-iterations below i; an evaluation *at* i is still to come. So a run that resumes at i
-keeps the rows below i, drops the others and writes them again. For no row to be
-lost, call `flush` before the checkpoint is saved.
+Rows and checkpoints: a state that is saved as step i has finished the iterations below
+i, and an evaluation *at* i is still to come. So a run that resumes at i keeps the rows
+below i, removes the others and writes them again. Call `flush` before a checkpoint is
+saved, so that no row can be lost.
 """
 
 import json
@@ -44,13 +44,14 @@ class MetricWriter:
     """Writes the rows of one run.
 
     Args:
-      workdir: metrics.jsonl and tensorboard/ are in it.
-      start_iteration: where this process starts; later rows of an earlier process go.
-      tensorboard: also write TensorBoard events.
+      workdir: the folder of metrics.jsonl and tensorboard/.
+      start_iteration: the first iteration of this process; rows that an earlier process
+        wrote from it on are removed.
+      tensorboard: whether to write TensorBoard events too.
       wandb: arguments of `wandb.init` (project, name, mode, config ...), None for no
         wandb. A resumed run goes on in the same wandb run.
 
-    `rewritten` counts the lines of an earlier process that go and come again.
+    `rewritten` counts the removed lines of an earlier process; they are written again.
     """
 
     def __init__(
@@ -81,12 +82,12 @@ class MetricWriter:
     def write(
         self, iteration: int, scalars: Mapping[str, Any], kind: str = "train"
     ) -> None:
-        """One row of 0-d numbers; `kind` is "train" or "eval".
+        """Writes one row of 0-d numbers; `kind` is "train" or "eval".
 
         Adds `time/wall` (seconds of this run so far, over all its processes) and
         `time/peak_memory_gb` (of this process on the host).
         """
-        # one explicit transfer; a list, since a pytree would sort the names
+        # One explicit transfer, of a list, since a pytree would sort the names.
         on_host = jax.device_get(list(scalars.values()))
         values = {
             name: _number(name, x) for name, x in zip(scalars, on_host, strict=True)
@@ -102,13 +103,13 @@ class MetricWriter:
                 board.write_scalars(iteration, values)
 
     def images(self, iteration: int, images: Mapping[str, Any]) -> None:
-        """Images [height, width, 3] or [n, height, width, 3] in [0, 1], boards only."""
+        """Images [height, width, 3] or [n, height, width, 3] in [0, 1], for boards only."""
         for board in self._boards:
             with user_errors(self._path.parent):
                 board.write_images(iteration, images)
 
     def flush(self) -> None:
-        """Returns once all rows are on disk; to be called before a checkpoint."""
+        """Returns once all rows are on disk; call it before a checkpoint is saved."""
         with user_errors(self._path):
             os.fsync(self._file.fileno())
             for board in self._boards:
@@ -135,7 +136,7 @@ class MetricWriter:
         }
 
     def _append(self, line: bytes) -> None:
-        """Hands a whole line to the OS; on a full disk none of it stays."""
+        """Writes a whole line; on a full disk nothing of it remains in the file."""
         with user_errors(self._path):
             if not os.fstat(self._file.fileno()).st_nlink:
                 self._put_back()
@@ -150,7 +151,7 @@ class MetricWriter:
                 raise
 
     def _put_back(self) -> None:
-        """Write the file again, which somebody has removed and we still have open."""
+        """Writes the file again after somebody removed it while it is open here."""
         self._file.seek(0)
         rows = self._file.read()
         atomic_write(self._path, rows)
@@ -171,13 +172,13 @@ def read_metrics(workdir: str | Path) -> list[dict[str, Any]]:
 
 
 def peak_memory_gb() -> float:
-    """The most host memory this process ever held, in units of 10^9 bytes."""
+    """The largest host memory of this process so far, in units of 10^9 bytes."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
 def _lines(path: Path) -> list[bytes]:
-    """All whole lines; a torn end has no newline."""
+    """All whole lines; a last line that was cut off has no newline and is left out."""
     with user_errors(path):
         return path.read_bytes().split(b"\n")[:-1] if path.exists() else []
 
@@ -196,7 +197,7 @@ def _rows(path: Path, lines: Sequence[bytes]) -> list[dict[str, Any]]:
 
 
 def _row(line: bytes) -> dict[str, Any] | None:
-    """The row of a line; None for a line that we have not written."""
+    """The row of a line; None if the line is not one that `MetricWriter` writes."""
     try:
         row = parse_json(line)
         if type(row["iteration"]) is not int or row["iteration"] < 0:
@@ -209,7 +210,7 @@ def _row(line: bytes) -> dict[str, Any] | None:
 
 
 def _remedy(workdir: Path, before: Sequence[Mapping[str, Any]]) -> str:
-    """How the row comes back, where a checkpoint is left from before it."""
+    """What to do about a damaged row; a checkpoint from before it brings it back."""
     steps = checkpoint_steps(workdir)
     last = before[-1]["iteration"] if before else 0
     later = [step for step in steps if step > last]
@@ -227,8 +228,8 @@ def _remedy(workdir: Path, before: Sequence[Mapping[str, Any]]) -> str:
 def _keep_rows(path: Path, start: int) -> tuple[list[dict[str, Any]], int]:
     """Cuts the file back to the rows below iteration `start`, byte for byte.
 
-    Also tells how many lines were cut. What comes after is written again, so it may
-    hold anything.
+    Also returns how many lines were cut. They will be written again, so they need not
+    be rows.
     """
     lines = _lines(path)
     rows = [_row(line) for line in lines]
@@ -248,17 +249,17 @@ def _keep_rows(path: Path, start: int) -> tuple[list[dict[str, Any]], int]:
         end = whole if start else 0
     kept = b"".join(line + b"\n" for line in lines[:end])
     if path.exists() and kept != path.read_bytes():
-        found = _rows(path, lines[:end])
+        kept_rows = _rows(path, lines[:end])
         atomic_write(path, kept)
-        return found, len(lines) - end
+        return kept_rows, len(lines) - end
     return _rows(path, lines[:end]), 0
 
 
 def _number(name: str, value: Any) -> Number:
-    """A python number with the fewest digits that name the same value.
+    """A Python number with the fewest digits that give the same value.
 
-    Of float32 and shorter these are the digits of that precision (0.1, not
-    0.10000000149011612); -0.0 becomes 0.0, since the two are equal.
+    For float32 and smaller types these are the digits of their precision (0.1, not
+    0.10000000149011612). -0.0 becomes 0.0, since the two are equal.
     """
     array = np.asarray(value)
     if array.ndim != 0:
@@ -271,7 +272,7 @@ def _number(name: str, value: Any) -> Number:
 
 
 def _json_number(value: Number) -> Number | str:
-    """JSON has no NaN and no infinity: they are written as strings."""
+    """The number, or a string for NaN and infinity, which JSON does not have."""
     if math.isfinite(value):
         return value
     return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
@@ -280,11 +281,11 @@ def _json_number(value: Number) -> Number | str:
 def _from_json(name: str, value: Any) -> Any:
     if name == "kind" or isinstance(value, int | float):
         return value
-    return float(value)  # a text, of what JSON has no number for
+    return float(value)  # a string for a number that JSON does not have
 
 
 class _Wandb:
-    """The two calls of the board interface on a wandb run."""
+    """A wandb run with the methods of a board."""
 
     def __init__(self, workdir: Path, arguments: Mapping[str, Any]):
         try:
@@ -301,7 +302,7 @@ class _Wandb:
         run_id = id_file.read_text().strip()
         options = {"dir": str(workdir), "id": run_id, "resume": "allow", **arguments}
         self._run = wandb.init(**options)
-        # wandb's own step only grows: after a resume, iterations are written again
+        # wandb's own step can only grow, but a resumed run writes iterations again.
         self._run.define_metric("iteration")
         self._run.define_metric("*", step_metric="iteration")
 
@@ -318,7 +319,7 @@ class _Wandb:
         self._run.log({"iteration": step, **logged})
 
     def flush(self) -> None:
-        """wandb sends in its own process."""
+        """Does nothing: wandb sends from a process of its own."""
 
     def close(self) -> None:
         self._run.finish()

@@ -1,12 +1,12 @@
-"""Paths as people write them."""
+"""Paths as users write them."""
 
 import os
 from pathlib import Path
 
 
 def local(path: str | Path) -> Path:
-    """A path whose `~` is the home folder: the shell leaves it where it follows a `=`.
+    """The path with `~` replaced by the home folder, as shells do not after a `=`.
 
-    Where there is no such home, `~name` is a name like others.
+    Where there is no such home, `~name` is a name like any other.
     """
     return Path(os.path.expanduser(path))

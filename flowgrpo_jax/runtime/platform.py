@@ -1,4 +1,4 @@
-"""What must be said to XLA before the first array exists."""
+"""Settings of XLA, which must be made before the first array exists."""
 
 import contextlib
 import os
@@ -16,9 +16,9 @@ from flowgrpo_jax.runtime import paths
 def configure(cache_dir: str | Path | None = None) -> None:
     """One CPU device per core, and a cache of compiled programs across runs.
 
-    On CPUs the network's matrices are too small to split over threads; one device per
-    core, each looping over microbatches of its own, uses the cores fully. Flags that
-    the user has set stay; on GPU and TPU the CPU flags have no effect.
+    On CPUs the matrices of the networks are too small to be split over threads; one
+    device per core, each with its own microbatches, uses all cores fully. Flags that
+    the user has set stay as they are; on GPU and TPU the CPU flags have no effect.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     if "xla_force_host_platform_device_count" not in flags:
@@ -29,7 +29,7 @@ def configure(cache_dir: str | Path | None = None) -> None:
         os.environ["XLA_FLAGS"] = flags.strip()
     quiet_libtpu()
     cache = paths.local(cache_dir or "~/.cache/flowgrpo_jax/xla").absolute()
-    with contextlib.suppress(OSError):  # a home that cannot be written to: no cache
+    with contextlib.suppress(OSError):  # no cache where the home folder is read-only
         cache.mkdir(parents=True, exist_ok=True)
         jax.config.update("jax_compilation_cache_dir", str(cache))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
@@ -37,10 +37,10 @@ def configure(cache_dir: str | Path | None = None) -> None:
 
 
 def quiet_libtpu(devices: str | Path = "/dev") -> None:
-    """Where libtpu is installed and no TPU is there, keep it from saying so at length.
+    """Silences libtpu where it is installed but no TPU is there.
 
-    Without an answer to what kind it is and who its neighbours are it writes five
-    lines of errors into every command.
+    It looks for the kind of accelerator and the names of workers; without values for
+    them it writes five lines of errors in every command.
     """
     chips = [*Path(devices).glob("accel*"), *Path(devices).glob("vfio")]
     if not chips:
@@ -51,14 +51,16 @@ def quiet_libtpu(devices: str | Path = "/dev") -> None:
 def one_library(
     mesh: meshes.AnyMesh, dtype: DTypeLike | None
 ) -> dict[str, str | bool] | None:
-    """Compiler options with which rollout and update round a bf16 product alike.
+    """Compiler options with which rollout and update round bf16 products alike.
 
     On CPUs XLA gives some matrix products to YNNPACK and others to Eigen, and not the
-    same ones in both programs: it took some of a LoRA's out of the rollout and none out
-    of the update. They add up in another order, and where that moves a bf16 digit the
-    first ratio is not exactly 1. In fp32 it has always been 1.
+    same ones in both programs: it gave some of a LoRA's products to YNNPACK in the
+    rollout and none in the update. The two add in different orders, and where that
+    changes a bf16 digit the first ratio is not exactly 1. In fp32 it always was 1.
     """
     on_cpu = isinstance(mesh, Mesh) and mesh.devices.flat[0].platform == "cpu"
     if not on_cpu or dtype is None or jnp.dtype(dtype) != jnp.bfloat16:
         return None
-    return {"xla_cpu_experimental_ynn_fusion_type": ""}  # none; in jax 0.10 and 0.11
+    return {
+        "xla_cpu_experimental_ynn_fusion_type": ""
+    }  # gives none to YNNPACK, in jax 0.10 and 0.11

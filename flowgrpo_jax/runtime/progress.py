@@ -1,4 +1,4 @@
-"""What a user sees while a run goes on."""
+"""The progress bar, or lines, that a user sees during a run."""
 
 import os
 import sys
@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 
 class Progress:
-    """A bar on a terminal; elsewhere a plain line now and then.
+    """A bar on a terminal; elsewhere a plain line every `log_every` seconds.
 
     Args:
       total: iterations of the whole run.
@@ -18,7 +18,7 @@ class Progress:
       pauses: the iterations that begin with an evaluation.
       log_every: seconds between the plain lines; None for no lines.
       stream: the text stream to write to, stderr by default.
-      clock: seconds, for tests.
+      clock: gives seconds; tests give their own.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Progress:
         self._opened = self._last = self._logged = clock()
         self._pauses = pauses
         self._pause = 0.0
-        self._pace: float | None = None  # unknown until an iteration has not compiled
+        self._pace: float | None = None  # None until an iteration did not compile
         self._compiled = False
         self._bar: tqdm | None = None
         if self._stream.isatty():
@@ -49,12 +49,12 @@ class Progress:
                 file=self._stream,
                 ncols=None if columns else 80,  # some containers have width 0
                 dynamic_ncols=bool(columns),
-                mininterval=0,  # an iteration is long enough
+                mininterval=0,  # every update is shown: iterations are slow
                 bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}",
             )
 
     def update(self, iteration: int, reward: SupportsFloat, images: int) -> None:
-        """Tells that `iteration` is done, its mean reward and its rollout's images."""
+        """Shows that `iteration` is done; its rollout sampled `images` images."""
         now = self._clock()
         seconds, self._last = max(now - self._last, 1e-9), now
         steps, self._done = iteration + 1 - self._done, iteration + 1
@@ -76,12 +76,12 @@ class Progress:
         tqdm.write(text, file=self._stream)
 
     def skip(self) -> None:
-        """Leaves the time since the last update out of the pace: an evaluation's."""
+        """Leaves the time since the last update, an evaluation's, out of the pace."""
         now = self._clock()
         self._pause, self._last = now - self._last, now
 
     def close(self) -> None:
-        """Leaves the bar as it stands."""
+        """Closes the bar and leaves it visible."""
         if self._bar is not None:
             self._bar.close()
 
@@ -92,9 +92,9 @@ class Progress:
         self.close()
 
     def _left(self, latest: float) -> float | None:
-        """Seconds to go, iterations as of late and evaluations like the last one.
+        """Seconds left, from the pace of recent iterations and the last evaluation.
 
-        None after the first iteration of a process, which also compiled.
+        None after the first iteration of a process, whose time includes compilation.
         """
         if self._compiled:
             pace = latest if self._pace is None else self._pace
@@ -108,7 +108,7 @@ class Progress:
 
 
 def _duration(seconds: float) -> str:
-    """h:mm:ss, or m:ss below an hour."""
+    """The time as h:mm:ss, or m:ss below an hour."""
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"

@@ -1,13 +1,13 @@
-"""How a process ends: by a signal, which is never lost, or by itself, which nothing holds.
+"""How a process ends: signals are never lost, and no thread can keep it from ending.
 
-SIGTERM (a preemption, `kill`) and SIGINT (Ctrl-C) end the process at once and in one
-line, exit code 143 or 130, as long as it has nothing to save. Within a `GracefulStop`
-the first one only asks, and the second ends.
+SIGTERM (a preemption, `kill`) and SIGINT (Ctrl-C) end the process at once, with one
+line and exit code 143 or 130, as long as it has nothing to save. Within a `GracefulStop` the
+first signal only requests a stop, and the second one ends the process.
 
 Python runs a handler when its main thread next runs Python code, so not while XLA
-compiles, and what a handler raises inside a callback of JAX is lost. So the handlers
-do nothing: the interpreter also writes the number of each signal to a pipe
-(`signal.set_wakeup_fd`), and a thread that reads it does what there is to do.
+compiles; and what a handler raises inside a callback of JAX is lost. So the handlers do
+nothing. The interpreter also writes the number of each signal to a pipe
+(`signal.set_wakeup_fd`), and a thread reads the pipe and acts.
 
 Only the standard library is imported here: `flowgrpo_jax/__init__.py` calls `install`
 before a command spends seconds on importing jax.
@@ -25,25 +25,25 @@ from typing import Any, NoReturn
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
-_pipe: int | None = None  # its end for writing, once the thread reads the other one
+_pipe: int | None = None  # its write end, once the thread reads the other end
 _current: "GracefulStop | None" = None
 _is_command = False
-_asked = 0  # the last signal that has
+_last_signal = 0  # the last one that this process received
 
 
 class Stopped(Exception):
-    """Raised by `GracefulStop.check` once a signal has asked."""
+    """Raised by `GracefulStop.check` once a signal has requested a stop."""
 
 
 def install() -> None:
-    """From here on a signal ends this process, a command, at once."""
+    """Declares this process a command: from here on a signal ends it at once."""
     global _is_command
     _is_command = True
     _listen()
 
 
 def reinstall() -> None:
-    """Take the signals back from a library that has handlers of its own (libtpu)."""
+    """Sets the handlers again after a library (libtpu) has installed its own."""
     if _is_command:
         _listen()
 
@@ -51,9 +51,9 @@ def reinstall() -> None:
 class GracefulStop:
     """Within it the first signal only sets `requested`, to its number.
 
-    While `unsaved` is False a command has nothing to save and ends at the first one
-    too. In a process that is no command (a notebook) the second one does what the
-    handlers of before do; they are put back at the end.
+    While `unsaved` is False a command has nothing to save, and the first signal ends it
+    at once. In a process that is no command (a notebook) the second signal goes to the
+    previous handlers; they are set again at the end.
     """
 
     def __init__(self) -> None:
@@ -63,7 +63,7 @@ class GracefulStop:
         self._heard = 0
 
     def check(self) -> None:
-        """Raise Stopped if the process was asked to stop."""
+        """Raises Stopped if a signal has requested a stop."""
         if self.requested:
             raise Stopped
 
@@ -84,7 +84,7 @@ class GracefulStop:
             signal.signal(number, handler)
 
     def _hear(self, number: int) -> None:
-        """In the main thread, of a process that is no command."""
+        """Counts a signal; runs in the main thread of a process that is no command."""
         self._heard += 1
         if self._heard > 1:
             self._put_back()
@@ -92,15 +92,15 @@ class GracefulStop:
 
 
 def status() -> int:
-    """The exit code of a process that was asked to stop, as a shell has it."""
-    return 128 + (_asked or signal.SIGTERM)
+    """The exit code after a signal, as shells have it."""
+    return 128 + (_last_signal or signal.SIGTERM)
 
 
 def finish(status: int, seconds: float = 1.0) -> NoReturn:
-    """End a command as Python does, but after `seconds` whatever still holds it.
+    """Ends a command as Python does, but after at most `seconds`.
 
-    Results are on disk by now. What may hold it: threads of a user's reward, pools, or
-    those of orbax, which wait 300 s after a save that failed.
+    Results are on disk by now. Threads of a user's reward or of a pool could keep the
+    process alive, or those of orbax, which wait 300 s after a save that failed.
     """
 
     def overdue() -> None:
@@ -113,19 +113,19 @@ def finish(status: int, seconds: float = 1.0) -> NoReturn:
 
 
 def leave(status: int, line: str = "") -> NoReturn:
-    """End the process now, whatever its threads do; worker processes end with it."""
+    """Ends the process now, whatever its threads do, and its worker processes."""
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             _within(1.0, stream.flush)
     if line:
         _within(1.0, lambda: _say(line))
     with contextlib.suppress(Exception):
-        _end_workers()  # not on a thread: from Python 3.12 on none begins in a shutdown
+        _end_workers()  # on no thread: none starts in a shutdown from Python 3.12 on
     os._exit(status)
 
 
 def _listen() -> None:
-    """Handlers on this module's pipe, and the one thread that reads it."""
+    """Sets the handlers and the pipe, and starts the one thread that reads it."""
     global _pipe
     reading = None
     if _pipe is None:
@@ -134,19 +134,21 @@ def _listen() -> None:
     signal.set_wakeup_fd(_pipe, warn_on_full_buffer=False)
     for number in SIGNALS:
         signal.signal(number, _on_signal)
-    if reading is not None:  # last: starting a thread waits, which a signal could end
+    if (
+        reading is not None
+    ):  # last, since a signal could interrupt the wait for the thread
         threading.Thread(
             target=_watch, args=(reading,), name="signals", daemon=True
         ).start()
 
 
 def _on_signal(number: int, frame: FrameType | None) -> None:
-    """Nothing, unless an event loop has put its own pipe in the place of ours."""
+    """Does nothing, unless an event loop has replaced our pipe by its own."""
     del frame
     assert _pipe is not None
-    there = signal.set_wakeup_fd(_pipe, warn_on_full_buffer=False)
-    if there != _pipe:
-        signal.set_wakeup_fd(there, warn_on_full_buffer=False)
+    current_pipe = signal.set_wakeup_fd(_pipe, warn_on_full_buffer=False)
+    if current_pipe != _pipe:
+        signal.set_wakeup_fd(current_pipe, warn_on_full_buffer=False)
         os.write(_pipe, bytes([number]))
     if _current is not None and not _is_command:
         _current._hear(number)
@@ -161,8 +163,8 @@ def _watch(pipe: int) -> None:
 
 
 def _received(number: int) -> None:
-    global _asked
-    _asked = number
+    global _last_signal
+    _last_signal = number
     stop, name = _current, signal.Signals(number).name
     if stop is None or (_is_command and (stop.requested or not stop.unsaved)):
         leave(128 + number, f"{name}: stopped")
@@ -173,26 +175,26 @@ def _received(number: int) -> None:
 
 
 def _say(line: str) -> None:
-    """Not print: the signal may have come in the middle of one."""
-    start = "\n" if os.isatty(2) else ""  # below the ^C
+    """Writes to stderr; not by print, which the signal may have interrupted."""
+    start = "\n" if os.isatty(2) else ""  # on a new line below the ^C
     os.write(2, f"{start}{line}\n".encode())
 
 
 def _within(seconds: float, call: Callable[[], Any]) -> None:
-    """Call, and wait no longer than that: whoever reads our output may hang."""
+    """Calls, and waits no longer than `seconds`: whoever reads our output may hang."""
 
     def quietly() -> None:
         with contextlib.suppress(Exception):
             call()
 
     thread = threading.Thread(target=quietly, daemon=True)
-    with contextlib.suppress(RuntimeError):  # none can begin while Python shuts down
+    with contextlib.suppress(RuntimeError):  # no thread starts while Python shuts down
         thread.start()
         thread.join(seconds)
 
 
 def _end_workers() -> None:
-    """Those of multiprocessing, which hold our output open; `os._exit` leaves them."""
+    """Ends workers of multiprocessing: `os._exit` leaves them, with our output open."""
     loaded = sys.modules.get("multiprocessing.process")
     workers = loaded.active_children() if loaded else []
     for worker in workers:
@@ -203,18 +205,21 @@ def _end_workers() -> None:
         worker.kill()
 
 
-def _hold_signals() -> None:
-    """Until the child has its own handlers: what is sent to it would go to our pipe,
-    and the parent take it for its own (a pool ends its workers with SIGTERM)."""
+def _block_signals() -> None:
+    """Blocks signals until the forked child has its own handlers.
+
+    Otherwise a signal for the child (a pool ends its workers with SIGTERM) would go to
+    our pipe, and the parent would take it for its own.
+    """
     _forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
 
-def _let_signals() -> None:
+def _unblock_signals() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, _forking.mask)
 
 
-def _as_before() -> None:
-    """A forked process (a worker of a user's pool) has no such thread: it just ends."""
+def _reset_child() -> None:
+    """Default handlers for a forked process, such as a worker: it has no such thread."""
     global _pipe, _current, _is_command
     if _pipe is not None:
         signal.set_wakeup_fd(-1)
@@ -222,10 +227,10 @@ def _as_before() -> None:
             if signal.getsignal(number) is _on_signal:
                 signal.signal(number, signal.SIG_DFL)
         _pipe, _current, _is_command = None, None, False
-    _let_signals()
+    _unblock_signals()
 
 
 _forking = threading.local()
 os.register_at_fork(
-    before=_hold_signals, after_in_parent=_let_signals, after_in_child=_as_before
+    before=_block_signals, after_in_parent=_unblock_signals, after_in_child=_reset_child
 )

@@ -1,8 +1,8 @@
 """TensorBoard events through clu's writer interface, without TensorFlow.
 
-Imported only when TensorBoard is asked for (see `metrics.MetricWriter`). Events are
-written by the caller's thread: tensorboardX's own SummaryWriter hands them to a
-thread which dies silently on a full disk, and its `flush` then waits for ever.
+It is imported only if TensorBoard is on (see `metrics.MetricWriter`). The caller's
+thread writes the events: tensorboardX's own SummaryWriter hands them to a thread that dies
+silently on a full disk, and its `flush` then waits for ever.
 """
 
 import logging
@@ -20,10 +20,10 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 
 def _import_clu_interface() -> types.ModuleType:
-    """clu's `metric_writers.interface`, whose package wants TensorFlow at import.
+    """clu's `metric_writers.interface`, without the TensorFlow that clu imports.
 
-    The one place that does is clu's own SummaryWriter; a stand-in module registered
-    before the import takes its place (google/CommonLoopUtils#358 asks for a lazy one).
+    Only clu's own SummaryWriter needs it, so a stand-in for that module is registered
+    before the import (google/CommonLoopUtils#358 asks for a lazy import).
     """
     if "clu.metric_writers" not in sys.modules:
         stand_in: Any = types.ModuleType("clu.metric_writers.summary_writer")
@@ -35,7 +35,7 @@ def _import_clu_interface() -> types.ModuleType:
 
 
 _interface: Any = _import_clu_interface()
-# It warns of every NaN, which is a value here: a diversity of one image is none.
+# It warns of every NaN, which is a valid value here: one image has no diversity.
 logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)
 
 
@@ -45,12 +45,12 @@ class TensorBoardWriter(_interface.MetricWriter):
     def __init__(self, logdir: Path, start_step: int):
         """Opens a new event file.
 
-        It tells TensorBoard to forget what older files say of `start_step` and after.
+        TensorBoard then ignores what older files have from `start_step` on.
         """
         logdir.mkdir(parents=True, exist_ok=True)
-        # TensorBoard reads files in the order of their names, and tensorboardX begins
-        # one with the clock, which may have been set back. "r" sorts after the "o" of
-        # earlier versions' events.out.
+        # TensorBoard reads files in the order of their names. tensorboardX begins them
+        # with the time, and the clock may have been set back. "events.run" sorts after
+        # the "events.out" of earlier versions.
         process = len(list(logdir.glob("events*tfevents*")))
         prefix = logdir / f"events.run{process:06d}"
         self._events = EventsWriter(str(prefix), f".{time.time_ns()}")
@@ -84,7 +84,7 @@ class TensorBoardWriter(_interface.MetricWriter):
         for part in summary.hparams(dict(hparams), {}):
             self._add(0, part)
 
-    # clu's interface has these four; nothing here writes them
+    # The interface of clu has these four too; nothing here writes them.
 
     def write_summaries(self, *_: Any, **__: Any) -> NoReturn:
         raise NotImplementedError("raw summaries")

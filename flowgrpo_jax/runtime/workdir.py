@@ -1,13 +1,13 @@
 """The folder of one run: its config, its lock, and files that are whole or absent.
 
-    config.json    what the run was started with
+    config.json    the config that the run was started with
     prompts.json   digests of the prompts that it was started with
-    environment.json    what it was made on (`environment`)
+    environment.json    the environments that it ran in (`environment`)
     metrics.jsonl  tensorboard/  checkpoints/  samples/  report.html
 
-The same command with the same `--workdir` goes on where the run stopped. A workdir of
-another config or of other prompts is refused before anything in it is touched, and so
-is one whose rows would be cut: of a longer run, or without its checkpoints.
+The same command with the same `--workdir` goes on where the run stopped. A workdir with
+another config or other prompts is refused before anything in it is changed. So is one
+whose rows would be lost: that of a longer run, or one without its checkpoints.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ _ABSENT = object()
 
 
 class Workdir:
-    """An open workdir; no other process can open it until `close`."""
+    """An open workdir; no other process can open it before `close`."""
 
     def __init__(self, path: Path, lock: IO[str] | None, resumed: bool):
         self.path = path
@@ -48,7 +48,7 @@ class Workdir:
         self._lock = lock
 
     def close(self) -> None:
-        """Lets another process open the workdir."""
+        """Releases the lock, so that another process can open the workdir."""
         if self._lock is not None:
             self._lock.close()
 
@@ -72,7 +72,8 @@ def open_workdir(
       config: nested mappings of JSON values; tuples count as lists.
       may_differ: globs over dotted keys (`num_iterations`, `eval.*`, `mesh`) whose
         values a resumed run may change; a glob also covers all keys below it.
-      digests: key of the config -> digest of what it names, which may not change.
+      digests: key of the config -> digest of the prompts that it names; a resumed run
+        must have the same digests.
     """
     path = locate(path)
     wanted = json.loads(json.dumps(config))
@@ -97,10 +98,10 @@ def open_workdir(
 
 
 def locate(path: str | Path) -> Path:
-    """The absolute path of a workdir, whose `~` is the home folder.
+    """The absolute path of a workdir, with `~` replaced by the home folder.
 
-    UserError for a name that cannot be written into a line or a page, or that is so
-    long that a checkpoint below it could not be named.
+    UserError for a path that is not UTF-8 text, or that is so long that the files of a
+    checkpoint in it could not be named.
     """
     place = paths.local(path).absolute()
     try:
@@ -119,7 +120,7 @@ def locate(path: str | Path) -> Path:
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
-    """The config that a workdir holds."""
+    """The config in a workdir; UserError if there is none or it cannot be read."""
     file = paths.local(path) / _CONFIG
     try:
         config = parse_json(file.read_text())
@@ -136,7 +137,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """As json.loads; ValueError for all that it cannot read, deep nesting too."""
+    """json.loads, but with ValueError for all that it cannot read, deep nesting too."""
     try:
         return json.loads(text)
     except RecursionError as error:
@@ -144,19 +145,19 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def checkpoint_steps(path: Path) -> list[int]:
-    """Iterations that the checkpoints of a workdir have finished, in order.
+    """The steps of a workdir's checkpoints (numbers of finished iterations), in order.
 
-    An empty folder is none, whatever its name: restoring tells that it can go.
+    An empty folder is not a checkpoint, whatever its name.
     """
     folder = path / _CHECKPOINTS
     names = os.listdir(folder) if folder.is_dir() else []
     numbers = [name for name in names if name.isascii() and name.isdigit()]
-    held = [name for name in numbers if any((folder / name).iterdir())]
-    return sorted(map(int, held))
+    filled = [name for name in numbers if any((folder / name).iterdir())]
+    return sorted(map(int, filled))
 
 
 def finished_line(path: Path, num_iterations: int) -> str:
-    """A line for a run that has nothing left to do but its last evaluation, else ""."""
+    """A line for a run with nothing left to do but its last evaluation, or else ""."""
     if num_iterations not in checkpoint_steps(path):
         return ""
     return (
@@ -166,7 +167,7 @@ def finished_line(path: Path, num_iterations: int) -> str:
 
 
 def atomic_write(path: str | Path, content: str | bytes) -> None:
-    """Replaces a file in one step: after a crash it is the old one or the new one."""
+    """Replaces a file in one step: a crash leaves the old file or the new one."""
     path = Path(path)
     data = content.encode() if isinstance(content, str) else content
     with user_errors(path):
@@ -186,7 +187,7 @@ def atomic_write(path: str | Path, content: str | bytes) -> None:
 
 @contextlib.contextmanager
 def user_errors(path: str | Path) -> Iterator[None]:
-    """Turns what the file system refuses at `path` into one line for the user."""
+    """Turns errors of the file system at `path` into one line for the user."""
     try:
         yield
     except OSError as error:
@@ -201,7 +202,7 @@ def user_errors(path: str | Path) -> Iterator[None]:
 
 
 def _lock(path: Path) -> IO[str] | None:
-    """Holds `path/.lock`; the kernel frees it when the process ends in any way."""
+    """Locks `path/.lock`; the kernel unlocks it however the process ends."""
     file = (path / _LOCK).open("a+", errors="replace")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -213,7 +214,7 @@ def _lock(path: Path) -> IO[str] | None:
             f"workdir: {path}: in use by process {holder}: "
             "stop that process, or take another --workdir"
         ) from error
-    except OSError:  # a file system without locks: the user has to take care
+    except OSError:  # a file system without locks: nothing protects the workdir
         file.close()
         return None
     file.truncate(0)
@@ -224,9 +225,9 @@ def _lock(path: Path) -> IO[str] | None:
 
 
 def close_in_children(file: IO) -> None:
-    """Forked processes (workers of a reward) do not share this lock.
+    """Closes the file in forked processes, such as workers of a reward.
 
-    One that outlives the run would hold the workdir for as long.
+    One that outlives the run would otherwise keep the workdir locked.
     """
     _locks.add(file)
 
@@ -245,7 +246,7 @@ os.register_at_fork(after_in_child=_close_locks)
 def _check_config(
     path: Path, wanted: dict[str, Any], may_differ: AbstractSet[str]
 ) -> bool:
-    """Whether a run of this config is there; raises if it is one of another."""
+    """Whether a run of this config is there; UserError if a run of another one is."""
     if not (path / _CONFIG).exists():
         if (path / _METRICS).exists() or (path / _CHECKPOINTS).exists():
             raise UserError(
@@ -253,9 +254,9 @@ def _check_config(
                 "take another --workdir, or delete this one"
             )
         return False
-    held, new = _flat(read_config(path)), _flat(wanted)
-    for key in [*new, *(key for key in held if key not in new)]:
-        old_value, value = held.get(key, _ABSENT), new.get(key, _ABSENT)
+    old, new = _flat(read_config(path)), _flat(wanted)
+    for key in [*new, *(key for key in old if key not in new)]:
+        old_value, value = old.get(key, _ABSENT), new.get(key, _ABSENT)
         if _same(old_value, value) or _allowed(key, may_differ):
             continue
         raise UserError(
@@ -266,15 +267,15 @@ def _check_config(
 
 
 def _check_recorded(path: Path, wanted: Mapping[str, Any]) -> None:
-    """UserError where going on would cut rows that nothing will write again."""
+    """UserError if going on would remove rows that nothing would write again."""
     steps, last = checkpoint_steps(path), wanted.get("num_iterations")
     if steps and isinstance(last, int) and last < steps[-1]:
         raise UserError(
             f"num_iterations: {last}: workdir {path} has done {steps[-1]} iterations "
             f"already: give {steps[-1]} or more, or take another --workdir"
         )
-    # The second checkpoint is begun when the first is on disk: what a process that was
-    # killed before that has written ends here.
+    # The second checkpoint is begun when the first is on disk. So a process that was
+    # killed without any checkpoint has no row from iteration `unsaved` on.
     group = read_config(path).get("checkpoint")
     every = group.get("every") if isinstance(group, Mapping) else None
     unsaved = 2 * every if isinstance(every, int) else math.inf
@@ -289,24 +290,24 @@ def _check_recorded(path: Path, wanted: Mapping[str, Any]) -> None:
 
 
 def _iterations(path: Path) -> list[int]:
-    """Those of all rows that can be read; others are for `metrics` to name."""
-    found = []
+    """The iterations of all readable rows; `metrics` reports the others."""
+    iterations = []
     with user_errors(path):
         lines = path.read_bytes().split(b"\n") if path.exists() else []
     for line in lines:
         with contextlib.suppress(ValueError, KeyError, TypeError):
             iteration = parse_json(line)["iteration"]
-            found += [iteration] if type(iteration) is int else []
-    return found
+            iterations += [iteration] if type(iteration) is int else []
+    return iterations
 
 
 def _check_digests(path: Path, digests: Mapping[str, str]) -> None:
     file = path / _PROMPTS
-    if not file.exists():  # of a version that kept none
+    if not file.exists():  # written by a version without this file
         return
     try:
-        held = parse_json(file.read_text())
-        changed = [key for key in digests if held[key] != digests[key]]
+        recorded = parse_json(file.read_text())
+        changed = [key for key in digests if recorded[key] != digests[key]]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(
             f"workdir: {file}: cannot be read ({error}): delete it if the prompts are "
@@ -320,7 +321,7 @@ def _check_digests(path: Path, digests: Mapping[str, str]) -> None:
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted keys to leaf values; an empty mapping is a leaf too."""
+    """The leaf values by dotted key; an empty mapping is a leaf too."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, Mapping) and value:
@@ -331,7 +332,7 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _same(old: Any, new: Any) -> bool:
-    """Equal as JSON: 1 and 1.0 are, 1 and true are not, NaN is itself."""
+    """Whether two values are equal in JSON: 1 and 1.0, NaN and NaN; not 1 and true."""
     return json.dumps(old, default=str) == json.dumps(new, default=str) or (
         old == new and not isinstance(old, bool) and not isinstance(new, bool)
     )
