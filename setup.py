@@ -25,6 +25,7 @@ setup(
     package_dir={"flowgrpo_jax.configs": "configs"},
     package_data={
         "flowgrpo_jax": ["py.typed"],
+        "flowgrpo_jax.report": ["style.css", "templates/*"],
         "flowgrpo_jax.worlds.sprites": ["weights/*"],
         "flowgrpo_jax.worlds.words": ["weights/*"],
     },
@@ -36,6 +37,7 @@ setup(
         "huggingface_hub",
         "jax>=0.10.2,<0.12",  # the versions that the tests have passed on
         "jaxtyping",
+        "jinja2",
         "ml_collections",
         "msgpack",
         "numpy",

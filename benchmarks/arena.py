@@ -26,6 +26,7 @@ from flowgrpo_jax.config import recipes
 from flowgrpo_jax.engine import credit
 from flowgrpo_jax.engine.planner import Planner
 from flowgrpo_jax.report.charts import Series, chart
+from flowgrpo_jax.report.templating import render
 from flowgrpo_jax.rl.objectives.table import OBJECTIVES
 from flowgrpo_jax.runtime import metric_names, platform
 from flowgrpo_jax.runtime.metrics import read_metrics
@@ -216,7 +217,10 @@ def report(results: Sequence[dict], folder: Path) -> None:
         curves.append(
             chart(name, [Series("accuracy", points)], "evaluations", percent=True)
         )
-    (folder / "arena.html").write_text("<!doctype html>\n" + "\n".join(curves))
+    page = render(
+        "charts.html.j2", title="Arena: accuracy of every recipe", drawn=curves
+    )
+    (folder / "arena.html").write_text(page)
 
 
 def main(_):

@@ -8,12 +8,12 @@ One HTML file with all images in it and their rewards below them. Diffusers mode
 sampled as diffusers' pipeline does, 28 steps and guidance 7, at the run's resolution.
 """
 
-import html
 import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from absl import flags
@@ -21,6 +21,9 @@ from ml_collections import ConfigDict
 
 from flowgrpo_jax import cli
 from flowgrpo_jax.data.prompts import Prompt
+
+if TYPE_CHECKING:
+    from flowgrpo_jax.report.pictures import Picture
 
 FLAGS = flags.FlagValues()
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run.", FLAGS)
@@ -172,55 +175,39 @@ def page(
 
     `facts`: lines of its head. `report_link`: where the report of the run is, if any.
     """
-    from flowgrpo_jax.report.page import page as whole_page
+    from flowgrpo_jax.report.templating import render
 
-    title = f"{name}: base and tuned on the same noise"
-    lines = [html.escape(fact) for fact in facts]
-    if report_link:
-        lines.append(f'<a href="{html.escape(report_link)}">report of the run</a>')
-    told = "<br>".join(lines)
-    same = same_images(base, tuned)
-    sections = [
-        f'<header><h1>{html.escape(title)}</h1><p class="soft">{told}</p></header>',
-        _means(summary(base, tuned)),
-        f"<p>{same}.</p>" if same else "",
-    ]
-    pixels = " pixels" if base[0].shape[2] < _SMALL else ""
-    for number, prompt in enumerate(prompts):
-        rows = "".join(
-            f'<div class="sheet{pixels}">{_row(which, side, number)}</div>'
-            for which, side in (("base", base), ("tuned", tuned))
-        )
-        sections.append(f"<section><h2>{html.escape(prompt.text)}</h2>{rows}</section>")
-    return whole_page(title, sections)
-
-
-def _means(rows: Sequence[Row]) -> str:
-    lines = "".join(
-        f"<tr><td>{html.escape(name)}</td><td>{before:.4g}</td><td>{after:.4g}</td>"
-        f"<td>{better:.0%}</td></tr>"
-        for name, before, after, better in rows
-    )
-    return (
-        '<div class="table"><table><thead><tr><th>mean reward</th><th>base</th>'
-        "<th>tuned</th><th>images with more</th></tr></thead>"
-        f"<tbody>{lines}</tbody></table></div>"
+    return render(
+        "compare.html.j2",
+        title=f"{name}: base and tuned on the same noise",
+        facts=facts,
+        report_link=report_link,
+        means=[
+            (reward, f"{before:.4g}", f"{after:.4g}", f"{better:.0%}")
+            for reward, before, after, better in summary(base, tuned)
+        ],
+        same_images=same_images(base, tuned),
+        is_small=base[0].shape[2] < _SMALL,
+        prompts=[
+            (prompt.text, [_row("base", base, number), _row("tuned", tuned, number)])
+            for number, prompt in enumerate(prompts)
+        ],
     )
 
 
-def _row(which: str, side: Side, number: int) -> str:
-    """The images of one prompt, their rewards below."""
-    from flowgrpo_jax.report.page import figure
+def _row(which: str, side: Side, number: int) -> "list[Picture]":
+    """The images of one prompt, with their rewards."""
+    from flowgrpo_jax.report.pictures import Picture, data_url
     from flowgrpo_jax.runtime import images
 
-    made, measured = side
-    figures = []
-    for member, image in enumerate(made[number]):
+    sampled, measured = side
+    row = []
+    for member, image in enumerate(sampled[number]):
         scores = [f"{k} {v[number, member]:.4g}" for k, v in measured.items()]
+        source = data_url(images.png(image))
         alternative = f"{which}, image {member}"
-        told = ", ".join(scores)
-        figures.append(figure(images.png(image), alternative, which, told))
-    return "".join(figures)
+        row.append(Picture(source, alternative, which, ", ".join(scores)))
+    return row
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from flowgrpo_jax.assemble import run as assembled
 from flowgrpo_jax.engine.finite import check_finite
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.inference import evaluator
+from flowgrpo_jax.report import curves
 from flowgrpo_jax.rewards import scoring
 from flowgrpo_jax.rl import measurements
 from flowgrpo_jax.rl import update as rl_update
@@ -84,6 +85,15 @@ def test_rows_are_complete(undisturbed):
     assert first["ratio_gap"] == 0.0 and first["kl_loss"] >= 0.0
     assert first["actual_batch_size"] > 0
     assert (workdir / "report.html").stat().st_size > 10_000
+
+
+def test_the_page_charts_metrics_that_runs_write(undisturbed):
+    """Oracle: the rows of a run; a title for a name that none writes is never seen."""
+    rows = [row for row in read_metrics(undisturbed[0]) if row["kind"] == "train"]
+    assert curves.TRAINING.keys() <= rows[0].keys()
+    words = (undisturbed[0] / "report.html").read_text()
+    for title, _ in curves.TRAINING.values():
+        assert f"<h3>{title}</h3>" in words
 
 
 def test_learning_raises_the_reward(undisturbed):

@@ -1,13 +1,15 @@
-"""Line charts as inline SVG: no scripts, colours from the page's CSS variables."""
+"""Line charts as inline SVG: no scripts, colours from the page's style sheet."""
 
-import html
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import SupportsFloat
 
-_WIDTH, _HEIGHT = 440, 220
-_RIGHT, _TOP, _BOTTOM = 12, 10, 34
+from markupsafe import Markup
+
+from flowgrpo_jax.report.templating import render
+
+_TOP = 10  # pixels above the highest tick
 _DIGIT = 6.5  # width of a character of an axis
 _MOST_POINTS = 240
 
@@ -19,7 +21,7 @@ class Series:
     Attributes:
       name: for the legend and the tooltips.
       points: (x, y), x rising; y that is not finite is left out.
-      colour: 1 or 2, the page's first and second colour.
+      colour: 1, 2 or 3, of the colours of the style sheet.
       noisy: draw a running mean and the raw values faintly behind it.
     """
 
@@ -35,30 +37,32 @@ def chart(
     x_label: str = "iteration",
     percent: bool = False,
     note: str = "",
-) -> str:
+) -> Markup:
     """A figure of HTML: title, first and last value, legend, SVG; "" without points."""
     shown = [line for line in map(_Line.of, series) if line.xs]
     if not shown:
-        return ""
+        return Markup("")
     x_range = _x_range(shown)
     ticks = _ticks(*_y_range(shown, percent))
-    step = (ticks[1] - ticks[0]) / 10
-    legend = "".join(
-        f'<span class="key"><i class="{one.css}"></i>{html.escape(one.name)} '
-        f"<b>{_ends(one, step, percent)}</b></span>"
-        for one in shown
-    )
-    labels = [_label(tick, ticks[1] - ticks[0], percent) for tick in ticks]
+    step = ticks[1] - ticks[0]
+    labels = [_label(tick, step, percent) for tick in ticks]
     left = 14 + _DIGIT * max(len(label) for label in labels)
     frame = _Frame(left, x_range, (ticks[0], ticks[-1]))
-    body = _grid(frame, dict(zip(ticks, labels, strict=True)), x_label)
-    body += "".join(_draw(one, frame, percent) for one in shown)
-    note = f'<p class="note">{html.escape(note)}</p>' if note else ""
-    return (
-        f'<figure class="chart"><figcaption><h3>{html.escape(title)}</h3>{note}'
-        f'<div class="legend">{legend}</div></figcaption>'
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
-        f'aria-label="{html.escape(title)}">{body}</svg></figure>'
+    return render(
+        "chart.html.j2",
+        title=title,
+        note=note,
+        x_label=x_label,
+        frame=frame,
+        x_ticks=[
+            (frame.x(tick), f"{tick:g}")
+            for tick in _ticks(*x_range)
+            if x_range[0] <= tick <= x_range[1]
+        ],
+        y_ticks=[
+            (frame.y(tick), label) for tick, label in zip(ticks, labels, strict=True)
+        ],
+        lines=[_drawn(one, frame, step / 10, percent) for one in shown],
     )
 
 
@@ -157,59 +161,63 @@ class _Frame:
     left: float
     x_range: tuple[float, float]
     y_range: tuple[float, float]
+    width: int = 440
+    height: int = 220
+
+    @property
+    def right(self) -> int:
+        return self.width - 12
+
+    @property
+    def bottom(self) -> int:
+        return self.height - 34
 
     def x(self, value: float) -> float:
         low, high = self.x_range
-        width = _WIDTH - _RIGHT - self.left
+        width = self.right - self.left
         return round(self.left + (value - low) / (high - low) * width, 1)
 
     def y(self, value: float) -> float:
         low, high = self.y_range
-        height = _HEIGHT - _BOTTOM - _TOP
+        height = self.bottom - _TOP
         return round(_TOP + (high - value) / (high - low) * height, 1)
 
-
-def _grid(frame: _Frame, labels: dict[float, str], x_label: str) -> str:
-    parts = []
-    for tick, label in labels.items():
-        y = frame.y(tick)
-        parts.append(
-            f'<line class="grid" x1="{frame.left}" x2="{_WIDTH - _RIGHT}" '
-            f'y1="{y}" y2="{y}"/>'
-            f'<text x="{frame.left - 7}" y="{y + 4}" text-anchor="end">{label}</text>'
-        )
-    low, high = frame.x_range
-    for tick in _ticks(low, high):
-        if low <= tick <= high:
-            parts.append(
-                f'<text x="{frame.x(tick)}" y="{_HEIGHT - _BOTTOM + 16}" '
-                f'text-anchor="middle">{tick:g}</text>'
-            )
-    parts.append(
-        f'<text x="{(frame.left + _WIDTH - _RIGHT) / 2}" y="{_HEIGHT - 3}" '
-        f'text-anchor="middle">{html.escape(x_label)}</text>'
-    )
-    return "".join(parts)
+    def path(self, css: str, xs: Sequence[float], ys: Sequence[float]) -> "_Path":
+        return _Path(css, list(zip(map(self.x, xs), map(self.y, ys), strict=True)))
 
 
-def _draw(line: _Line, frame: _Frame, percent: bool) -> str:
+@dataclass(frozen=True)
+class _Path:
+    """A line through pixels (x, y); `css` says whether it is the raw one."""
+
+    css: str
+    points: list[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """A series as the template wants it: legend, paths, and (x, y, text) of its dots."""
+
+    name: str
+    css: str
+    ends: str
+    paths: list[_Path]
+    dots: list[tuple[float, float, str]]
+
+
+def _drawn(line: _Line, frame: _Frame, step: float, percent: bool) -> _Drawn:
+    xs, ys = line.xs, line.ys
     if line.noisy:
-        raw, smooth = _thin(line.xs, line.ys), _thin(line.xs, _smooth(line.ys))
-        return _path(*raw, frame, f"raw {line.css}") + _path(
-            *smooth, frame, f"line {line.css}"
-        )
-    dots = "".join(
-        f'<circle class="{line.css}" cx="{frame.x(x)}" cy="{frame.y(y)}" r="2.8">'
-        f"<title>{html.escape(line.name)} at {x:g}: {number(y, percent)}</title>"
-        "</circle>"
-        for x, y in zip(line.xs, line.ys, strict=True)
-    )
-    return _path(line.xs, line.ys, frame, f"line {line.css}") + dots
-
-
-def _path(xs: Sequence[float], ys: Sequence[float], frame: _Frame, css: str) -> str:
-    points = " ".join(f"{frame.x(x)},{frame.y(y)}" for x, y in zip(xs, ys, strict=True))
-    return f'<polyline class="{css}" points="{points}"/>'
+        raw = frame.path("raw", *_thin(xs, ys))
+        smooth = frame.path("line", *_thin(xs, _smooth(ys)))
+        paths, dots = [raw, smooth], []
+    else:
+        paths = [frame.path("line", xs, ys)]
+        dots = [
+            (frame.x(x), frame.y(y), f"at {x:g}: {number(y, percent)}")
+            for x, y in zip(xs, ys, strict=True)
+        ]
+    return _Drawn(line.name, line.css, _ends(line, step, percent), paths, dots)
 
 
 def _smooth(values: Sequence[float]) -> list[float]:

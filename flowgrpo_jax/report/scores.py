@@ -1,130 +1,132 @@
 """The numbers at the top of report.html: before and after, and the table by task."""
 
-import html
-import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from flowgrpo_jax.report.charts import number
+from flowgrpo_jax.runtime import metric_names
 
 Row = dict[str, Any]
 
-# Means over images (eval_reward_accuracy) are monitors; tasks have a score each.
-_ACCURACY = re.compile(r"eval_(?!(?:unguided_)?reward_)(unguided_)?(.+)_accuracy")
+
+@dataclass(frozen=True)
+class Change:
+    """A number at the first and at the last evaluation, shown as percent or not."""
+
+    first: float
+    last: float
+    percent: bool = True
+
+    @property
+    def before(self) -> str:
+        return number(self.first, self.percent)
+
+    @property
+    def after(self) -> str:
+        return number(self.last, self.percent)
+
+    @property
+    def lower(self) -> float:
+        return min(self.first, self.last)
+
+    @property
+    def difference(self) -> str:
+        """With its sign; of percentages it is in points."""
+        value = self.last - self.first
+        text = f"{100 * value:+.1f}" if self.percent else f"{value:+.3g}"
+        return text.replace("-", "−")
+
+    @property
+    def css(self) -> str:
+        """Its colour: none if nothing of it is seen in the digits shown."""
+        shown = round(self.last - self.first, 3 if self.percent else 12)
+        return "up" if shown > 0 else "down" if shown < 0 else "soft"
+
+
+@dataclass(frozen=True)
+class Card:
+    """A big number with its name: a change, or a value and what is said below it."""
+
+    name: str
+    value: str = ""
+    more: str = ""
+    change: Change | None = None
+
+
+@dataclass(frozen=True)
+class TaskScores:
+    """A row of the table of scores; None where a column has not measured the task."""
+
+    task: str
+    is_overall: bool
+    guided: Change | None
+    unguided: Change | None
 
 
 def cards(
     train: Sequence[Row], evals: Sequence[Row], rows: Sequence[Row], extra: Row
-) -> str:
+) -> list[Card]:
     """The big numbers: what changed, what it cost, and the facts of report.json."""
     shown = []
-    for name, key in (
-        ("Score with guidance", "eval_overall_accuracy"),
-        ("Score without guidance", "eval_unguided_overall_accuracy"),
+    for name, column in (
+        ("Score with guidance", metric_names.GUIDED),
+        ("Score without guidance", metric_names.UNGUIDED),
     ):
-        scores = _column(evals, key)
-        if scores:
-            shown.append(_change_card(name, scores[0], scores[-1], True))
-    rewards = _column(train, "reward_avg")
+        key = metric_names.accuracy(metric_names.OVERALL, column)
+        if change := _change(evals, key):
+            shown.append(Card(name, change=change))
+    rewards = _values(train, metric_names.REWARD_AVERAGE)
     if rewards:
         few = max(1, min(5, len(rewards) // 2))
         first, last = sum(rewards[:few]) / few, sum(rewards[-few:]) / few
-        shown.append(_change_card("Training reward", first, last, False))
-    walls = _column(rows, "time/wall")
-    if walls:
-        per = walls[-1] / max(len(train), 1)
+        shown.append(Card("Training reward", change=Change(first, last, False)))
+    seconds = _values(rows, metric_names.WALL)
+    if seconds:
+        per = seconds[-1] / max(len(train), 1)
         more = f"{per:.1f} s an iteration, evaluation included" if train else ""
-        shown.append(_card("Wall time", _duration(walls[-1]), more))
-    memory = _column(rows, "time/peak_memory_gb")
+        shown.append(Card("Wall time", _duration(seconds[-1]), more))
+    memory = _values(rows, metric_names.PEAK_MEMORY)
     if memory:
-        shown.append(_card("Peak memory", f"{max(memory):.2f} GB", "of the process"))
-    for name, value in extra.get("facts", {}).items():
-        shown.append(_card(str(name), html.escape(str(value)), ""))
-    return f'<section class="cards">{"".join(shown)}</section>' if shown else ""
+        shown.append(Card("Peak memory", f"{max(memory):.2f} GB", "of the process"))
+    facts = extra.get("facts", {})
+    return shown + [Card(str(name), str(value)) for name, value in facts.items()]
 
 
-def _card(name: str, value: str, more: str) -> str:
-    return (
-        f'<div class="card"><div class="name">{html.escape(name)}</div>'
-        f'<div class="value">{value}</div><div class="more">{more}</div></div>'
-    )
-
-
-def _change_card(name: str, first: float, last: float, percent: bool) -> str:
-    before, after = number(first, percent), number(last, percent)
-    value = f'<span class="from">{before} →</span> {after}'
-    return _card(name, value, _change(first, last, percent))
-
-
-def _change(first: float, last: float, percent: bool = True) -> str:
-    """The signed difference, coloured; points for percentages."""
-    difference = last - first
-    text = f"{100 * difference:+.1f}" if percent else f"{difference:+.3g}"
-    text = text.replace("-", "−") + (" points" if percent else "")
-    shown = round(difference, 3 if percent else 12)
-    css = "up" if shown > 0 else "down" if shown < 0 else "soft"
-    return f'<span class="{css}">{text}</span>'
-
-
-def score_table(evals: Sequence[Row]) -> str:
-    """Scores by task, before and after, guided and unguided; "overall" comes last."""
+def score_table(evals: Sequence[Row]) -> list[TaskScores]:
+    """Scores by task, guided and unguided; "overall" comes last."""
     if not evals:
-        return ""
-    columns: dict[str, dict[bool, str]] = {}
-    for key in evals[-1]:
-        if match := _ACCURACY.fullmatch(key):
-            columns.setdefault(match[2], {})[match[1] is None] = key
-    if not columns:
-        return ""
-    tasks = sorted(columns, key=lambda task: task == "overall")
-    both = any(False in keys for keys in columns.values())
-    lines = []
-    for task in tasks:
-        cells = [_score_cells(evals, columns[task].get(True), bar=True)]
-        if both:
-            cells.append(_score_cells(evals, columns[task].get(False), bar=False))
-        css = ' class="total"' if task == "overall" else ""
-        name = html.escape(task.replace("_", " "))
-        lines.append(f"<tr{css}><td>{name}</td>{''.join(cells)}</tr>")
-    bar = '<th class="bar"></th>'
-    times = "<th>before</th><th>after</th><th>points</th>"
-    return (
-        '<section><h2>Scores by task</h2><div class="table"><table><thead>'
-        '<tr><th></th><th colspan="4">with guidance</th>'
-        + ('<th colspan="3">without guidance</th>' if both else "")
-        + f"</tr><tr><th>task</th>{times}{bar}{times if both else ''}</tr>"
-        f"</thead><tbody>{''.join(lines)}</tbody></table></div></section>"
-    )
-
-
-def _score_cells(evals: Sequence[Row], key: str | None, bar: bool) -> str:
-    scores = _column(evals, key) if key else []
-    if not scores:
-        return "<td>–</td>" * 3 + ('<td class="bar"></td>' if bar else "")
-    first, last = scores[0], scores[-1]
-    change = _change(first, last).replace(" points", "")
-    cells = (
-        f'<td class="soft">{number(first, True)}</td>'
-        f"<td>{number(last, True)}</td><td>{change}</td>"
-    )
-    if not bar:
-        return cells
-    return cells + (
-        f'<td class="bar"><div class="track"><i class="after" '
-        f'style="width:{100 * last:.1f}%"></i><i class="before" '
-        f'style="width:{100 * min(first, last):.1f}%"></i></div></td>'
-    )
-
-
-def _column(rows: Sequence[Row], key: str) -> list[float]:
-    return [y for _, y in points(rows, key)]
+        return []
+    read = [metric_names.parse(key) for key in evals[-1]]
+    shown = (metric_names.GUIDED, metric_names.UNGUIDED)
+    tasks = [m.name for m in read if m.kind == "accuracy" and m.column in shown]
+    return [
+        TaskScores(
+            task.replace("_", " "),
+            task == metric_names.OVERALL,
+            *(_change(evals, metric_names.accuracy(task, column)) for column in shown),
+        )
+        for task in sorted(
+            dict.fromkeys(tasks), key=lambda t: t == metric_names.OVERALL
+        )
+    ]
 
 
 def points(
     rows: Sequence[Row], key: str, x_key: str = "iteration", scale: float = 1.0
 ) -> list[tuple[float, float]]:
+    """(x, y) of the rows that have both; x times `scale`."""
     both = [row for row in rows if {key, x_key} <= row.keys()]
     return [(float(row[x_key]) * scale, float(row[key])) for row in both]
+
+
+def _change(evals: Sequence[Row], key: str) -> Change | None:
+    values = _values(evals, key)
+    return Change(values[0], values[-1]) if values else None
+
+
+def _values(rows: Sequence[Row], key: str) -> list[float]:
+    return [y for _, y in points(rows, key)]
 
 
 def _duration(seconds: float) -> str:

@@ -3,6 +3,7 @@
 import json
 import re
 from html.parser import HTMLParser
+from importlib import resources
 
 import numpy as np
 import pytest
@@ -79,11 +80,49 @@ def test_scores_curves_and_config_are_on_the_page(tmp_path):
     assert row in words
     assert words.index("single object 50.0%") < words.index("overall 50.0%")
     names = ("Reward", "KL to the reference", "Diversity", "my_metric")
-    for title in (*names, "time/images_per_second"):
+    for title in names:
         assert title in page.words
     assert "time/update" not in page.words
     assert "train.beta" in words and "0.04" in words
     assert "seed 7" in words and "21 iterations" in words
+
+
+def test_throughput_and_ratios_are_among_the_curves(tmp_path):
+    """Oracle: the titles, by hand; metrics without a title of their own come last."""
+    make_run(tmp_path)
+    with MetricWriter(tmp_path, 21, tensorboard=False) as writer:
+        for i in (21, 22):
+            ratios = {"ratio": 1.0, "ratio_std": 0.01 * i, "ratio_gap": 0.0}
+            writer.write(i, {**ratios, "time/images_per_second": 100.0})
+    _, _, words = read(write_report(tmp_path))
+    curves, others = words.split("All other metrics")
+    assert "Throughput images per second of training time/images_per_second" in curves
+    assert "Probability ratio" in curves
+    assert "ratio_std" in others and "ratio_gap" in others
+
+
+def test_every_way_to_make_images_has_its_line(tmp_path):
+    """Oracle: the texts, by hand: a chart a metric, a line a column."""
+    (tmp_path / "config.json").write_text("{}")
+    with MetricWriter(tmp_path, 0, tensorboard=False) as writer:
+        for i in (0, 4):
+            rewards = {f"eval{c}_reward_avg": 0.5 for c in ("", "_unguided", "_sde")}
+            writer.write(i, rewards | {"eval_sde_gap": 0.1}, kind="eval")
+    _, _, words = read(write_report(tmp_path))
+    change = r"\S+ → \S+"
+    legend = f"with guidance {change} without {change} sampler of training {change}"
+    assert re.search(f"Reward avg {legend}", words)
+    assert "Gain of the sampler of training its reward less that of the ODE" in words
+    assert words.count("Reward avg") == 1
+
+
+def test_no_template_lets_markup_through():
+    """Oracle: what templates may say; they are filled with autoescape and no exception."""
+    templates = resources.files("flowgrpo_jax.report").joinpath("templates")
+    texts = {file.name: file.read_text() for file in templates.iterdir()}
+    assert {"base.html.j2", "report.html.j2", "compare.html.j2"} <= texts.keys()
+    for name, text in texts.items():
+        assert not re.search(r"\|\s*safe|autoescape|<script", text), name
 
 
 def test_the_page_needs_nothing_else(tmp_path):

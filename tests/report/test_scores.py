@@ -1,6 +1,7 @@
 """The table of scores: tasks and the overall score, nothing else."""
 
 from flowgrpo_jax.report import scores as report_scores
+from flowgrpo_jax.runtime import metric_names
 
 
 def test_means_over_images_are_no_task():
@@ -14,6 +15,32 @@ def test_means_over_images_are_no_task():
         "eval_unguided_overall_accuracy": 0.3,
         "eval_unguided_reward_accuracy": 0.2,
     }
-    table = report_scores.score_table([row, row])
-    assert table.count("<td>colors</td>") == table.count("<td>overall</td>") == 1
-    assert "reward" not in table
+    rows = [{"iteration": i} | row for i in (0, 4)]
+    table = report_scores.score_table(rows)
+    assert [row.task for row in table] == ["colors", "overall"]
+    assert [row.is_overall for row in table] == [False, True]
+    assert table[0].guided == report_scores.Change(0.5, 0.5)
+    assert table[1].unguided == report_scores.Change(0.3, 0.3)
+
+
+def test_tasks_of_any_name_have_a_row():
+    """Oracle: by hand; tasks called like a reward, a column, or with underscores."""
+    tasks = ("reward_model", "unguided_x", "a_b_c")
+    row = {metric_names.accuracy(task): 0.5 for task in tasks}
+    table = report_scores.score_table([{"iteration": 0} | row])
+    assert [one.task for one in table] == [task.replace("_", " ") for task in tasks]
+    assert all(one.unguided is None for one in table)
+
+
+def test_a_change_has_its_sign_and_colour():
+    """Oracle: the texts, written out by hand."""
+    change = report_scores.Change(0.5, 0.25)
+    assert (change.before, change.after, change.difference) == (
+        "50.0%",
+        "25.0%",
+        "−25.0",
+    )
+    assert change.css == "down" and change.lower == 0.25
+    change = report_scores.Change(1.0, 1.5, percent=False)
+    assert (change.difference, change.css) == ("+0.5", "up")
+    assert report_scores.Change(0.5, 0.5004).css == "soft"

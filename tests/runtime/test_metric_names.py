@@ -1,5 +1,8 @@
 """Names of metrics: what is made is read back; the names that runs have written."""
 
+import re
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -64,3 +67,17 @@ def test_monitors_are_read_back():
     for column in EVALUATION:
         made = names.monitor("clip_diversity", column)
         assert names.parse(made) == names.Metric(column, "monitor", "clip_diversity")
+
+
+def test_names_are_made_in_one_file():
+    """Oracle: the texts of all other files; no part of a name stands there."""
+    root = Path(__file__).parents[2]
+    keys = "eval_(every|freq|num_steps|steps)"  # of configs, as other tools name them
+    part = re.compile(
+        f"""["'](?!{keys})(eval_|reward_avg|reward_{{|time/)|[}}"']_accuracy["']"""
+    )
+    for folder in ("flowgrpo_jax", "benchmarks", "examples"):
+        for file in (root / folder).rglob("*.py"):
+            if file.name != "metric_names.py":
+                lines = file.read_text().splitlines()
+                assert not [line for line in lines if part.search(line)], file
