@@ -61,6 +61,8 @@ _DANCE_FAMILY: Values = {
     "train.ema": False,
 }
 _DANCE_FLUX = {
+    "resolution": 720,
+    "sample.shift": 3.0,  # fixed, whatever the size
     "group_size": 12,
     "sample.guidance_scale": 3.5,
     "train.learning_rate": 1e-5,

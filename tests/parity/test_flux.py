@@ -11,10 +11,11 @@ import torch
 from diffusers import FluxTransformer2DModel
 from flax import traverse_util
 from peft import LoraConfig
+from torch.utils.flop_counter import FlopCounterMode
 
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.models.files import tensors
-from flowgrpo_jax.models.flux import transformer_config
+from flowgrpo_jax.models.flux import cost, transformer_config
 from flowgrpo_jax.models.flux.presets import TRANSFORMERS
 from flowgrpo_jax.models.flux.transformer import Flux, pack, unpack
 from flowgrpo_jax.models.flux.transformer_config import FluxConfig
@@ -267,6 +268,28 @@ def test_released_sizes(name, count):
         theirs = FluxTransformer2DModel(**held)
     wanted = {key: tuple(value.shape) for key, value in theirs.state_dict().items()}
     assert tensors.names(transformer_config.table(config), like) == wanted
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
+@pytest.mark.parametrize("side, text", [(64, 512), (90, 333)])
+def test_cost(name, side, text):
+    """Oracle: FlopCounterMode over FluxTransformer2DModel on the meta device."""
+    held = {key: value for key, value in TRANSFORMERS[name].items() if key[0] != "_"}
+    tokens = side * side // 4
+    with torch.device("meta"):
+        network = FluxTransformer2DModel(**held)
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            network(
+                hidden_states=torch.empty(1, tokens, 64),
+                encoder_hidden_states=torch.empty(1, text, 4096),
+                pooled_projections=torch.empty(1, 768),
+                timestep=torch.empty(1),
+                guidance=torch.empty(1) if held["guidance_embeds"] else None,
+                txt_ids=torch.empty(text, 3),
+                img_ids=torch.empty(tokens, 3),
+            )
+    made = cost.forward(FluxConfig.from_dict(TRANSFORMERS[name]), tokens, text)
+    assert made.total == pytest.approx(counter.get_total_flops(), rel=1e-3)
 
 
 def test_packing():

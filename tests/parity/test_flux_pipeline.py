@@ -1,19 +1,26 @@
 """A whole folder of FLUX.1: our images against those of diffusers from the same noise."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
 import torch
+from diffusers import FluxPipeline, FluxTransformer2DModel
 
 from flowgrpo_jax import assemble
 from flowgrpo_jax import config as configs
-from flowgrpo_jax.assemble import restore, variants
+from flowgrpo_jax import train as trainer
+from flowgrpo_jax.assemble import restore, specs, variants
+from flowgrpo_jax.assemble import run as assembled
 from flowgrpo_jax.config import families
+from flowgrpo_jax.engine.planner import Planner
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.inference import sampling
 from flowgrpo_jax.models.spec import ModelSpec
 from tests.parity import tiny_flux
 from tests.parity.test_pipeline import PROMPTS, assert_same_images
+from tests.tiny_run import rows
 
 TOKENS = 24
 
@@ -115,6 +122,84 @@ def test_what_cannot_be(pipeline, tmp_path):
     config.resolution = 72
     with pytest.raises(UserError, match="resolution: 72: must be 0 .*1024.* of 16"):
         restore.base(config)
+
+
+@pytest.mark.parametrize(
+    "recipe, evaluations", [("g2rpo", 1708), ("g2rpo_released", 1504)]
+)
+def test_evaluations_of_a_prompt(recipe, evaluations):
+    """Oracle: by hand; the authors' loop spends 2188 and 1792 (algorithms, G2RPO)."""
+    config = configs.make(f"model=flux.1-dev,recipe={recipe}")
+    made = Planner(specs.plan_spec(config), 1).plan(0, 0)
+    assert len(made.evaluated) == evaluations
+    model = families.of("flux.1-dev").code.plan(assemble.model_spec(config), None)
+    assert model.latent_shape == (90, 90, 16)  # 720 pixels
+    nodes = np.linspace(1, 0, 17)
+    found = assemble.make_sigmas(config, model, 16)
+    np.testing.assert_allclose(found, 3 * nodes / (1 + 2 * nodes), atol=1e-7)
+    assert model.passes(config.sample.guidance_scale) == 1  # embedded, not asked twice
+
+
+@pytest.mark.slow
+@pytest.mark.more
+@pytest.mark.parametrize("pipeline", ["dev"], indirect=True)
+@pytest.mark.parametrize(
+    "recipe, use_lora", [("flow_grpo", True), ("g2rpo", False)], ids=["lora", "full"]
+)
+def test_training(pipeline, tmp_path, recipe, use_lora, monkeypatch):
+    """Oracle: in bf16 every first ratio is 1; killed and resumed rows are equal."""
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("".join(f'a sign that says "{w}"\n' for w in ("open", "stop")))
+    config = configs.make(
+        f"model={pipeline[1]},recipe={recipe}",
+        resolution=64,
+        max_sequence_length=16,
+        embedding_cache=str(tmp_path / "cache"),
+        prompts=str(prompts),
+        reward={"jpeg_compressibility": 1.0},
+        num_iterations=3,
+        prompts_per_iteration=2,
+        group_size=4,
+        updates_per_iteration=1,
+        microbatch=4,
+        mesh={"data": 1},
+        eval__prompts=str(prompts),
+        eval__every=0,
+        eval__images_per_task=2,
+        eval__final_images_per_task=2,
+        eval__sde=False,
+        sample__num_steps=4,
+        sample__eval_num_steps=2,
+        sample__branch_steps=(0, 1),
+        sample__granularities=(1, 2),
+        checkpoint__every=1,
+        log__tensorboard=False,
+        train__use_lora=use_lora,
+        train__learning_rate=1e-3,
+    )
+    assert config.dtype == "bfloat16" and config.sample.guidance_scale == 3.5
+    quiet, other = tmp_path / "quiet", tmp_path / "other"
+    assert trainer.train(config, quiet)
+    learned = [row for row in rows(quiet) if row["kind"] == "train"]
+    assert [row["ratio_gap"] for row in learned] == [0.0] * 3
+    step = assembled.Run.step
+
+    def killed(self, state, iteration):
+        if iteration == 2:
+            raise KeyboardInterrupt
+        return step(self, state, iteration)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(assembled.Run, "step", killed)
+        trainer.train(config, other)
+    assert trainer.train(config, other)
+    assert json.dumps(rows(other)) == json.dumps(rows(quiet))  # NaN among them
+    if use_lora:
+        loaded = FluxPipeline.from_pretrained(pipeline[1])
+        loaded.load_lora_weights(str(quiet))
+        assert loaded.get_active_adapters()
+    else:
+        FluxTransformer2DModel.from_pretrained(quiet / "transformer")
 
 
 @pytest.mark.parametrize("recipe", ["g2rpo", "dance_grpo", "flow_grpo"])
