@@ -58,6 +58,7 @@ def chart(
             (frame.x(tick), f"{tick:g}")
             for tick in _ticks(*x_range)
             if x_range[0] <= tick <= x_range[1]
+            if x_label != "iteration" or tick.is_integer()
         ],
         y_ticks=[
             (frame.y(tick), label) for tick, label in zip(ticks, labels, strict=True)

@@ -33,15 +33,18 @@ class Change:
     @property
     def difference(self) -> str:
         """With its sign; of percentages it is in points."""
-        value = self.last - self.first
-        text = f"{100 * value:+.1f}" if self.percent else f"{value:+.3g}"
+        text = f"{100 * self._shown:+.1f}" if self.percent else f"{self._shown:+.3g}"
         return text.replace("-", "−")
 
     @property
     def css(self) -> str:
-        """Its colour: none if nothing of it is seen in the digits shown."""
-        shown = round(self.last - self.first, 3 if self.percent else 12)
-        return "up" if shown > 0 else "down" if shown < 0 else "soft"
+        """Its colour: none where the digits shown are those of zero."""
+        return "up" if self._shown > 0 else "down" if self._shown < 0 else "soft"
+
+    @property
+    def _shown(self) -> float:
+        """The difference as it is shown; adding zero takes the sign of -0.0 away."""
+        return round(self.last - self.first, 3 if self.percent else 12) + 0.0
 
 
 @dataclass(frozen=True)

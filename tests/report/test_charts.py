@@ -67,6 +67,17 @@ def test_points_lie_where_the_axes_say():
     assert chart("t", [Series("s", [(0, math.inf)])]) == ""
 
 
+def test_iterations_are_whole():
+    """Oracle: the ticks, written out by hand; minutes may be halves."""
+    series = [Series("s", [(0, 0.0), (2, 1.0)])]
+
+    def ticks(svg):
+        return re.findall(r'y="202" text-anchor="middle">([^<]+)<', svg)
+
+    assert ticks(chart("t", series)) == ["0", "1", "2"]
+    assert ticks(chart("t", series, "minutes")) == ["0", "0.5", "1", "1.5", "2"]
+
+
 def test_flat_single_and_escaped_series_draw():
     """Oracle: well-formed XML whatever the name and the values."""
     from xml.dom.minidom import parseString

@@ -43,4 +43,6 @@ def test_a_change_has_its_sign_and_colour():
     assert change.css == "down" and change.lower == 0.25
     change = report_scores.Change(1.0, 1.5, percent=False)
     assert (change.difference, change.css) == ("+0.5", "up")
-    assert report_scores.Change(0.5, 0.5004).css == "soft"
+    for last in (0.5004, 0.4996):
+        change = report_scores.Change(0.5, last)
+        assert (change.difference, change.css) == ("+0.0", "soft")
