@@ -1,7 +1,7 @@
 """Gradient noise of G2RPO and Flow-GRPO on a flow of two numbers, at equal images.
 
 Command: python -m benchmarks.toy
-Both rate 192 images of one prompt an iteration (algorithms.md 20c, test 18). The
+Both rate 192 images of one prompt an iteration. The
 gradient is read from Adam's first moment after one update of the untouched policy.
 """
 

@@ -32,7 +32,7 @@ def paper():
 def test_paper_iteration(paper):
     """Oracle: by hand; 1,152 images of 10 steps, 9 of them trained, with guidance.
 
-    reference/performance: 2.224 TF a pass at 512 pixels and 205 tokens of text, 7.13 TF
+    docs/golden_numbers.md 15: 2.224 TF a pass at 512 pixels and 205 tokens of text, 7.13 TF
     a trained step with a reference, 2.515 TF a decoded image.
     """
     made = budget.of(paper)

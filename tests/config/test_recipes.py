@@ -18,7 +18,7 @@ G = 8  # members, where a row does not say
 PROMPTS = 2
 TOY_PROMPTS = 8
 # Per prompt: network evaluations of the rollout, images, trained states (or samples
-# times draws). Oracle: the formulas of algorithms.md 18, less what performance.md B7
+# times draws). Oracle: the formulas of golden_numbers.md 9, less what sharing
 # saves exactly: a start that a group shares is evaluated once.
 PRICE = {
     "flow_grpo": (G * 10, G, G * 9),
@@ -77,7 +77,7 @@ def test_every_row_has_a_price():
 
 @pytest.mark.parametrize("recipe", PRICE)
 def test_price_of_every_row(recipe):
-    """Oracle: algorithms.md 18; the plans and entries that the row makes."""
+    """Oracle: golden_numbers.md 9; the plans and entries that the row makes."""
     config = tiny_config("sprites", recipe)
     checks.check(config)
     planner = Planner(specs.plan_spec(config), devices=1)
@@ -106,7 +106,7 @@ def test_price_of_every_row(recipe):
 @pytest.mark.parametrize("recipe", PRICE)
 def test_every_row_learns_at_its_price(recipe, monkeypatch):
     """Oracles: what the running program counts; the first ratio, exactly 1; the best
-    reward of a flow in closed form (algorithms.md 20c, tests 5, 17 and 18)."""
+    reward of a flow in closed form (golden_numbers.md 9)."""
     run = toy.make_run(
         monkeypatch,
         recipe,

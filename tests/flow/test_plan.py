@@ -42,7 +42,7 @@ def g2rpo(*granularities):
     ],
 )
 def test_golden_costs(made, evaluations, images, states, siblings):
-    """Oracle: golden; algorithms.md 18 and performance.md B7.1."""
+    """Oracle: golden_numbers.md 9."""
     assert len(made.evaluated) == evaluations
     assert len(made.leaves) == len(made.labels) == images
     assert len(made.states) == states
@@ -50,7 +50,7 @@ def test_golden_costs(made, evaluations, images, states, siblings):
 
 
 def test_flash_finishes_in_fewer_steps():
-    """Oracle: golden; algorithms.md 18, l = 0 and q = .4 of T = 25: 13 a member."""
+    """Oracle: golden_numbers.md 9, l = 0 and q = .4 of T = 25: 13 a member."""
     steps = (0, 1, 2, 3)
     made = plan.chains(25, steps, (steps,) * 12, finish=plan.compressed(25, 4, 0.4))
     assert len(made.evaluated) == 156
@@ -69,7 +69,7 @@ def test_flash_finishes_in_fewer_steps():
     ],
 )
 def test_golden_suffixes_of_g2rpo(k, g, visited):
-    """Oracle: golden; algorithms.md 20c 8."""
+    """Oracle: golden_numbers.md 9."""
     made = g2rpo(1, 2, 3)
     wanted = [n for n, x in enumerate(made.labels) if (x.step, x.column) == (k, g - 1)]
     assert len(wanted) == 12
@@ -110,7 +110,7 @@ def test_tree_credits_all_leaves_below():
 
 
 def test_probes_credit_what_a_step_adds():
-    """Oracle: algorithms.md 20c 14; gains of a trajectory telescope to last - first."""
+    """Oracle: golden_numbers.md 11; gains of a trajectory telescope to last - first."""
     made = plan.chains(5, tuple(range(5)), (tuple(range(5)),) * 3, probe=5)
     rewards = np.random.default_rng(0).normal(size=len(made.labels))
     rows = np.array(made.credit).reshape(3, 5, 2)

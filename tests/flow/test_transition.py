@@ -57,7 +57,7 @@ COEFFICIENTS = table("""
 
 @pytest.mark.parametrize("i", range(10))
 def test_coefficients_of_sd3(i):
-    """Oracle: golden numbers, flow_grpo.md 1.7."""
+    """Oracle: golden_numbers.md 3."""
     sigma, sigma_next = SD3_10[i : i + 2]
     gold = COEFFICIENTS[i]
     close([sigma, sigma_next - sigma], gold[:2], SIX_DIGITS)
@@ -89,7 +89,7 @@ def test_coefficients_of_sd3(i):
     ids=["flux"],
 )
 def test_flow_sde_of_flux(sigmas, golden):
-    """Oracle: golden numbers, flow_grpo.md 1.6; sigma_t, then std, for a = 0.9."""
+    """Oracle: golden_numbers.md 1; sigma_t, then std, for a = 0.9."""
     steps = [step("sde", 0.0, 0.0, s, t, 0.9, sigmas[1]) for s, t in pairs(sigmas)]
     actual = [g.diffusion for g in steps] + [g.std for g in steps]
     close(actual, np.array(golden.split(), np.float64), SIX_DIGITS)
@@ -107,14 +107,14 @@ def test_flow_sde_of_flux(sigmas, golden):
     ],
 )
 def test_flow_sde_of_g2rpo(num_steps, golden):
-    """Oracle: golden numbers, algorithms.md 0.2; std for shift 3, a = 0.7."""
+    """Oracle: golden_numbers.md 2; std for shift 3, a = 0.7."""
     sigmas = schedule.shifted(num_steps, 3.0)
     steps = [step("sde", 0.0, 0.0, s, t, 0.7, sigmas[1]) for s, t in pairs(sigmas)]
     close([g.std for g in steps], np.array(golden.split(), np.float64), 0.5e-4 + FP32)
 
 
 def test_dance_at_the_ends_of_its_schedule():
-    """Oracle: golden numbers, algorithms.md 0.2; std for T = 16, shift 3, eta = 0.3."""
+    """Oracle: golden_numbers.md 2; std for T = 16, shift 3, eta = 0.3."""
     sigmas = schedule.shifted(16, 3.0)
     steps = [step("dance", 0.0, 0.0, s, t, 0.3) for s, t in pairs(sigmas)]
     close([steps[0].std, steps[-1].std], [0.0442, 0.1225], 0.5e-4 + FP32)
@@ -168,7 +168,7 @@ EXAMPLES = {
     ],
 )
 def test_worked_scalar_examples(name, kind, level):
-    """Oracle: golden numbers, flow_grpo.md 1.8 A-D."""
+    """Oracle: golden_numbers.md 4."""
     (x, v, sigma, sigma_next, noise), rows = EXAMPLES[name]
     mean, std, next_latent, log_prob = rows[kind, level]
     g = step(kind, x, v, sigma, sigma_next, level, SD3_10[1])
@@ -179,7 +179,7 @@ def test_worked_scalar_examples(name, kind, level):
 
 
 def test_diffusion_of_the_worked_examples():
-    """Oracle: golden numbers, flow_grpo.md 1.8 A and C (std_dev_t)."""
+    """Oracle: golden_numbers.md 4 (std_dev_t)."""
     close(step("sde", 0.3, -0.8, 0.75, 0.5, 0.7).diffusion, 1.2124355653)
     first = step("sde", 1.0, 0.25, 1.0, SD3_10[1], 0.7, SD3_10[1])
     close(first.diffusion, 3.5056715330)
@@ -206,7 +206,7 @@ def test_diffusion_of_the_worked_examples():
     ],
 )
 def test_worked_tensor_example(kind, level, mean, next_latent, log_prob):
-    """Oracle: golden numbers, flow_grpo.md 1.8 E."""
+    """Oracle: golden_numbers.md 4."""
     x = np.array([[[0.5, -0.25], [1, 0]]])
     v = np.array([[[-1, 0.5], [0.25, 2]]])
     noise = jnp.array([[[-0.4, 0.1], [1.5, -2]]])
@@ -294,7 +294,7 @@ def test_cps_keeps_the_amounts_of_data_and_noise():
     ],
 )
 def test_flow_sde_leaves_excess_noise(sigmas, index, left):
-    """Oracle: golden numbers, flow_grpo.md 1.2 and algorithms.md 0.2."""
+    """Oracle: golden_numbers.md 2."""
     sigma, sigma_next = sigmas[index : index + 2]
     data = step("sde", 1 - sigma, -1.0, sigma, sigma_next, 0.7, sigmas[1]).mean
     noise = step("sde", sigma, 1.0, sigma, sigma_next, 0.7, sigmas[1])
@@ -304,7 +304,7 @@ def test_flow_sde_leaves_excess_noise(sigmas, index, left):
 
 @pytest.mark.parametrize("kind, level", [("sde", 0.7), ("dance", 0.3)])
 def test_every_step_of_an_sde_adds_excess_noise(kind, level):
-    """Oracle: closed form, algorithms.md 0.2; with exact predictions 1 - sigma' of the
+    """Oracle: closed form, golden_numbers.md 2; with exact predictions 1 - sigma' of the
     data remains, and above sigma'^2 of noise what Euler's step leaves behind."""
     sigmas = schedule.shifted(10, 3.0)
     for sigma, sigma_next in pairs(np.float64(sigmas)):
@@ -330,7 +330,7 @@ def test_every_step_of_an_sde_adds_excess_noise(kind, level):
     ],
 )
 def test_marginals_on_a_gaussian_flow(kind, level, num_steps, final_std):
-    """Oracle: golden numbers, algorithms.md 8; data of std 0.5, exact velocity.
+    """Oracle: golden_numbers.md 12; data of std 0.5, exact velocity.
 
     The SDE keeps the marginals of the flow as steps get finer; CPS does not.
     """
@@ -380,7 +380,7 @@ def test_cps_gaussian_is_the_density_of_the_same_draw():
     close(square / (2 * full.std**2) + constants, density)
 
 
-# kind, level: gains of the ten steps of shift 3, algorithms.md 0.5b. The last step of
+# kind, level: gains of the ten steps of shift 3, golden_numbers.md 8. The last step of
 # CPS is deterministic.
 GAINS = {
     ("sde", 0.7): ".051 .069 .113 .160 .219 .296 .406 .574 .868 1.540",
@@ -392,7 +392,7 @@ GAINS = {
 
 @pytest.mark.parametrize("kind, level", GAINS)
 def test_gain(kind, level):
-    """Oracles: golden numbers, algorithms.md 0.5b; the gradient of the log-prob."""
+    """Oracles: golden_numbers.md 8; the gradient of the log-prob."""
     sigmas = schedule.shifted(10, 3.0)
     x, v = random_latents(6)
     noise = jax.random.normal(jax.random.key(1), (6,))
@@ -416,7 +416,7 @@ def test_gain(kind, level):
 
 
 def test_gain_times_the_guard_weight_is_constant():
-    """Oracle: closed form, algorithms.md 0.5b; gain * std / h = 1 + a^2 / 2, first 1."""
+    """Oracle: closed form, golden_numbers.md 8; gain * std / h = 1 + a^2 / 2, first 1."""
     sigmas = schedule.shifted(10, 3.0)
     options = {"sigma_max": sigmas[1], "noise_level": 0.7}
     actual = [

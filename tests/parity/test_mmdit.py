@@ -50,7 +50,7 @@ CONFIGS = {
     },
 }
 RANK, ALPHA = 3, 5.0
-# Flow-GRPO's LoRA (reference: flow_grpo, train_sd3.py).
+# Flow-GRPO's LoRA (the authors' scripts/train_sd3.py).
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0") + tuple(
     f"add_{part}_proj" for part in "qkv"
 )
@@ -359,7 +359,7 @@ def test_written_folder_is_theirs(models, tmp_path):
 
 # -- The released sizes --------------------------------------------------------------
 
-# performance.md B1 for the two SD3.5; SD3-medium is counted by diffusers below.
+# golden_numbers.md 15 for the two SD3.5; SD3-medium is counted by diffusers below.
 COUNTS = {"sd3.5-medium": 2_243_171_520, "sd3.5-large": 8_056_627_520}
 
 

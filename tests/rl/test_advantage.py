@@ -6,7 +6,7 @@ import pytest
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.rl.advantage import advantages, best_and_worst, group_advantages
 
-# Prompts a b a b a b c c of flow_grpo.md 2.3.
+# Prompts a b a b a b c c of golden_numbers.md 5.
 OWNER = np.array([0, 1, 0, 1, 0, 1, 2, 2])
 REWARDS = np.array([1, 0, 0.5, 0, 0, 1, 0.3, 0.3])
 # Half a unit of the sixth printed decimal, plus a float32 rounding near 1.
@@ -22,7 +22,7 @@ SIX_DIGITS = 0.5e-6 + 6e-8
     ],
 )
 def test_golden_advantages(std, golden):
-    """Oracle: golden numbers, flow_grpo.md 2.3; closed form without a std."""
+    """Oracle: golden_numbers.md 5; closed form without a std."""
     advantages, stats = group_advantages(REWARDS, OWNER, std=std)
     assert advantages.dtype == np.float32
     np.testing.assert_allclose(advantages, golden, rtol=0, atol=SIX_DIGITS)
@@ -133,7 +133,7 @@ def one_leaf_per_edge(rewards, weights, owner, **options):
 
 
 def test_multi_granularity_of_g2rpo():
-    """Oracle: algorithms.md 2, float64; z-scores (ddof 1) per prompt, step, granularity
+    """Oracle: golden_numbers.md 5, float64; z-scores (ddof 1) per prompt, step, granularity
     and reward, added up, then clipped."""
     rng = np.random.default_rng(3)
     prompts, steps, grains, members = 2, 3, 2, 6
@@ -249,7 +249,7 @@ def test_probability_weighted_back_up():
 
 
 def test_step_gains_of_dense_grpo():
-    """Oracle: algorithms.md 7 and 20c 14; gains telescope to last - first reward, and
+    """Oracle: golden_numbers.md 11; gains telescope to last - first reward, and
     each step is compared by itself."""
     samples, steps = 5, 4
     table = np.random.default_rng(4).normal(size=(samples, steps + 1))

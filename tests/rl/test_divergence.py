@@ -34,7 +34,7 @@ def step(kind, latent, velocity, sigma, sigma_next, noise_level):
     ],
 )
 def test_golden_kl(kind, level, form, golden):
-    """Oracle: golden numbers, flow_grpo.md 1.8 E."""
+    """Oracle: golden_numbers.md 4."""
     latent = jnp.array([[[0.5, -0.25], [1, 0]]])
     velocity = jnp.array([[[-1, 0.5], [0.25, 2]]])
     moved = velocity + jnp.array([[[0.01, -0.01], [0.02, 0]]])
@@ -61,7 +61,7 @@ def test_golden_kl(kind, level, form, golden):
     ],
 )
 def test_golden_weights_on_velocities(form, golden):
-    """Oracle: golden numbers, flow_grpo.md 2.5; KL = w_i * (v - v_ref)^2."""
+    """Oracle: golden_numbers.md 6; KL = w_i * (v - v_ref)^2."""
     for i, weight in enumerate(golden.split()):
         sigma, sigma_next = SD3_10[i : i + 2]
         v, v_ref = jnp.float32(1.0), jnp.float32(-1.0)

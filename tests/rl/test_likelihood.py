@@ -10,7 +10,7 @@ from flowgrpo_jax.rl import likelihood
 from flowgrpo_jax.rl.objectives.awm import matching_log_prob
 from flowgrpo_jax.rl.objectives.guard import guard_log_ratio
 
-# Example E of flow_grpo.md 1.8: sigma 0.75 -> 0.5, an old and a new velocity.
+# Example E of golden_numbers.md 4: sigma 0.75 -> 0.5, an old and a new velocity.
 LATENT = jnp.array([[[0.5, -0.25], [1, 0]]])
 OLD_VELOCITY = jnp.array([[[-1, 0.5], [0.25, 2]]])
 NEW_VELOCITY = OLD_VELOCITY + jnp.array([[[0.01, -0.01], [0.02, 0]]])
@@ -43,7 +43,7 @@ def policies(kind, level):
     ],
 )
 def test_golden_ratio(kind, level, old_golden, new_golden, ratio):
-    """Oracle: golden numbers, flow_grpo.md 1.8 E."""
+    """Oracle: golden_numbers.md 4."""
     (old, _), (new, _) = policies(kind, level)
     log_ratio = likelihood.log_ratio(new, old)
     actual = [old, new, jnp.exp(log_ratio)]
@@ -51,7 +51,7 @@ def test_golden_ratio(kind, level, old_golden, new_golden, ratio):
 
 
 def test_golden_guard_ratio():
-    """Oracle: golden GRPO-Guard ratio, flow_grpo.md 1.8 E; and its definition."""
+    """Oracle: golden GRPO-Guard ratio, golden_numbers.md 4; and its definition."""
     (old, old_step), (new, step) = policies("sde", 0.7)
     action = transition.sample(old_step, NOISE)
     log_ratio = guard_log_ratio(action, step, old_step)
@@ -96,7 +96,7 @@ def test_guard_ratio_of_a_deterministic_step():
     ],
 )
 def test_matching_log_prob(weighting, expected):
-    """Oracle: algorithms.md 14.2 in float64; the slope at a perfect match is finite."""
+    """Oracle: golden_numbers.md 14 in float64; the slope at a perfect match is finite."""
     error, sigma = np.array([0.0, 0.01, 2.0]), np.array([0.9, 0.3, 0.6])
     actual = matching_log_prob(jnp.array(error), jnp.array(sigma), weighting)
     np.testing.assert_allclose(actual, -expected(error, sigma), rtol=1e-5, atol=1e-9)
@@ -126,7 +126,7 @@ def test_deterministic_step_has_log_prob_zero():
 
 
 def test_first_step_uses_sigma_max():
-    """Oracle: golden numbers, flow_grpo.md 1.8 C; sigma = 1, noise 0.5."""
+    """Oracle: golden_numbers.md 4; sigma = 1, noise 0.5."""
     sigma_max = schedule.shifted_grid(10)[1]
     log_prob, step = transition.log_probs(
         "sde",

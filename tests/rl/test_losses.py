@@ -91,7 +91,7 @@ def velocity_gradient(elements, sampler, objective, options=None):
 @pytest.mark.parametrize("kind, level", [("sde", 0.7), ("dance", 0.3), ("cps", 0.8)])
 @pytest.mark.parametrize("objective", ON_TRANSITIONS)
 def test_on_policy_ratio_is_exactly_one(objective, kind, level):
-    """Oracle: an invariance (algorithms.md 20c, 5); same weights, same bits."""
+    """Oracle: an invariance; same weights, same program, same bits."""
     sampler = make_sampler(kind, level)
     elements, _ = act(sampler)
     _, info = evaluate(losses.make(sampler, objective, {}, **SETTINGS), elements)
@@ -105,7 +105,7 @@ def test_on_policy_ratio_is_exactly_one(objective, kind, level):
 
 @pytest.mark.parametrize("objective", ON_TRANSITIONS)
 def test_gradient_is_the_gain_times_the_mean_of_advantage_times_noise(objective):
-    """Oracle: algorithms.md 20c, 6 and 0.5b; gain_k / n * sum_i A_i eps_i for dL/dv.
+    """Oracle: golden_numbers.md 8; gain_k / n * sum_i A_i eps_i for dL/dv.
 
     Guard multiplies by std and divides by dt: the gain is 1 + a^2/2, 1 at sigma 1.
     """
@@ -222,7 +222,7 @@ def test_upper_range_of_its_own():
 
 
 def test_tempflow_weights():
-    """Oracle: golden numbers, algorithms.md 5, for 10 steps, shift 3, a = 0.7."""
+    """Oracle: golden_numbers.md 10, for 10 steps, shift 3, a = 0.7."""
     golden = "1.660 1.751 1.261 1.047 .919 .830 .758 .689 .607 .479".split()
     weights = tempflow_weights(make_sampler())
     np.testing.assert_allclose(weights, np.array(golden, float), atol=0.5e-3)
@@ -291,7 +291,7 @@ def test_kl_to_each_reference(kl_form, kl_reference):
 
 
 def test_kl_of_good_samples_counts_more():
-    """Oracle: CRD's coefficient (algorithms.md 14.4), c + R (1 - c)."""
+    """Oracle: CRD's coefficient (golden_numbers.md 14), c + R (1 - c)."""
     sampler = make_sampler()
     elements, _ = act(sampler)
     advantage = jnp.broadcast_to(jnp.array([-9.0, 0.0, 5.0]), elements.advantage.shape)

@@ -195,7 +195,7 @@ def test_weighted_matching(options, factor):
 
 
 def test_nft_of_good_samples_is_self_normalised_flow_matching():
-    """Oracle: algorithms.md 20c, 12; r = 1, beta = 1, on predicted clean latents."""
+    """Oracle: golden_numbers.md 14; r = 1, beta = 1, on predicted clean latents."""
     elements = make_elements(advantage=7.0)
     values, _ = evaluate(make("nft"), elements, 0.1)
     square, size, sigma = errors(elements, 0.1)
@@ -203,7 +203,7 @@ def test_nft_of_good_samples_is_self_normalised_flow_matching():
 
 
 def test_nft_without_preference_does_not_move():
-    """Oracle: algorithms.md 20c, 12; at r = 1/2 both gradients cancel exactly.
+    """Oracle: golden_numbers.md 14; at r = 1/2 both gradients cancel exactly.
 
     Not compiled: a compiler may round the learner and the old policy differently.
     """
@@ -259,7 +259,7 @@ def weighted_by(weights):
     ],
 )
 def test_awm_gradient_is_advantage_weighted_flow_matching(weighting, slope):
-    """Oracle: algorithms.md 20c, 13; A / 5 * w'(error) * gradient of the error."""
+    """Oracle: golden_numbers.md 14; A / 5 * w'(error) * gradient of the error."""
     elements = make_elements()
     square, _, sigma = errors(elements, 0.0)
     weights = np.asarray(elements.advantage) / 5 * slope(square, sigma)
@@ -284,7 +284,7 @@ def test_awm_ratio():
 
 
 def test_dgpo_in_closed_form():
-    """Oracle: algorithms.md 14.3 in float64, sigma and noise shared by the group."""
+    """Oracle: golden_numbers.md 14 in float64, sigma and noise shared by the group."""
     elements = make_elements(3, 4)
     a = np.asarray(elements.advantage)
     values, _ = evaluate(make("dgpo", {"beta": 10.0}), elements, 0.1)
@@ -316,7 +316,7 @@ def test_dgpo_gradient_is_that_of_the_group_preference():
 
 
 def test_crd_in_closed_form():
-    """Oracle: algorithms.md 14.4 in float64; uniform centring, squared error, 5/beta."""
+    """Oracle: golden_numbers.md 14 in float64; uniform centring, squared error, 5/beta."""
     elements = make_elements(3, 4)
     values, info = evaluate(make("crd", {"beta": 0.5}), elements, 0.1)
     (new, new_size, _), (old, old_size, _) = (errors(elements, s) for s in (0.1, 0.0))
@@ -343,7 +343,7 @@ def test_crd_on_policy_gradient():
 
 
 def test_dpo_in_closed_form():
-    """Oracle: algorithms.md 14.8 in float64; one draw per pair, log 2 on-policy."""
+    """Oracle: golden_numbers.md 14 in float64; one draw per pair, log 2 on-policy."""
     elements = make_elements(5, 2)
     loss = make("dpo", {"beta": 20.0})
     np.testing.assert_allclose(evaluate(loss, elements)[0], np.log(2), rtol=1e-6)

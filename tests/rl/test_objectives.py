@@ -49,7 +49,7 @@ def ppo(log_ratio, advantage, low=1e-4, high=1e-4, adv_clip_max=5.0):
 
 @pytest.mark.parametrize("clip_range", [1e-3, 1e-4, 1e-5])
 def test_golden_losses(clip_range):
-    """Oracle: golden numbers, flow_grpo.md 1.8 E; ratio below its range."""
+    """Oracle: golden_numbers.md 4; ratio below its range."""
     log_ratio = np.full(2, np.log(0.9967765025))
     loss, info = ppo(log_ratio, [1.5, -1.5], clip_range, clip_range)
     # -A ratio is the max for A > 0; for A < 0 it is the clipped one.
@@ -88,7 +88,7 @@ def test_gradient_by_side_of_the_range():
 
 
 def test_dppo_leaves_out_only_what_goes_further_away():
-    """Oracle: the rule of algorithms.md 10, case by case, at D on either side."""
+    """Oracle: the rule of golden_numbers.md 13, case by case, at D on either side."""
     log_ratio = jnp.array([0.1, 0.1, -0.1, -0.1, 0.0])
     advantage = jnp.array([2.0, -2.0, 2.0, -2.0, 2.0])
     free = -advantage * jnp.exp(log_ratio)
@@ -119,7 +119,7 @@ def test_policy_gradient():
 
 
 def test_reward_probability():
-    """Oracle: algorithms.md 14.1; clip(A / (2 * 5) + 1/2, 0, 1)."""
+    """Oracle: golden_numbers.md 14; clip(A / (2 * 5) + 1/2, 0, 1)."""
     actual = reward_probability(jnp.array([-7.0, -5, -1, 0, 5, 9]), 5.0)
     np.testing.assert_allclose(actual, [0, 0, 0.4, 0.5, 1, 1], rtol=FP32)
 
@@ -195,7 +195,7 @@ def test_preference_weight_prices_a_winner_that_gets_worse():
     ],
 )
 def test_policy_gradient_of_every_step(kind, level, golden):
-    """Oracle: golden gains, algorithms.md 0.5b; dL/dv = gain * A * eps at ratio 1.
+    """Oracle: golden gains, golden_numbers.md 8; dL/dv = gain * A * eps at ratio 1.
 
     Runs the whole chain, transition to loss, on one dimension with A = eps = 1.
     """

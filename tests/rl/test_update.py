@@ -83,7 +83,7 @@ def test_a_chunk_without_weight_changes_nothing():
 
 
 def test_ema_follows_the_official_schedule():
-    """Oracle: flow_grpo.md 2.8: k = 7, 15, 23 ... 87, nothing in between."""
+    """Oracle: golden_numbers.md 7: k = 7, 15, 23 ... 87, nothing in between."""
     ema = rl_update.Ema(0.9, 8)
     kept = np.asarray(ema.keep(jnp.arange(8, 89)))
     np.testing.assert_allclose(
@@ -113,7 +113,7 @@ def test_a_young_ema_moves_at_every_update():
 
 
 def test_behaviour_policies_follow_the_learner():
-    """Oracle: algorithms.md 14.1 and 14.4 (ramps), 14.8 (copies), closed form."""
+    """Oracle: golden_numbers.md 14 (ramps and copies), closed form."""
     updates = jnp.arange(1, 1001)
     first = rl_update.Behaviour(0.0, 0.001, 0, 0.5, 1).keep(updates)
     np.testing.assert_allclose(
