@@ -1,8 +1,8 @@
-"""A run's base model against what it became, on the same noise: a page of pairs.
+"""Compares a run's base model with its tuned one on the same noise, in one page.
 
 python -m flowgrpo_jax.compare --workdir=DIR                   held-out prompts of the run
 python -m flowgrpo_jax.compare --workdir=DIR --prompts=FILE.txt
-python -m flowgrpo_jax.compare --workdir=DIR --model=FOLDER    the base model lies there
+python -m flowgrpo_jax.compare --workdir=DIR --model=FOLDER    where the base model is
 
 One HTML file with all images in it and their rewards below them. Diffusers models are
 sampled as diffusers' pipeline does, 28 steps and guidance 7, at the run's resolution.
@@ -26,31 +26,49 @@ if TYPE_CHECKING:
     from flowgrpo_jax.report.pictures import Picture
 
 FLAGS = flags.FlagValues()
-_WORKDIR = flags.DEFINE_string("workdir", None, "The run.", FLAGS)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", FLAGS)
 _CHECKPOINT = flags.DEFINE_integer(
-    "checkpoint", None, "Iterations done; default the newest.", flag_values=FLAGS
+    "checkpoint",
+    None,
+    "Which checkpoint of --workdir, by its finished iterations; by default the newest.",
+    flag_values=FLAGS,
 )
-_MODEL = flags.DEFINE_string("model", None, "Where its base model is now.", FLAGS)
+_MODEL = flags.DEFINE_string(
+    "model", None, "Where the run's base model is now, if it has been moved.", FLAGS
+)
 _WEIGHTS = flags.DEFINE_enum(
     "weights",
     None,
     ["ema", "learner"],
-    "Default what the run evaluates.",
+    "Which weights of the run; by default those that it evaluates.",
     flag_values=FLAGS,
 )
 _PROMPTS = flags.DEFINE_string(
-    "prompts", None, ".txt, .jsonl or a prompt set; default the run's own.", FLAGS
+    "prompts",
+    None,
+    "A .txt or .jsonl file or a prompt set; by default the run's held-out prompts.",
+    FLAGS,
 )
 _MAX_PROMPTS = flags.DEFINE_integer(
-    "max_prompts", 16, "So many, evenly drawn.", lower_bound=1, flag_values=FLAGS
+    "max_prompts",
+    16,
+    "The most prompts to show, taken at equal distances from all.",
+    lower_bound=1,
+    flag_values=FLAGS,
 )
 _NUM_IMAGES = flags.DEFINE_integer(
     "num_images", 4, "Images per prompt.", lower_bound=1, flag_values=FLAGS
 )
-_SEED = flags.DEFINE_integer("seed", 0, "Of the noise.", flag_values=FLAGS)
-_GUIDANCE = flags.DEFINE_float("guidance_scale", None, "1 for none.", flag_values=FLAGS)
-_NUM_STEPS = flags.DEFINE_integer("num_steps", None, "Of the ODE.", flag_values=FLAGS)
-_OUTPUT = flags.DEFINE_string("output", None, "Default DIR/compare.html.", FLAGS)
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the noise.", flag_values=FLAGS)
+_GUIDANCE = flags.DEFINE_float(
+    "guidance_scale", None, "Scale of the guidance; 1 turns it off.", flag_values=FLAGS
+)
+_NUM_STEPS = flags.DEFINE_integer(
+    "num_steps", None, "Steps of the ODE sampler.", flag_values=FLAGS
+)
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "HTML file to write; by default WORKDIR/compare.html.", FLAGS
+)
 
 # Images [prompt, member, height, width, 3] and their measurements, name -> [prompt,
 # member].
@@ -101,10 +119,10 @@ def main() -> None:
     name = Path(workdir).absolute().name
     atomic_write(output, page(name, facts, prompts, base, tuned, link))
     for reward_name, before, after, better in summary(base, tuned):
-        told = f"{before:.4g} base, {after:.4g} tuned, higher in {better:.0%}"
-        print(f"{reward_name}: {told} of the images")
-    if told := same_images(base, tuned):
-        print(told)
+        means = f"{before:.4g} base, {after:.4g} tuned, higher in {better:.0%}"
+        print(f"{reward_name}: {means} of the images")
+    if same := same_images(base, tuned):
+        print(same)
     print(f"{base[0].shape[0]} prompts, the base model and {restored}, in {output}")
 
 
@@ -131,7 +149,7 @@ def _prompts(config: ConfigDict) -> list[Prompt]:
 
 
 def thinned(prompts: Sequence[Prompt], most: int) -> list[Prompt]:
-    """At most so many prompts, evenly drawn from first to last."""
+    """At most `most` prompts, at equal distances from the first to the last."""
     count = min(most, len(prompts))
     chosen = np.linspace(0, len(prompts) - 1, count).round().astype(int)
     return [prompts[number] for number in chosen]

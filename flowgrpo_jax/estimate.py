@@ -1,4 +1,4 @@
-"""What a run will cost and whether it fits, before anyone rents a chip.
+"""Estimates what a run costs and whether it fits, before anyone rents a chip.
 
 python -m flowgrpo_jax.estimate --config=configs/pickscore.py \\
   --topology=v5e:2x4 --config.microbatch=4 --config.remat=full
@@ -28,15 +28,20 @@ from flowgrpo_jax.runtime.mesh import AnyMesh
 
 FLAGS = flags.FlagValues()
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "The run: FILE.py or FILE.py:model=NAME,recipe=NAME.", FLAGS
+    "config",
+    None,
+    "Config of the run: FILE.py or FILE.py:model=NAME,recipe=NAME.",
+    FLAGS,
 )
 _TOPOLOGY = flags.DEFINE_string(
     "topology",
     None,
-    "Chips: v5e:1x1, v5e:2x4, v5p:2x2x2, v6e:4x4, tpu7x:2x2x1, H100:8, ...",
+    "Chips to run on: v5e:1x1, v5e:2x4, v5p:2x2x2, v6e:4x4, tpu7x:2x2x1, H100:8, ...",
     FLAGS,
 )
-_TABLE = flags.DEFINE_string("table", None, "Write a row of this file too.", FLAGS)
+_TABLE = flags.DEFINE_string(
+    "table", None, "Also write a row into this Markdown file.", FLAGS
+)
 
 _TABLE_HEAD = """# Estimates
 
@@ -69,27 +74,27 @@ def main() -> None:
             "estimated: give a config that learns from rewards"
         )
     work = assemble.make_policy_work(config, mesh, *assemble.abstract_model(config))
-    made = budget.of(work)
-    print(*describe(config, work, made, chip), sep="\n")
+    costs = budget.of(work)
+    print(*describe(config, work, costs, chip), sep="\n")
     if work.model.tokenizer is None:  # its encoders do not learn: a cache on disk
         print(f"text            {text(config, work.model)}", flush=True)
     memory = flops.CHIPS[chip].memory
 
     def finish(needed: dict[str, float], answer: str) -> None:
         if _TABLE.value:
-            write_row(Path(_TABLE.value), table_row(made, chip, needed, answer))
+            write_row(Path(_TABLE.value), table_row(costs, chip, needed, answer))
 
     if why_not:
         print(f"compiled        no: {why_not}")
-        needed = {"formula": float(sum(made.bytes.values()))}
+        needed = {"formula": float(sum(costs.bytes.values()))}
         answer = verdict(config, mesh, needed, memory)
     else:
         needed = {}
         try:
             for name, size, taken in compile_programs(work):
                 needed[name] = size
-                told = f"{budget.gigabytes(size)} ({taken:.0f} s)"
-                print(f"compiled        {name}: {told}", flush=True)
+                figures = f"{budget.gigabytes(size)} ({taken:.0f} s)"
+                print(f"compiled        {name}: {figures}", flush=True)
                 finish(needed, "")  # the next one may take long
             answer = verdict(config, mesh, needed, memory)
         except topology.DoesNotFit as refusal:
@@ -99,25 +104,25 @@ def main() -> None:
 
 
 def describe(
-    config: ConfigDict, work: PolicyWork, made: budget.Budget, chip: str
+    config: ConfigDict, work: PolicyWork, costs: budget.Budget, chip: str
 ) -> list[str]:
-    """What formulas say, one line per question."""
-    each, passes = made.operations, made.passes
+    """What the formulas say: one line for each question."""
+    each, passes = costs.operations, costs.passes
     mesh = " x ".join(f"{name} {size}" for name, size in work.mesh.shape.items())
     ways = f"LoRA of rank {config.train.lora_rank}" if config.train.use_lora else "full"
     tera = budget.operations
     lines = [
         f"run             {work.model.name}, recipe {config.recipe}, microbatch "
         f"{config.microbatch}, remat {config.remat}; mesh {mesh}",
-        f"parameters      {made.parameters:,}; trained {made.trained:,} ({ways})",
-        f"one image       {tera(made.total / passes.images)}: a sampled step "
+        f"parameters      {costs.parameters:,}; trained {costs.trained:,} ({ways})",
+        f"one image       {tera(costs.total / passes.images)}: a sampled step "
         f"{tera(each.sampling)}, a trained one {tera(each.learning)}, decoding "
         f"{tera(each.decoding)}",
-        f"one iteration   {tera(made.total)}: {passes.images:,} images, "
+        f"one iteration   {tera(costs.total)}: {passes.images:,} images, "
         f"{passes.sampling:,} sampled and {passes.learning:,} trained steps",
-        f"floor           {budget.floor_line(made, chip)}",
-        *(f"                {line}" for line in on_top(work, made, chip)),
-        f"bytes, formula  {budget.memory_line(made)}",
+        f"floor           {budget.floor_line(costs, chip)}",
+        *(f"                {line}" for line in on_top(work, costs, chip)),
+        f"bytes, formula  {budget.memory_line(costs)}",
     ]
     return lines
 
@@ -134,26 +139,26 @@ def text(config: ConfigDict, model: FlowModel) -> str:
     return budget.text_line(spec, model, prompts, held_out, folder)
 
 
-def on_top(work: PolicyWork, made: budget.Budget, chip: str) -> list[str]:
+def on_top(work: PolicyWork, costs: budget.Budget, chip: str) -> list[str]:
     """What keeps a run above its floor, as far as it is known beforehand."""
     lines = []
-    if made.operations.rerun:
-        share = made.operations.rerun * made.passes.learning / made.total
+    if costs.operations.rerun:
+        share = costs.operations.rerun * costs.passes.learning / costs.total
         lines.append(
             f"{share:.0%} more operations by remat {work.model.denoiser.remat}"
         )
     depth = work.model.denoiser.head_dim
-    factor = flops.head_factor(made.forward, flops.CHIPS[chip], depth)
+    factor = flops.head_factor(costs.forward, flops.CHIPS[chip], depth)
     if factor > 1.005:
         lines.append(
             f"times {factor:.2f}: heads of {depth} features leave lanes of the matrix "
             "unit idle"
         )
-    if made.waiting > 0.02:
+    if costs.waiting > 0.02:
         lines.append(
-            f"in it devices wait {made.waiting:.0%} of the time: whole groups do not "
+            f"in it devices wait {costs.waiting:.0%} of the time: whole groups do not "
             "divide evenly; take prompts_per_iteration a multiple of "
-            f"{made.devices * work.updates.updates_per_iteration}"
+            f"{costs.devices * work.updates.updates_per_iteration}"
         )
     return lines
 
@@ -174,7 +179,7 @@ def compile_programs(work: PolicyWork) -> Iterator[tuple[str, float, float]]:
 def verdict(
     config: ConfigDict, mesh: AnyMesh, needed: dict[str, float], memory: float
 ) -> str:
-    """fits: 11.2 of 16 GB; or what to change."""
+    """A line such as "fits: 11.2 of 16 GB", or what to change."""
     name, most = max(needed.items(), key=lambda item: item[1])
     figures = f"{most / flops.GB:.1f} of {memory / flops.GB:.0f} GB"
     by = " by the formula" if name == "formula" else ""
@@ -184,7 +189,7 @@ def verdict(
 
 
 def remedy(config: ConfigDict, mesh: AnyMesh) -> str:
-    """The change that costs least of those that are left."""
+    """The cheapest change that is still possible."""
     if config.remat != "full":
         return "take --config.remat=full"
     if mesh.shape["fsdp"] < mesh.size and not config.train.use_lora:
@@ -198,9 +203,9 @@ def remedy(config: ConfigDict, mesh: AnyMesh) -> str:
 
 
 def table_row(
-    made: budget.Budget, chip: str, needed: dict[str, float], answer: str
+    costs: budget.Budget, chip: str, needed: dict[str, float], answer: str
 ) -> str:
-    """A row of docs/estimates.md; its first cell says how it was made."""
+    """A row of docs/estimates.md; its first cell has the arguments of the command."""
     arguments = [word for word in sys.argv[1:] if not word.startswith("--table")]
     sizes = [
         f"{needed[name] / flops.GB:.1f}" if name in needed else "not compiled"
@@ -208,10 +213,10 @@ def table_row(
     ]
     cells = [
         f"`{' '.join(arguments)}`",
-        f"{made.devices} {chip}",
-        f"{made.trained / 1e6:,.1f} M of {made.parameters / 1e6:,.0f} M",
-        f"{made.total / 1e15:.1f}",
-        f"{made.floor(flops.CHIPS[chip]):.1f}",
+        f"{costs.devices} {chip}",
+        f"{costs.trained / 1e6:,.1f} M of {costs.parameters / 1e6:,.0f} M",
+        f"{costs.total / 1e15:.1f}",
+        f"{costs.floor(flops.CHIPS[chip]):.1f}",
         *sizes,
         answer,
     ]

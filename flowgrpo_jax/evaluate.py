@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint or a base model on the held-out prompts: a table and JSON.
+"""Evaluates a checkpoint or a base model on the held-out prompts: a table and JSON.
 
 python -m flowgrpo_jax.evaluate --workdir=DIR                    the newest checkpoint
 python -m flowgrpo_jax.evaluate --workdir=DIR --base             what the run began with
@@ -29,34 +29,48 @@ FLAGS = flags.FlagValues()
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Evaluate the base model of this config.", FLAGS
 )
-_WORKDIR = flags.DEFINE_string("workdir", None, "Evaluate this run.", FLAGS)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Evaluate the run in this folder.", FLAGS
+)
 _CHECKPOINT = flags.DEFINE_integer(
-    "checkpoint", None, "Iterations done; default the newest.", flag_values=FLAGS
+    "checkpoint",
+    None,
+    "Which checkpoint of --workdir, by its finished iterations; by default the newest.",
+    flag_values=FLAGS,
 )
 _WEIGHTS = flags.DEFINE_enum(
     "weights",
     None,
     ["ema", "learner"],
-    "Of --workdir; default what the run evaluates.",
+    "Which weights of --workdir; by default those that the run evaluates.",
     flag_values=FLAGS,
 )
 _MODEL = flags.DEFINE_string(
-    "model", None, "Where the base model of --workdir lies now.", FLAGS
+    "model", None, "Where the run's base model is now, if it has been moved.", FLAGS
 )
-_BASE = flags.DEFINE_bool("base", False, "The base model of --workdir.", FLAGS)
+_BASE = flags.DEFINE_bool("base", False, "Evaluate the base model of --workdir.", FLAGS)
 _OUTPUT = flags.DEFINE_string(
-    "output", None, "JSON file; default scores_<checkpoint or base>.json.", FLAGS
+    "output",
+    None,
+    "JSON file to write; by default scores_<checkpoint or base>.json in --workdir.",
+    FLAGS,
 )
 _PROTOCOL = flags.DEFINE_string(
-    "protocol", None, "geneval, ocr, pickscore or drawbench.", FLAGS
+    "protocol",
+    None,
+    "Measure as papers do: geneval, ocr, pickscore or drawbench.",
+    FLAGS,
 )
 _PROMPTS = flags.DEFINE_string(
-    "prompts", None, "Of a protocol: .txt, .jsonl or a prompt set.", FLAGS
+    "prompts",
+    None,
+    "Prompts for --protocol: a .txt or .jsonl file or a prompt set.",
+    FLAGS,
 )
 _MAX_PROMPTS = flags.DEFINE_integer(
     "max_prompts",
     None,
-    "Of a protocol: only so many of every task, to try it out.",
+    "For a trial of --protocol: the most prompts of each task.",
     lower_bound=1,
     flag_values=FLAGS,
 )
@@ -73,7 +87,7 @@ def main() -> None:
         raise UserError(f"--model: {_MODEL.value}: --config names one already")
     protocol = _PROTOCOL.value
     if protocol is None and (_PROMPTS.value or _MAX_PROMPTS.value):
-        raise UserError("--prompts, --max_prompts: are of a protocol: give --protocol")
+        raise UserError("--prompts, --max_prompts: need a protocol: give --protocol")
     from flowgrpo_jax import assemble
     from flowgrpo_jax.assemble import evaluation, restore, variants
     from flowgrpo_jax.inference import evaluator, protocols
@@ -107,7 +121,7 @@ def main() -> None:
 
 
 def record(config: ConfigDict, name: str, max_prompts: int | None) -> dict[str, Any]:
-    """What the JSON says about how the scores of a protocol came about."""
+    """What the JSON says about how a protocol's scores were measured."""
     from flowgrpo_jax.inference import protocols
 
     return {

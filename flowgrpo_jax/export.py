@@ -1,4 +1,4 @@
-"""The result of a run as diffusers and PEFT read it, with a model card.
+"""Exports the result of a run for diffusers and PEFT, with a model card.
 
 python -m flowgrpo_jax.export --workdir=DIR --output=OUT                 LoRA files
 python -m flowgrpo_jax.export --workdir=DIR --output=OUT --transformer   the whole network
@@ -15,26 +15,32 @@ from flowgrpo_jax import cli
 from flowgrpo_jax.errors import UserError
 
 FLAGS = flags.FlagValues()
-_WORKDIR = flags.DEFINE_string("workdir", None, "The run.", FLAGS)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", FLAGS)
 _CHECKPOINT = flags.DEFINE_integer(
-    "checkpoint", None, "Iterations done; default the newest.", flag_values=FLAGS
+    "checkpoint",
+    None,
+    "Which checkpoint of --workdir, by its finished iterations; by default the newest.",
+    flag_values=FLAGS,
 )
 _WEIGHTS = flags.DEFINE_enum(
     "weights",
     None,
     ["ema", "learner"],
-    "Default what the run evaluates.",
+    "Which weights of the run; by default those that it evaluates.",
     flag_values=FLAGS,
 )
-_MODEL = flags.DEFINE_string("model", None, "Where its base model is now.", FLAGS)
-_OUTPUT = flags.DEFINE_string("output", "export", "Folder of the files.", FLAGS)
+_MODEL = flags.DEFINE_string(
+    "model", None, "Where the run's base model is now, if it has been moved.", FLAGS
+)
+_OUTPUT = flags.DEFINE_string("output", "export", "Folder for the files.", FLAGS)
 _TRANSFORMER = flags.DEFINE_bool(
-    "transformer", False, "The whole transformer, not the LoRA.", FLAGS
+    "transformer", False, "Export the whole transformer, not the LoRA.", FLAGS
 )
 _FOLD_ALPHA = flags.DEFINE_bool(
     "fold_alpha",
     False,
-    "For readers that ignore the file's metadata: alpha = rank, the rest in B.",
+    "For readers that ignore the file's metadata: set alpha to the rank and fold the "
+    "remaining factor into the matrices B.",
     FLAGS,
 )
 

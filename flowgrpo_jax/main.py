@@ -10,24 +10,28 @@ from flowgrpo_jax.runtime import stopping
 
 FLAGS = flags.FlagValues()
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "The run: FILE.py or FILE.py:recipe=NAME.", FLAGS
+    "config", None, "Config of the run: FILE.py or FILE.py:recipe=NAME.", FLAGS
 )
 _WORKDIR = flags.DEFINE_string(
     "workdir",
     None,
-    "Where everything goes; default runs/<config>. Rerun to resume.",
+    "Folder of all that the run writes; by default runs/<config>. The same command "
+    "resumes a run there.",
     FLAGS,
 )
 _MODEL = flags.DEFINE_string(
-    "model", None, "Where the config's base model lies here, if it has moved.", FLAGS
+    "model",
+    None,
+    "Where the config's base model is on this machine, if it has been moved.",
+    FLAGS,
 )
 _LIST = flags.DEFINE_bool(
-    "list_recipes", False, "Print the algorithms and stop.", FLAGS
+    "list_recipes", False, "Print a table of the algorithms and exit.", FLAGS
 )
 _PRINT = flags.DEFINE_bool(
     "print_config",
     False,
-    "Print the final config, what differs from the defaults first, and stop.",
+    "Print the final config, first what differs from the defaults, and exit.",
     FLAGS,
 )
 

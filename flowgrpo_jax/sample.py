@@ -1,4 +1,4 @@
-"""Images of any prompts, from the base model or a tuned one.
+"""Samples images of any prompts from the base model or a tuned one.
 
 python -m flowgrpo_jax.sample --prompt="a photo of a red circle"
 python -m flowgrpo_jax.sample --prompt="a photo of a red circle" --workdir=DIR
@@ -27,47 +27,65 @@ from flowgrpo_jax.inference.search.methods import METHODS
 
 FLAGS = flags.FlagValues()
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "The base model of this config; default the embedded one.", FLAGS
+    "config",
+    None,
+    "Sample the base model of this config; by default the embedded model.",
+    FLAGS,
 )
 _MODEL = flags.DEFINE_string(
     "model",
     None,
     "A diffusers folder, hub id or alias, sampled as diffusers does: 28 steps, "
     "guidance 7, the model's own resolution, 256 T5 tokens. With --workdir: where the "
-    "run's base model lies now.",
+    "run's base model is now, if it has been moved.",
     FLAGS,
 )
-_NEGATIVE = flags.DEFINE_string("negative_prompt", None, "Default the config's.", FLAGS)
-_WORKDIR = flags.DEFINE_string("workdir", None, "The tuned model of this run.", FLAGS)
+_NEGATIVE = flags.DEFINE_string(
+    "negative_prompt", None, "By default that of the config.", FLAGS
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Sample the tuned model of the run in this folder.", FLAGS
+)
 _CHECKPOINT = flags.DEFINE_integer(
-    "checkpoint", None, "Iterations done; default the newest.", flag_values=FLAGS
+    "checkpoint",
+    None,
+    "Which checkpoint of --workdir, by its finished iterations; by default the newest.",
+    flag_values=FLAGS,
 )
 _WEIGHTS = flags.DEFINE_enum(
     "weights",
     None,
     ["ema", "learner"],
-    "Of --workdir; default what the run evaluates.",
+    "Which weights of --workdir; by default those that the run evaluates.",
     flag_values=FLAGS,
 )
-_PROMPT = flags.DEFINE_multi_string("prompt", [], "A prompt; may be repeated.", FLAGS)
-_PROMPTS_FILE = flags.DEFINE_string("prompts_file", None, ".txt or .jsonl.", FLAGS)
+_PROMPT = flags.DEFINE_multi_string(
+    "prompt", [], "A prompt; the flag may be repeated.", FLAGS
+)
+_PROMPTS_FILE = flags.DEFINE_string(
+    "prompts_file", None, "A .txt or .jsonl file of prompts.", FLAGS
+)
 _NUM_IMAGES = flags.DEFINE_integer(
     "num_images", 4, "Images per prompt.", lower_bound=1, flag_values=FLAGS
 )
-_SEED = flags.DEFINE_integer("seed", 0, "Of the noise.", flag_values=FLAGS)
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the noise.", flag_values=FLAGS)
 _GUIDANCE = flags.DEFINE_float(
     "guidance_scale",
     None,
-    "1 for none; default the config's.",
+    "Scale of the guidance, 1 for none; by default that of the config.",
     flag_values=FLAGS,
 )
 _NUM_STEPS = flags.DEFINE_integer(
-    "num_steps", None, "Default the config's.", flag_values=FLAGS
+    "num_steps",
+    None,
+    "Steps of the sampler; by default those of the config.",
+    flag_values=FLAGS,
 )
 _OUTPUT = flags.DEFINE_string(
     "output",
     None,
-    "Folder of the images; default a new one, drawn/000 and so on, of --workdir or here.",
+    "Folder for the images; by default a new one, drawn/000, drawn/001 and so on, in "
+    "--workdir or here.",
     FLAGS,
 )
 _SEARCH = flags.DEFINE_enum(
@@ -81,7 +99,7 @@ _SEARCH = flags.DEFINE_enum(
 _BUDGET = flags.DEFINE_integer(
     "budget",
     500,
-    "Of a search: network evaluations per prompt; a guided one counts once.",
+    "For --search: network evaluations per prompt; a guided evaluation counts once.",
     lower_bound=1,
     flag_values=FLAGS,
 )
@@ -89,21 +107,24 @@ _REWARD = flags.DEFINE_enum(
     "reward",
     None,
     list(noise_optimization.REWARDS),
-    "Of a search: what to raise; default the config's reward.",
+    "For --search: the reward to maximise; by default that of the config.",
     flag_values=FLAGS,
 )
 _JUDGED_STEPS = flags.DEFINE_integer(
     "judged_steps",
     10,
-    "Of cfg_rejection: steps before the choice.",
+    "For --search=cfg_rejection: steps after which candidates are chosen.",
     lower_bound=1,
     flag_values=FLAGS,
 )
 _KEEP = flags.DEFINE_float(
-    "keep", 0.25, "Of cfg_rejection: share of candidates to finish.", flag_values=FLAGS
+    "keep",
+    0.25,
+    "For --search=cfg_rejection: share of the candidates that are chosen.",
+    flag_values=FLAGS,
 )
 _OF_A_SEARCH = ("budget", "reward", "judged_steps", "keep")
-# Images [image, height, width, 3] and their prompt's number to a score each.
+# (images [image, height, width, 3], the number of their prompt) -> a score for each.
 Judge = Callable[..., np.ndarray]
 
 
@@ -156,7 +177,7 @@ def main() -> None:
 
 
 def _output(workdir: str | None) -> Path | None:
-    """--output, with a word where it would be written over; None for a new folder.
+    """--output, with a warning if images are in it; None to make a new folder.
 
     UserError, before any work, for one that cannot be written to.
     """
@@ -164,9 +185,9 @@ def _output(workdir: str | None) -> Path | None:
         cli.writable_folder(Path(workdir or "."), "--output")
         return None
     output = cli.writable_folder(Path(_OUTPUT.value), "--output")
-    if there := len(list(output.glob("*.png"))):
+    if existing := len(list(output.glob("*.png"))):
         print(
-            f"warning: --output: {output}: holds {there} images: those of the same "
+            f"warning: --output: {output}: holds {existing} images: those of the same "
             "name are replaced",
             file=sys.stderr,
         )
@@ -174,25 +195,25 @@ def _output(workdir: str | None) -> Path | None:
 
 
 def new_folder(path: Path) -> Path:
-    """Makes `path`/000, or the first number after those that are there."""
+    """Makes and returns `path`/000, or the next number after those that are there."""
     path = cli.writable_folder(path, "--output")
-    taken = [int(made.name) for made in path.iterdir() if made.name.isdecimal()]
+    taken = [int(entry.name) for entry in path.iterdir() if entry.name.isdecimal()]
     number = max(taken, default=-1) + 1
     while True:
-        made = path / f"{number:03d}"
+        folder = path / f"{number:03d}"
         try:
-            made.mkdir()
+            folder.mkdir()
         except FileExistsError:  # another process was faster
             number += 1
         else:
-            return made
+            return folder
 
 
 def _search(config, restored, texts: Sequence[str], judge: Judge | None) -> np.ndarray:
     """Images [prompt, kept, height, width, 3] that --search finds, the best first.
 
-    Tells the judge's mean scores of as many plain images and of these, and what they
-    cost. Runs on the first device.
+    Prints what they cost, and the judge's mean scores of them and of as many plain
+    images. Runs on the first device.
     """
     import jax
 
@@ -213,7 +234,7 @@ def _search(config, restored, texts: Sequence[str], judge: Judge | None) -> np.n
     guidance = methods.Guidance(model.velocity, scale, _JUDGED_STEPS.value, _KEEP.value)
     smooth = noise_optimization.REWARDS.get(str(_REWARD.value))
     method = str(_SEARCH.value)
-    found = []
+    best = []
     for number, text in enumerate(texts):
         rows = (table.rows([text]), table.empty)
         one = dataclasses.replace(first, text=rows, prompt=number)
@@ -224,17 +245,16 @@ def _search(config, restored, texts: Sequence[str], judge: Judge | None) -> np.n
                 f"model: {config.model}: its images are not finite: the weights are "
                 "damaged or the run has diverged: take earlier ones"
             )
-        told = f"{result.evaluations} network evaluations"
+        outcome = f"{result.evaluations} network evaluations"
         if reward is not None:
             latents, _ = setting.plain(one, range(len(result.images)))
             before = reward(setting.decode(one, latents)).mean()
             after = reward(result.images).mean()
-            told = (
-                f"{_score_name(config)} {before:.3f} plain, {after:.3f} found, {told}"
-            )
-        print(f"{text}: {told}")
-        found.append(result.images)
-    return np.stack(found)
+            name = _score_name(config)
+            outcome = f"{name} {before:.3f} plain, {after:.3f} found, {outcome}"
+        print(f"{text}: {outcome}")
+        best.append(result.images)
+    return np.stack(best)
 
 
 def _check_search(config: ConfigDict) -> None:
