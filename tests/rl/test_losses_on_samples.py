@@ -269,7 +269,7 @@ def test_awm_gradient_is_advantage_weighted_flow_matching(weighting, slope):
 
 
 def test_awm_ratio():
-    """Oracle: an invariance on-policy (20c, 5), and the exponential of errors off it."""
+    """Oracle: an invariance on-policy, and the exponential of errors off it."""
     elements = make_elements()
     loss = make("awm", {"weighting": "uniform"})
     _, info = evaluate(loss, elements)
