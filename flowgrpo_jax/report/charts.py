@@ -68,7 +68,7 @@ def chart(
 
 
 def number(value: float, percent: bool = False) -> str:
-    """Three digits that matter, or a percentage with one decimal."""
+    """The value with three significant digits, or as a percentage with one decimal."""
     if not math.isfinite(value):
         return str(value)
     if percent:
@@ -84,7 +84,7 @@ def _exponent(value: float) -> str:
 
 
 def _label(value: float, step: float, percent: bool) -> str:
-    """A value with the decimals that a distance of `step` needs."""
+    """A value with as many decimals as multiples of `step` need."""
     if percent:
         return f"{100 * value:.{_decimals(100 * step)}f}%"
     if value == 0:
@@ -95,14 +95,14 @@ def _label(value: float, step: float, percent: bool) -> str:
 
 
 def _decimals(step: float) -> int:
-    """Enough of them to tell multiples of `step` apart: 1 for 0.5, 2 for 0.25."""
+    """How many decimals tell multiples of `step` apart: 1 for 0.5, 2 for 0.25."""
     text = f"{step:.1e}"
     return max(0, -int(text[4:]) + (text[2] != "0"))
 
 
 @dataclass(frozen=True)
 class _Line:
-    """A series as floats, without the points that cannot be drawn."""
+    """A series as floats, without points that are not finite."""
 
     name: str
     css: str
@@ -119,7 +119,7 @@ class _Line:
 
 
 def _ends(line: _Line, step: float, percent: bool) -> str:
-    """First to last value; of noisy series the ends of the running mean."""
+    """The first and the last value, of the running mean where the series is noisy."""
     values = _smooth(line.ys) if line.noisy else line.ys
     if percent:
         first, last = number(values[0], percent), number(values[-1], percent)
@@ -136,11 +136,11 @@ def _x_range(lines: Sequence[_Line]) -> tuple[float, float]:
 def _y_range(lines: Sequence[_Line], percent: bool) -> tuple[float, float]:
     ys = [y for line in lines for y in line.ys]
     low, high = min(ys), max(ys)
-    # below 1e-9 it would be lost when ticks are rounded
+    # A pad below 1e-9 would be lost when ticks are rounded.
     pad = max(0.05 * (high - low), 1e-9)
     if high == low:
         pad = max(abs(high) * 0.1, 1e-3)
-    # a pad never carries an axis below zero or above 100% when no value is there
+    # The pad does not extend the axis below zero or above 100% if no value is there.
     bottom = max(low - pad, 0.0) if low >= 0 else low - pad
     top = min(high + pad, 1.0) if percent and high <= 1 else high + pad
     return bottom, top
@@ -157,7 +157,7 @@ def _ticks(low: float, high: float) -> list[float]:
 
 @dataclass(frozen=True)
 class _Frame:
-    """From values to pixels; `left` is where the axes cross."""
+    """Maps values to pixels; `left` is the x of the vertical axis."""
 
     left: float
     x_range: tuple[float, float]
@@ -235,7 +235,7 @@ def _smooth(values: Sequence[float]) -> list[float]:
 
 
 def _thin(xs: Sequence[float], ys: Sequence[float]) -> tuple[list[float], list[float]]:
-    """Means of neighbours, so that a long run still makes a small page."""
+    """Means of neighbouring points, so that the page of a long run is small too."""
     size = -(-len(xs) // _MOST_POINTS)
     starts = range(0, len(xs), size)
 

@@ -9,9 +9,9 @@ from flowgrpo_jax.report.charts import Series, chart
 from flowgrpo_jax.report.scores import Row, points
 from flowgrpo_jax.runtime import metric_names
 
-# A metric of training rows -> the title of its chart and what it tells, in the order of
-# the page. A run has those that its algorithm measures; any other metric of a row has a
-# chart under its own name.
+# Metric of training rows -> title of its chart and a note, in the order of the page. A
+# run has those that its algorithm measures; every other metric of its rows has a chart
+# under its own name.
 TRAINING = {
     metric_names.REWARD_AVERAGE: ("Reward", "mean over the rollout"),
     "reward_std_mean": ("Reward spread", "mean standard deviation within a group"),
@@ -24,7 +24,7 @@ TRAINING = {
     "grad_norm": ("Gradient norm", "before clipping"),
     metric_names.IMAGES_PER_SECOND: ("Throughput", "images per second of training"),
 }
-# The ways to make the images of an evaluation: what a legend calls them, their colour.
+# The ways to sample the images of an evaluation: name in the legend, and colour.
 _COLUMNS = {
     metric_names.GUIDED: ("with guidance", 1),
     metric_names.UNGUIDED: ("without", 2),
@@ -35,7 +35,7 @@ _GAP = ("Gain of the sampler of training", "its reward less that of the ODE")
 
 @dataclass(frozen=True)
 class Curves:
-    """All charts of a run by section of its page."""
+    """All charts of a run, by section of the page."""
 
     main: list[Markup]
     tasks: list[Markup]
@@ -44,7 +44,7 @@ class Curves:
 
 
 def of_run(train: Sequence[Row], evals: Sequence[Row]) -> Curves:
-    """Charts of all metrics of training and evaluation rows that have any number."""
+    """Charts of all metrics that have a number in a training or evaluation row."""
     main = [
         _score_chart(evals, "iteration", "iteration", 1.0),
         _score_chart(evals, metric_names.WALL, "minutes", 1 / 60),

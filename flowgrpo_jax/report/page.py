@@ -1,4 +1,4 @@
-"""report.html: one page about a run, made from its workdir alone.
+"""report.html: one page about a run, written from its workdir alone.
 
 It needs config.json and metrics.jsonl, shows samples/iteration_*.png, and takes an
 optional report.json: {"title", "command", "facts": {name: text}, "notes": [text],
@@ -56,12 +56,12 @@ def _read_extra(path: Path) -> dict[str, Any]:
     try:
         extra = dict(parse_json(path.read_text()))
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path}: not JSON ({error}): mend or delete it") from error
+        raise UserError(f"{path}: not JSON ({error}): correct or delete it") from error
     return extra
 
 
 def _facts(config: Row, train: Sequence[Row]) -> list[str]:
-    """The line under the title: what was run, and for how long."""
+    """The line under the title: model, recipe, seed, and number of iterations."""
     facts = [
         f"{key} {config[key]}"
         for key in ("model", "recipe", "seed")
@@ -73,7 +73,7 @@ def _facts(config: Row, train: Sequence[Row]) -> list[str]:
 
 
 def _made_on(entries: Sequence[Row]) -> list[tuple[int, list[tuple[str, str]]]]:
-    """First iteration, then devices and versions: only alike ones give equal bits."""
+    """(first iteration, devices and versions); only equal ones give equal bits."""
     return [
         (entry["from_iteration"], _as_json(entry["environment"].items()))
         for entry in entries

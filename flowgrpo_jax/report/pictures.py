@@ -8,14 +8,14 @@ from pathlib import Path
 
 from PIL import Image
 
-_BETWEEN = 6
-_EMBEDDED_BYTES = 400_000
-_EMBEDDED_SIDE = 1024
+_BETWEEN = 6  # the most pictures between the first and the last
+_EMBEDDED_BYTES = 400_000  # a larger PNG becomes a JPEG
+_EMBEDDED_SIDE = 1024  # pixels; the longest side of that JPEG
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An image, its text for those who do not see it, a caption and a remark beside it.
+    """An image with its alternative text, a caption and a remark.
 
     `source` is a data URL.
     """
@@ -28,23 +28,23 @@ class Picture:
 
 @dataclass(frozen=True)
 class Sheet:
-    """Samples of the same noise: the first and the last, and some of those between."""
+    """Samples from the same noise: the first, the last, and some from between."""
 
     ends: list[Picture]
     between: list[Picture]
 
 
 def contact_sheet(samples: Path) -> Sheet | None:
-    """The grids `iteration_<number>.png` of a folder; None if it has none."""
-    found = sorted(samples.glob("iteration_*.png"), key=_iteration)
-    if not found:
+    """The sheet of the grids `iteration_<number>.png` in a folder; None without any."""
+    grids = sorted(samples.glob("iteration_*.png"), key=_iteration)
+    if not grids:
         return None
-    last = len(found) - 1
+    last = len(grids) - 1
     parts = min(_BETWEEN, last - 1) + 1
-    between = [found[round(i * last / parts)] for i in range(1, parts)]
-    ends = [_sample(found[0], "before")]
+    between = [grids[round(i * last / parts)] for i in range(1, parts)]
+    ends = [_sample(grids[0], "before")]
     if last:
-        ends.append(_sample(found[-1], "after"))
+        ends.append(_sample(grids[-1], "after"))
     return Sheet(ends, [_sample(path) for path in between])
 
 

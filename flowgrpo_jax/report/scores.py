@@ -1,4 +1,4 @@
-"""The numbers at the top of report.html: before and after, and the table by task."""
+"""The numbers at the top of report.html, before and after, and the table of tasks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Change:
-    """A number at the first and at the last evaluation, shown as percent or not."""
+    """A number at the first and at the last evaluation; `percent` shows it as such."""
 
     first: float
     last: float
@@ -32,24 +32,24 @@ class Change:
 
     @property
     def difference(self) -> str:
-        """With its sign; of percentages it is in points."""
+        """The difference with its sign, in points for percentages."""
         text = f"{100 * self._shown:+.1f}" if self.percent else f"{self._shown:+.3g}"
         return text.replace("-", "−")
 
     @property
     def css(self) -> str:
-        """Its colour: none where the digits shown are those of zero."""
+        """The class of its colour, "soft" if it is shown as zero."""
         return "up" if self._shown > 0 else "down" if self._shown < 0 else "soft"
 
     @property
     def _shown(self) -> float:
-        """The difference as it is shown; adding zero takes the sign of -0.0 away."""
+        """The difference, rounded as it is shown; adding zero turns -0.0 into 0.0."""
         return round(self.last - self.first, 3 if self.percent else 12) + 0.0
 
 
 @dataclass(frozen=True)
 class Card:
-    """A big number with its name: a change, or a value and what is said below it."""
+    """A big number with its name: a change, or a value with a line below it."""
 
     name: str
     value: str = ""
@@ -59,7 +59,7 @@ class Card:
 
 @dataclass(frozen=True)
 class TaskScores:
-    """A row of the table of scores; None where a column has not measured the task."""
+    """A row of the table of scores; None where the task was not measured so."""
 
     task: str
     is_overall: bool

@@ -1,4 +1,4 @@
-"""Fills the templates of all pages; what a name, a prompt or a path holds is escaped."""
+"""Fills the templates of the pages; names, prompts and paths in them are escaped."""
 
 import functools
 from importlib import resources
@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 
 def render(template: str, **values: Any) -> Markup:
-    """The template of this name in templates/, filled in; a missing value raises."""
+    """Fills the template of this name in templates/; a missing value raises."""
     return Markup(_environment().get_template(template).render(**values))
 
 

@@ -5,9 +5,9 @@
     POST /score    {"rewards": [...], "images": [...], "prompts": [...]}
                    -> {"rewards": {name: {measurement: [a number per image]}}}
 
-Bodies are JSON (images in base64) or msgpack, see `wire`. Every reward has one thread,
-so any number of clients may ask at once. It listens on this machine only, unless a
-token protects it; put it behind a proxy for TLS.
+Bodies are JSON (images in base64) or msgpack; see `wire`. Every reward has one thread,
+so several clients may send requests at the same time. The server listens on this
+machine's own address only, unless a token protects it. For TLS put it behind a proxy.
 """
 
 import argparse
@@ -38,10 +38,10 @@ _DEFAULT = Limits()
 
 
 class RewardServer:
-    """Serves `rewards` once they are there: `load` may be called after the start.
+    """Answers at once, and serves rewards after `load`, which may follow `start`.
 
     It runs on a thread that does not keep the process alive. OSError for an address
-    that cannot be had, UserError without the packages of the extra `server`.
+    that cannot be bound, UserError without the packages of the extra `server`.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class RewardServer:
         )
 
     def load(self, rewards: Mapping[str, Reward]) -> None:
-        """From now on it is ready, with these rewards."""
+        """Makes the server ready, with these rewards."""
         self._routes.scorers = {
             name: Scorer(Combined({name: reward}, {name: 1.0}), self._limits.deadline)
             for name, reward in rewards.items()
@@ -90,7 +90,7 @@ class RewardServer:
         self._thread.start()
 
     def stop(self) -> None:
-        """Take no more requests and finish what was begun, for `Limits.grace` seconds."""
+        """Takes no more requests, and gives running ones `Limits.grace` seconds."""
         self._server.should_exit = True
         self._thread.join(self._limits.grace + 1.5)
 
@@ -105,20 +105,20 @@ class RewardServer:
 def make_rewards(
     names: Sequence[str], options: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Reward]:
-    """The rewards of these names; UserError as in a run."""
+    """The rewards of these names; UserError for the same faults as in a run."""
     context = registry.Context(options=options)
     return {name: registry.make(name, context) for name in names}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Serve until SIGTERM or Ctrl-C, of which a second one ends the process at once.
+    """Serves until SIGTERM or Ctrl-C, then finishes the requests that have begun.
 
-    What was begun is finished first.
+    A second signal ends the process at once.
     """
     flags = _flags(arguments)
     _give_memory_back()
     server = _server(flags)
-    ends: list[UserError | None] = []  # why it ends; None for a signal
+    ends: list[UserError | None] = []  # why the server ends; None for a signal
 
     def load() -> None:
         try:
@@ -126,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"ready: {flags.rewards}", file=sys.stderr, flush=True)
         except UserError as error:
             ends.append(error)
-        except BaseException as error:  # a reward may do anything when it is made
+        except BaseException as error:  # creating a reward may raise anything
             traceback.print_exc()
             text = f"{type(error).__name__}: {error}"
             ends.append(UserError(f"--rewards: {flags.rewards}: {text}"))
@@ -151,14 +151,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _give_memory_back() -> None:
-    """What is freed goes back to the system: by default glibc keeps blocks of up to
-    32 MB in a heap for each thread (mallopt(3), M_MMAP_THRESHOLD)."""
+    """Makes freed memory go back to the system.
+
+    By default glibc keeps blocks of up to 32 MB in a heap of each thread (mallopt(3),
+    M_MMAP_THRESHOLD).
+    """
     with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
         ctypes.CDLL(None).mallopt(-3, 1 << 20)
 
 
 def _server(flags: argparse.Namespace) -> RewardServer:
-    """A server as the flags say; UserError for those that cannot be."""
+    """The server that the flags describe; UserError for wrong flags."""
     token = os.environ.get(flags.token_env, "") if flags.token_env else ""
     if flags.token_env and not token:
         raise UserError(f"--token_env: {flags.token_env}: this variable is empty")
@@ -198,21 +201,51 @@ def _flags(arguments: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--rewards", required=True, help="names, with commas between")
-    add("--reward_options", type=_options, default={}, help="{name: {option: value}}")
-    add("--host", default="127.0.0.1", help="other machines need --token_env")
-    add("--port", type=int, default=18085, help="0 takes a free one")
-    add("--token_env", default="", help="environment variable with the bearer token")
-    add("--max_bytes", type=int, default=Limits.body, help="of a request")
-    add("--max_pixels", type=int, default=Limits.pixels, help="scored at once")
-    add("--max_requests", type=int, default=Limits.requests, help="at once")
-    add("--max_connections", type=int, default=Limits.connections, help="open at once")
+    add("--rewards", required=True, help="names of the rewards, separated by commas")
+    add(
+        "--reward_options",
+        type=_options,
+        default={},
+        help="options of the rewards: {name: {option: value}}",
+    )
+    add(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen on; any but this machine's own needs --token_env",
+    )
+    add("--port", type=int, default=18085, help="port to listen on; 0 takes a free one")
+    add(
+        "--token_env",
+        default="",
+        help="environment variable that holds the bearer token",
+    )
+    add(
+        "--max_bytes", type=int, default=Limits.body, help="the most bytes of a request"
+    )
+    add(
+        "--max_pixels",
+        type=int,
+        default=Limits.pixels,
+        help="the most pixels that are scored at once",
+    )
+    add(
+        "--max_requests",
+        type=int,
+        default=Limits.requests,
+        help="the most requests that are handled at once",
+    )
+    add(
+        "--max_connections",
+        type=int,
+        default=Limits.connections,
+        help="the most open connections",
+    )
     return parser.parse_args(arguments)
 
 
 def _options(text: str) -> dict[str, dict[str, Any]]:
     try:
-        options = ast.literal_eval(text)  # as in --config.reward_options: values only
+        options = ast.literal_eval(text)  # literals only, as in --config.reward_options
         return {str(name): dict(values) for name, values in options.items()}
     except (
         *(ValueError, SyntaxError, AttributeError, TypeError),
@@ -228,4 +261,4 @@ if __name__ == "__main__":
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         code = 2
     sys.stderr.flush()
-    os._exit(code)  # a reward that hangs must not be waited for
+    os._exit(code)  # does not wait for a reward that hangs
