@@ -41,4 +41,6 @@ def test_citations_can_be_followed():
             assert number in sections, f"{file}: {number}"
         for name in re.findall(r"\bdocs/[a-z_0-9]+\.md\b", text):
             assert (ROOT / name).exists(), f"{file}: {name}"
-        assert not re.search(r"\breference/[a-z]|\bshared/reference|DESIGN\.md", text), file
+        assert not re.search(
+            r"\breference/[a-z]|\bshared/reference|DESIGN\.md", text
+        ), file
