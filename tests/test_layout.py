@@ -33,14 +33,23 @@ def test_citations_can_be_followed():
     sections = set(re.findall(r"^## (\d+) ", golden, re.MULTILINE))
     folders = ("tests", "benchmarks", "examples", "flowgrpo_jax", "configs", "docs")
     files = [file for folder in folders for file in (ROOT / folder).rglob("*.*")]
+    cited = set()
     for file in files:
         if file.suffix not in (".py", ".md") or file.name == Path(__file__).name:
             continue
         text = file.read_text()
         for number in re.findall(r"golden_numbers\.md (\d+)", text):
             assert number in sections, f"{file}: {number}"
+            cited.add(number)
         for name in re.findall(r"\bdocs/[a-z_0-9]+\.md\b", text):
             assert (ROOT / name).exists(), f"{file}: {name}"
-        assert not re.search(
-            r"\breference/[a-z]|\bshared/reference|DESIGN\.md", text
-        ), file
+        elsewhere = r"\breference/[a-z]|\bshared/reference|DESIGN\.md|\b20c\b"
+        assert not re.search(elsewhere, text), file
+    assert cited == sections
+
+
+def test_links_between_documents_lead_somewhere():
+    """Oracle: the files; a link goes out from the folder of its document."""
+    for file in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")):
+        for link in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", file.read_text()):
+            assert (file.parent / link).exists(), f"{file}: {link}"

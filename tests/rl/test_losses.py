@@ -150,7 +150,7 @@ def test_guard_without_dt():
 
 @pytest.mark.parametrize("objective", ON_TRANSITIONS)
 def test_shared_state_has_the_gradient_of_the_unshared_batch(objective):
-    """Oracle: the same actions, each with a copy of its state (20c, 7)."""
+    """Oracle: the same actions, each with a copy of its state."""
     sampler = make_sampler()
     elements, _ = act(sampler)
     loss = losses.make(sampler, objective, {}, **SETTINGS | {"clip_range": 0.1})
@@ -181,7 +181,7 @@ def test_shared_state_has_the_gradient_of_the_unshared_batch(objective):
 
 
 def test_dppo_without_a_threshold_is_the_unclipped_policy():
-    """Oracle: PPO with clip ranges that nothing reaches (20c, 11)."""
+    """Oracle: PPO with clip ranges that nothing reaches."""
     sampler = make_sampler()
     elements, _ = act(sampler)
     free = losses.make(sampler, "dppo", {"threshold": np.inf}, **SETTINGS)
@@ -192,7 +192,7 @@ def test_dppo_without_a_threshold_is_the_unclipped_policy():
 
 
 def test_dppo_at_threshold_zero_only_comes_back():
-    """Oracle: 20c, 11; outward moves have no gradient, inward ones that of -A rho."""
+    """Oracle: golden_numbers.md 13; inward moves have the gradient of -A rho."""
     sampler = make_sampler()
     elements, _ = act(sampler)
     loss = losses.make(sampler, "dppo", {"threshold": 0.0}, **SETTINGS)
