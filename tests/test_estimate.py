@@ -287,7 +287,7 @@ def test_rows_of_the_table(tmp_path, monkeypatch, paper):
     needed = {"rollout": 7.9e9, "update": 10.6e9}
     for first in ("--config=a", "--config=b", "--config=a"):
         monkeypatch.setattr(sys, "argv", ["estimate", first, "--table=x"])
-        answer = estimate.verdict(paper.config, paper.mesh, needed, 16e9)
+        answer = estimate.verdict(configs.make(PAPER), paper.mesh, needed, 16e9)
         estimate.write_row(path, estimate.table_row(made, "v5e", needed, answer))
     rows = [line for line in path.read_text().splitlines() if line.startswith("| `")]
     assert [row.split(" | ")[0] for row in rows] == ["| `--config=a`", "| `--config=b`"]

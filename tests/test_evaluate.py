@@ -78,7 +78,7 @@ def command(monkeypatch, *arguments, evaluated=None):
     monkeypatch.chdir(ROOT)
     module = importlib.reload(evaluate)
     if evaluated is not None:
-        monkeypatch.setattr(module, "evaluate", evaluated)
+        monkeypatch.setattr(evaluation, "evaluate", evaluated)
     cli.parse(module.FLAGS)
     module.main()
 

@@ -28,7 +28,8 @@ from flowgrpo_jax.config import checks, recipes, values
 from flowgrpo_jax.engine.planner import Planner
 from flowgrpo_jax.models.sd3 import transformer_config
 from flowgrpo_jax.rl import update as rl_update
-from flowgrpo_jax.rl.objectives.table import PRETRAINING
+from flowgrpo_jax.rl.objectives.options import names
+from flowgrpo_jax.rl.objectives.table import OBJECTIVES, PRETRAINING
 from flowgrpo_jax.runtime import mesh as meshes
 from flowgrpo_jax.worlds.sprites import model as sprites_model
 
@@ -97,7 +98,9 @@ _NAMES = {
     "eval.reward": ["geneval", "ocr", "nope"],
     "mesh": ["data", "fsdp", "x"],
     "train.caption_noise": ["single_object", "letter", "x"],
-    "train.objective_options": [*values.OPTIONS, "sigma", "weight", "divide_by_dt"],
+    "train.objective_options": sorted(
+        {name for row in OBJECTIVES.values() for name in names(row.options)}
+    ),
     "reward_options": ["geneval", "ocr", "nope"],
 }
 _CHOICES = {

@@ -7,7 +7,7 @@ import pytest
 
 from flowgrpo_jax import assemble
 from flowgrpo_jax import config as configs
-from flowgrpo_jax.assemble import restore, variants
+from flowgrpo_jax.assemble import evaluation, restore, variants
 from flowgrpo_jax.data import prompt_sets
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.inference import protocols
@@ -26,7 +26,7 @@ def test_geneval_runs_from_the_command(
 ):
     """Oracle: the means of what the reward says of all images, told by the JSON."""
     seen = []
-    make = assemble.make_eval_reward
+    make = evaluation.make_eval_reward
 
     def watched(config, context):
         reward = make(config, context)
@@ -38,7 +38,7 @@ def test_geneval_runs_from_the_command(
 
         return measured
 
-    monkeypatch.setattr(assemble, "make_eval_reward", watched)
+    monkeypatch.setattr(evaluation, "make_eval_reward", watched)
     output = tmp_path / "scores.json"
     command(
         monkeypatch,

@@ -133,7 +133,7 @@ def test_pretraining_paints_the_words_of_its_captions():
     built, variables = assemble.new_model(config)
     assert built.name == "words" and built.latent_shape == (12, 24, 3)
     work = assemble.make_work(config, mesh, built, variables)
-    captions, scenes = work.world.stream(0, {}, 0, 0.0).batch(0, 8)
+    captions, scenes = WORLDS["words"].stream(0, {}, 0, 0.0).batch(0, 8)
     assert all(caption.startswith('the word "') for caption in captions)
     numbers = np.array([[0, 3], [7, 5]], np.int32)
     np.testing.assert_allclose(
