@@ -28,7 +28,7 @@ def nft(
 ) -> Score:
     """sigma * (r * error(v+) + (1 - r) * error(v-)) * adv_clip_max / beta.
 
-    DiffusionNFT (arXiv 2509.16117, theorem 3.2), with v+- = v_old +- beta (v - v_old)
+    DiffusionNFT (arXiv 2509.16117), with v+- = v_old +- beta (v - v_old)
     and r the advantage as a probability. As released, errors are those of the
     predicted clean latent, sigma times those of the velocity, each over its own
     constant mean size, and the loss is scaled by adv_clip_max / beta.
