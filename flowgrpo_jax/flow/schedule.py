@@ -25,7 +25,7 @@ def shift_sigma(
     """Move sigmas towards noise: `shift * s / (1 + (shift - 1) * s)`.
 
     Keeps 0 and 1 in place. The shift for larger images of Esser et al. (arXiv
-    2403.03206, eq. 23), in the precision of its argument.
+    2403.03206), in the precision of its argument.
     """
     return shift * sigma / (1 + (shift - 1) * sigma)
 

@@ -27,7 +27,8 @@ def test_what_learns_whole_is_held_as_often_as_the_state_says(
     monkeypatch.setattr(assembled, "starting_model", on_the_device)
     config = tiny_config(weights_file, mesh={"data": 1}, train__parameters="")
     config.train.beta = 0.0  # no comparison with the base model, which keeps it too
-    held_before = jax.live_arrays()  # by other tests; kept, so that no id is taken again
+    # What other tests hold: kept in this list, so that no id is taken again.
+    held_before = jax.live_arrays()
     earlier = {id(leaf) for leaf in held_before}
     run = assembled.Run(config)
     state = run.initial_state()

@@ -1,6 +1,6 @@
 """Rotary positions of FLUX: three axes, pairs of neighbouring features.
 
-Su et al. 2021 (arXiv 2104.09864), eq. 34, with an axis of its own for rows and for
+Su et al. 2021 (arXiv 2104.09864), with an axis of its own for rows and for
 columns; as in diffusers' `FluxPosEmbed`.
 """
 

@@ -15,9 +15,10 @@ from jaxtyping import Array, Float
 
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.models.attention import attention
+from flowgrpo_jax.models.blocks import FeedForward, dense, modulation
 from flowgrpo_jax.models.flux import positions
 from flowgrpo_jax.models.flux.transformer_config import PATCH, FluxConfig
-from flowgrpo_jax.models.layers import Dense, LayerNorm, RMSNorm, timestep_embedding
+from flowgrpo_jax.models.layers import LayerNorm, RMSNorm, timestep_embedding
 from flowgrpo_jax.models.remat import rematerialized
 
 
@@ -68,8 +69,8 @@ def _stack(block: Any, cfg: FluxConfig, depth: int, name: str) -> Any:
 def _begin(network: Flux, latents, sigma, context, pooled, guidance):
     """Tokens of image and text, and the activated condition, for the blocks."""
     cfg = network.config
-    image = _dense(cfg, "x_embedder", cfg.width)(pack(latents))
-    text = _dense(cfg, "context_embedder", cfg.width)(context)
+    image = dense(cfg, "x_embedder", cfg.width)(pack(latents))
+    text = dense(cfg, "context_embedder", cfg.width)(context)
     condition = _Condition(cfg, name="time_text_embed")(sigma, pooled, guidance)
     return image, text, nn.silu(condition)
 
@@ -77,10 +78,10 @@ def _begin(network: Flux, latents, sigma, context, pooled, guidance):
 def _finish(network: Flux, image: Array, condition: Array) -> Array:
     """What follows the blocks."""
     cfg = network.config
-    scale, shift = _modulation(cfg, 2, "norm_out")(condition)
+    scale, shift = modulation(cfg, 2, "norm_out")(condition)
     image = LayerNorm()(image) * (1 + scale) + shift
     zeros = nn.initializers.zeros
-    return _dense(cfg, "proj_out", cfg.out_channels, kernel_init=zeros)(image)
+    return dense(cfg, "proj_out", cfg.out_channels, kernel_init=zeros)(image)
 
 
 class _ScanDouble(nn.Module):
@@ -109,8 +110,8 @@ class _Double(nn.Module):
     @nn.compact
     def __call__(self, image, text, condition, turn):
         cfg = self.config
-        image_changes = _modulation(cfg, 6, "double/norm1")(condition)
-        text_changes = _modulation(cfg, 6, "double/norm1_context")(condition)
+        image_changes = modulation(cfg, 6, "double/norm1")(condition)
+        text_changes = modulation(cfg, 6, "double/norm1_context")(condition)
         image_out, text_out = _JointAttention(cfg, name="attn")(
             _modulated(image, *image_changes[:2]),
             _modulated(text, *text_changes[:2]),
@@ -118,10 +119,10 @@ class _Double(nn.Module):
         )
         image = image + image_changes[2] * image_out
         text = text + text_changes[2] * text_out
-        image = image + image_changes[5] * _FeedForward(cfg, name="ff")(
+        image = image + image_changes[5] * FeedForward(cfg, "double/", name="ff")(
             _modulated(image, *image_changes[3:5])
         )
-        text = text + text_changes[5] * _FeedForward(cfg, name="ff_context")(
+        text = text + text_changes[5] * FeedForward(cfg, "double/", name="ff_context")(
             _modulated(text, *text_changes[3:5])
         )
         return image, text
@@ -135,13 +136,13 @@ class _Single(nn.Module):
     @nn.compact
     def __call__(self, joined, condition, turn):
         cfg = self.config
-        shift, scale, gate = _modulation(cfg, 3, "single/norm")(condition)
+        shift, scale, gate = modulation(cfg, 3, "single/norm")(condition)
         normed = _modulated(joined, shift, scale)
-        hidden = _dense(cfg, "single/proj_mlp", cfg.mlp_ratio * cfg.width)(normed)
+        hidden = dense(cfg, "single/proj_mlp", cfg.mlp_ratio * cfg.width)(normed)
         hidden = checkpoint_name(hidden, "hidden")
         mixed = _SelfAttention(cfg, name="attn")(normed, turn)
         both = jnp.concatenate([mixed, nn.gelu(hidden, approximate=True)], axis=-1)
-        return joined + gate * _dense(cfg, "single/proj_out", cfg.width)(both)
+        return joined + gate * dense(cfg, "single/proj_out", cfg.width)(both)
 
 
 class _JointAttention(nn.Module):
@@ -158,8 +159,8 @@ class _JointAttention(nn.Module):
         joined = [jnp.concatenate(pair, axis=1) for pair in zip(*streams, strict=True)]
         mixed = _attend(cfg, joined, turn)
         return (
-            _dense(cfg, "double/attn/to_out", cfg.width)(mixed[:, tokens:]),
-            _dense(cfg, "double/attn/to_add_out", cfg.width)(mixed[:, :tokens]),
+            dense(cfg, "double/attn/to_out", cfg.width)(mixed[:, tokens:]),
+            dense(cfg, "double/attn/to_add_out", cfg.width)(mixed[:, :tokens]),
         )
 
 
@@ -183,55 +184,13 @@ def _attend(cfg: FluxConfig, heads, turn) -> Array:
 
 def _query_key_value(cfg: FluxConfig, tokens, prefix: str) -> list[Array]:
     """Fused projections of one stream, as heads, query and key normalised."""
-    fused = _dense(cfg, f"{prefix}qkv", 3 * cfg.width, parts=3)(tokens)
+    fused = dense(cfg, f"{prefix}qkv", 3 * cfg.width, parts=3)(tokens)
     inside = prefix.rpartition("/")[2]
     shape = (*tokens.shape[:2], 3, cfg.num_attention_heads, cfg.attention_head_dim)
     query, key, value = jnp.moveaxis(fused.reshape(shape), 2, 0)
     query = RMSNorm(name=f"{inside}norm_q")(query)
     key = RMSNorm(name=f"{inside}norm_k")(key)
     return [query, key, value]
-
-
-def _dense(
-    cfg: FluxConfig, layer: str, features: int, parts: int = 1, **options: Any
-) -> Dense:
-    """The layer of that name in `transformer_config`, with LoRA if it is to have it."""
-    return Dense(
-        features,
-        parts=parts,
-        lora_rank=cfg.lora_rank if layer in cfg.lora_targets else 0,
-        lora_alpha=cfg.lora_alpha,
-        dtype=cfg.dtype,
-        name=layer.rpartition("/")[2],
-        **options,
-    )
-
-
-class _FeedForward(nn.Module):
-    config: FluxConfig
-
-    @nn.compact
-    def __call__(self, tokens):
-        cfg, layer = self.config, f"double/{self.name}"
-        hidden = _dense(cfg, f"{layer}/proj", cfg.mlp_ratio * cfg.width)(tokens)
-        hidden = checkpoint_name(hidden, "hidden")
-        hidden = nn.gelu(hidden, approximate=True)
-        return _dense(cfg, f"{layer}/out", cfg.width)(hidden)
-
-
-def _modulation(cfg: FluxConfig, changes: int, name: str):
-    """adaLN: `changes` vectors [sample, 1, width] from the activated condition.
-
-    Zero at the start of pretraining, so that every block begins as the identity.
-    """
-    zeros = nn.initializers.zeros
-    layer = _dense(cfg, name, changes * cfg.width, kernel_init=zeros)
-
-    def vectors(condition):
-        joined = checkpoint_name(layer(condition), "modulation")
-        return jnp.split(joined[:, None], changes, axis=-1)
-
-    return vectors
 
 
 def _modulated(tokens, shift, scale):
@@ -261,8 +220,8 @@ class _Condition(nn.Module):
         embedded = []
         for name, vector in parts:
             layer = f"time_text_embed/{name}"
-            hidden = nn.silu(_dense(cfg, f"{layer}_1", cfg.width)(vector))
-            embedded.append(_dense(cfg, f"{layer}_2", cfg.width)(hidden))
+            hidden = nn.silu(dense(cfg, f"{layer}_1", cfg.width)(vector))
+            embedded.append(dense(cfg, f"{layer}_2", cfg.width)(hidden))
         total = embedded[0]
         for part in embedded[1:]:
             total = total + part

@@ -6,8 +6,6 @@ by its config; parameter names follow diffusers' `SD3Transformer2DModel` where o
 tensor maps to one (query, key and value are fused here).
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -16,6 +14,7 @@ from jaxtyping import Array, Float
 
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.models.attention import attention
+from flowgrpo_jax.models.blocks import FeedForward, dense, modulation
 from flowgrpo_jax.models.layers import Dense, LayerNorm, RMSNorm, timestep_embedding
 from flowgrpo_jax.models.remat import rematerialized
 from flowgrpo_jax.models.sd3 import positions
@@ -67,7 +66,7 @@ def _begin(network: MMDiT, latents: Array, sigma: Array, context: Array, pooled:
     """Tokens of image and text, and the activated condition, for the blocks."""
     cfg = network.config
     image = _Patchify(cfg, name="pos_embed")(latents)
-    text = _dense(cfg, "context_embedder", cfg.width)(context)
+    text = dense(cfg, "context_embedder", cfg.width)(context)
     condition = _TimeText(cfg, name="time_text_embed")(sigma, pooled)
     return image, text, nn.silu(condition)
 
@@ -75,11 +74,11 @@ def _begin(network: MMDiT, latents: Array, sigma: Array, context: Array, pooled:
 def _finish(network: MMDiT, image: Array, condition: Array) -> Array:
     """What follows the blocks."""
     cfg = network.config
-    scale, shift = _modulation(cfg, 2, "norm_out")(condition)
+    scale, shift = modulation(cfg, 2, "norm_out")(condition)
     image = LayerNorm()(image) * (1 + scale) + shift
     features = cfg.patch_size**2 * cfg.out_channels
     zeros = nn.initializers.zeros
-    return _dense(cfg, "proj_out", features, kernel_init=zeros)(image)
+    return dense(cfg, "proj_out", features, kernel_init=zeros)(image)
 
 
 class _ScanBlock(nn.Module):
@@ -104,14 +103,14 @@ class _Block(nn.Module):
     @nn.compact
     def __call__(self, image, text, condition):
         cfg = self.config
-        changes = _modulation(cfg, 9 if self.dual else 6, "norm1")(condition)
+        changes = modulation(cfg, 9 if self.dual else 6, "norm1")(condition)
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = changes[:6]
         normed = LayerNorm()(image)
         image_in = normed * (1 + scale) + shift
         if self.last:
-            text_scale, text_shift = _modulation(cfg, 2, "norm1_context")(condition)
+            text_scale, text_shift = modulation(cfg, 2, "norm1_context")(condition)
         else:
-            text_changes = _modulation(cfg, 6, "norm1_context")(condition)
+            text_changes = modulation(cfg, 6, "norm1_context")(condition)
             text_shift, text_scale = text_changes[:2]
         text_in = LayerNorm()(text) * (1 + text_scale) + text_shift
 
@@ -124,14 +123,14 @@ class _Block(nn.Module):
             dual_in = normed * (1 + dual_scale) + dual_shift
             image = image + dual_gate * _SelfAttention(cfg, name="attn2")(dual_in)
         mlp_in = LayerNorm()(image) * (1 + mlp_scale) + mlp_shift
-        image = image + mlp_gate * _FeedForward(cfg, name="ff")(mlp_in)
+        image = image + mlp_gate * FeedForward(cfg, name="ff")(mlp_in)
         if self.last:
             return image, text
 
         text_gate, mlp_shift, mlp_scale, mlp_gate = text_changes[2:]
         text = text + text_gate * text_out
         mlp_in = LayerNorm()(text) * (1 + mlp_scale) + mlp_shift
-        text = text + mlp_gate * _FeedForward(cfg, name="ff_context")(mlp_in)
+        text = text + mlp_gate * FeedForward(cfg, name="ff_context")(mlp_in)
         return image, text
 
 
@@ -151,10 +150,10 @@ class _JointAttention(nn.Module):
         ]
         joined = [jnp.concatenate(pair, axis=1) for pair in zip(*streams, strict=True)]
         mixed = attention(*joined, kind=cfg.attention)
-        image_out = _dense(cfg, "attn/to_out", cfg.width)(mixed[:, :tokens])
+        image_out = dense(cfg, "attn/to_out", cfg.width)(mixed[:, :tokens])
         if self.last:
             return image_out, None
-        text_out = _dense(cfg, "attn/to_add_out", cfg.width)(mixed[:, tokens:])
+        text_out = dense(cfg, "attn/to_add_out", cfg.width)(mixed[:, tokens:])
         return image_out, text_out
 
 
@@ -168,12 +167,12 @@ class _SelfAttention(nn.Module):
         cfg = self.config
         heads = _query_key_value(cfg, image, "attn2/")
         mixed = attention(*heads, kind=cfg.attention)
-        return _dense(cfg, "attn2/to_out", cfg.width)(mixed)
+        return dense(cfg, "attn2/to_out", cfg.width)(mixed)
 
 
 def _query_key_value(cfg: MMDiTConfig, tokens, prefix: str):
     """Fused projections of one stream, as heads, query and key normalised."""
-    fused = _dense(cfg, f"{prefix}qkv", 3 * cfg.width, parts=3)(tokens)
+    fused = dense(cfg, f"{prefix}qkv", 3 * cfg.width, parts=3)(tokens)
     prefix = prefix.rpartition("/")[2]
     shape = (*tokens.shape[:2], 3, cfg.num_attention_heads, cfg.attention_head_dim)
     query, key, value = jnp.moveaxis(fused.reshape(shape), 2, 0)
@@ -181,48 +180,6 @@ def _query_key_value(cfg: MMDiTConfig, tokens, prefix: str):
         query = RMSNorm(name=f"{prefix}norm_q")(query)
         key = RMSNorm(name=f"{prefix}norm_k")(key)
     return tuple(checkpoint_name(heads, "qkv") for heads in (query, key, value))
-
-
-def _dense(
-    cfg: MMDiTConfig, layer: str, features: int, parts: int = 1, **options: Any
-) -> Dense:
-    """The layer of that name in `transformer_config`, with LoRA if it is to have it."""
-    return Dense(
-        features,
-        parts=parts,
-        lora_rank=cfg.lora_rank if layer in cfg.lora_targets else 0,
-        lora_alpha=cfg.lora_alpha,
-        dtype=cfg.dtype,
-        name=layer.rpartition("/")[2],
-        **options,
-    )
-
-
-class _FeedForward(nn.Module):
-    config: MMDiTConfig
-
-    @nn.compact
-    def __call__(self, tokens):
-        cfg, layer = self.config, self.name
-        hidden = _dense(cfg, f"{layer}/proj", cfg.mlp_ratio * cfg.width)(tokens)
-        hidden = checkpoint_name(hidden, "hidden")
-        hidden = nn.gelu(hidden, approximate=True)
-        return _dense(cfg, f"{layer}/out", cfg.width)(hidden)
-
-
-def _modulation(cfg: MMDiTConfig, changes: int, name: str):
-    """adaLN: `changes` vectors [sample, 1, width] from the activated condition.
-
-    Zero at the start of pretraining, so that every block begins as the identity.
-    """
-    zeros = nn.initializers.zeros
-    layer = _dense(cfg, name, changes * cfg.width, kernel_init=zeros)
-
-    def vectors(condition):
-        joined = checkpoint_name(layer(condition), "modulation")
-        return jnp.split(joined[:, None], changes, axis=-1)
-
-    return vectors
 
 
 class _Patchify(nn.Module):
@@ -273,8 +230,8 @@ class _TimeText(nn.Module):
         parts = []
         for name, vector in (("timestep", time), ("text", pooled)):
             layer = f"time_text_embed/{name}"
-            hidden = nn.silu(_dense(cfg, f"{layer}_1", cfg.width)(vector))
-            parts.append(_dense(cfg, f"{layer}_2", cfg.width)(hidden))
+            hidden = nn.silu(dense(cfg, f"{layer}_1", cfg.width)(vector))
+            parts.append(dense(cfg, f"{layer}_2", cfg.width)(hidden))
         return parts[0] + parts[1]
 
 

@@ -37,7 +37,7 @@ def clipped_surrogate(
 ) -> tuple[Float32[Array, "*element"], Measurements]:
     """max(-A * ratio, -A * clip(ratio, 1 - low, 1 + high)): PPO's loss, elementwise.
 
-    PPO (arXiv 1707.06347, eq. 7) with the sign of a loss. Also returns the
+    PPO (arXiv 1707.06347) with the sign of a loss. Also returns the
     measurements of `measure_ratio`.
     """
     # Clipped as logarithms: in float32, 1 - 1e-5 is wrong by 0.1% of the range.

@@ -36,7 +36,7 @@ def dpo(
 ) -> Score:
     """-log sigmoid(-beta / 2 * (rise of the winner - rise of the loser)), per pair.
 
-    Diffusion-DPO (arXiv 2311.12908, eq. 14) on flow-matching errors, against the
+    Diffusion-DPO (arXiv 2311.12908) on flow-matching errors, against the
     behaviour policy; a rise is error - old error, number 0 of a pair has won. Both of
     a pair carry the pair's loss, so that the mean is one over pairs.
     """

@@ -21,6 +21,6 @@ def flow_matching(
     clip: Clip,
     options: FlowMatchingOptions,
 ) -> Score:
-    """mean (v - (noise - clean))^2: rectified flow (arXiv 2209.03003, eq. 1)."""
+    """mean (v - (noise - clean))^2: rectified flow (arXiv 2209.03003)."""
     error = noised.error(velocity)
     return error, {"flow_matching_loss": error}

@@ -16,7 +16,7 @@ def ppo_clip(
 ) -> Score:
     """max(-A * rho, -A * clip(rho, 1 - low, 1 + high)), rho = pi / pi_old.
 
-    Flow-GRPO (arXiv 2505.05470, eq. 5), which is PPO (arXiv 1707.06347, eq. 7) on the
+    Flow-GRPO (arXiv 2505.05470), which is PPO (arXiv 1707.06347) on the
     Gaussian steps of the flow's SDE. log rho is a mean over latent dimensions.
     """
     return clipped_surrogate(actions.log_ratio, advantage, clip)

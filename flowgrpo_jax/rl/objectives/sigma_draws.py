@@ -50,7 +50,7 @@ class PretrainingSigma:
 def pretraining_sigma(
     keys: Key[Array, " three"], options: PretrainingSigma
 ) -> Float32[Array, ""]:
-    """Logit-normal (arXiv 2403.03206, eq. 19), shifted to higher noise as in sampling.
+    """Logit-normal (arXiv 2403.03206), shifted to higher noise as in sampling.
 
     A share of draws is uniform, so that no sigma is left out.
     """
