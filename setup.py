@@ -31,9 +31,11 @@ setup(
     },
     install_requires=[
         "absl-py",
+        "anyio>=4.10",
         "array_record",
         "clu",
         "flax>=0.12.8",
+        "httpx2>=2",
         "huggingface_hub",
         "jax>=0.10.2,<0.12",  # the versions that the tests have passed on
         "jaxtyping",
@@ -46,6 +48,7 @@ setup(
         "pillow>=10.1",  # its font in any size
         "safetensors",
         "scipy",
+        "tenacity>=9",
         "tensorboardX",
         "tensorflow-datasets",
         "tqdm",

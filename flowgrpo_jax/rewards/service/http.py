@@ -1,23 +1,25 @@
 """HTTP requests of a reward: a few attempts, growing pauses, one deadline for all."""
 
-import contextlib
-import http.client
+import functools
 import os
 import re
-import socket
-import threading
+import ssl
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
+
+import anyio
+import httpx2
+import tenacity
+from anyio.from_thread import start_blocking_portal
 
 from flowgrpo_jax.errors import UserError
 
 MAX_ANSWER = 1 << 24  # bytes; an answer is a few numbers, or some words
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0  # seconds; every pause is twice the last
 _PLACE = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\[\]:]+)(:[0-9]+)?")  # host and port
-_GARBAGE = (ValueError, RecursionError)
 _LATER = (408, 425, 429, 500, 502, 503, 504)  # may be different the next time
 
 
@@ -27,6 +29,10 @@ class _Refused(Exception):
 
 class _NotReady(Exception):
     """The server is there and asks to wait."""
+
+
+# Worth another attempt: no connection, none in time, a status that may pass, garbage.
+_PASSING = (_NotReady, OSError, httpx2.TransportError, ValueError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -70,93 +76,92 @@ class Endpoint:
         refuses by ValueError. A server that is not ready (503) is asked until the end.
         UserError that names reward and url when nothing more can be tried.
         """
-        pause, left = _FIRST_PAUSE, self.retries
-        while True:
-            try:
-                return read(self._once(method, path, body, content_type, until))
-            except _Refused as error:
-                raise self._failure(str(error)) from error
-            except _NotReady as error:
-                reason = str(error)
-            except (OSError, http.client.HTTPException, *_GARBAGE) as error:
-                reason = str(error) or type(error).__name__
-                left -= 1
-            if left < 0:
-                raise self._failure(f"{reason}; tried {self.retries + 1} times")
-            if time.monotonic() + pause > until:
-                raise self._failure(f"{reason}; the deadline is over")
-            time.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE)
+        failed = 0
+
+        def is_last(state: tenacity.RetryCallState) -> bool:
+            nonlocal failed
+            assert state.outcome is not None
+            failed += not isinstance(state.outcome.exception(), _NotReady)
+            return failed > self.retries
+
+        attempts = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(_PASSING),
+            wait=tenacity.wait_exponential(_FIRST_PAUSE, _LONGEST_PAUSE),
+            stop=tenacity.stop_any(
+                is_last, tenacity.stop_before_delay(until - time.monotonic())
+            ),
+            reraise=True,
+        )
+        try:
+            return attempts(
+                lambda: read(self._once(method, path, body, content_type, until))
+            )
+        except _Refused as error:
+            raise self._failure(str(error)) from error
+        except _PASSING as error:
+            tried = f"tried {self.retries + 1} times"
+            why = tried if failed > self.retries else "the deadline is over"
+            raise self._failure(f"{_reason(error)}; {why}") from error
 
     def _failure(self, reason: str) -> UserError:
         line = printable(" ".join(reason.split()))[:300]
         return UserError(f"reward.{self.name}: {self.url}: {line}")
 
     def _once(self, method, path, body, content_type, until) -> bytes:
-        parts = urlsplit(self.url)
-        secure = parts.scheme == "https"
-        kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
-        connection = kind(
-            parts.hostname or "", parts.port, timeout=_left(until, self.timeout)
-        )
-        headers = {"Content-Type": content_type, "Connection": "close"}
+        # An event loop of its own, in a thread of its own: there the deadline ends the
+        # exchange wherever it is. A client without one has time-outs of every read
+        # alone, and a server may drip its headers as well as its body.
+        with start_blocking_portal() as portal:
+            status, data = portal.call(
+                self._exchange, method, path, body, content_type, until
+            )
+        if status == 200:
+            return data
+        reason = f"status {status}: {data[:300].decode(errors='replace')}"
+        if status == 503:
+            raise _NotReady(reason)
+        raise OSError(reason) if status in _LATER else _Refused(reason)
+
+    async def _exchange(self, method, path, body, content_type, until):
+        """Status and body of one answer; `_Refused` if it is larger than any answer."""
+        headers = {"Content-Type": content_type, "Accept-Encoding": "identity"}
         if self.token:
             headers["Authorization"] = f"Bearer {self.token}"
-        try:
-            connection.connect()
-            with _cut_off(connection.sock, until):
-                try:
-                    target = parts.path.rstrip("/") + path
-                    connection.request(method, target, body, headers)
-                except (BrokenPipeError, ConnectionResetError):
-                    pass  # it may have answered before it had read everything
-                response = connection.getresponse()
-                data = _read(response)
-        finally:
-            connection.close()
-        if response.status == 200:
-            return data
-        reason = f"status {response.status}: {data[:300].decode(errors='replace')}"
-        if response.status == 503:
-            raise _NotReady(reason)
-        raise OSError(reason) if response.status in _LATER else _Refused(reason)
+        url, data = self.url.rstrip("/") + path, bytearray()
+        with anyio.fail_after(max(0.0, until - time.monotonic())):
+            async with (
+                # No proxy and no password of the environment: the url says it all.
+                httpx2.AsyncClient(
+                    verify=_authorities(), trust_env=False, timeout=self.timeout
+                ) as client,
+                client.stream(method, url, content=body, headers=headers) as response,
+            ):
+                async for piece in response.aiter_raw():
+                    data += piece
+                    if len(data) > MAX_ANSWER:
+                        raise _Refused(f"an answer of more than {MAX_ANSWER} bytes")
+        return response.status_code, bytes(data)
 
 
-def _read(response: http.client.HTTPResponse) -> bytes:
-    """The body; `_Refused` if it is larger than any answer."""
-    pieces, size = [], 0
-    while piece := response.read1(1 << 16):
-        pieces.append(piece)
-        size += len(piece)
-        if size > MAX_ANSWER:
-            raise _Refused(f"an answer of more than {MAX_ANSWER} bytes")
-    return b"".join(pieces)
+def _reason(error: BaseException) -> str:
+    """Why an attempt failed, in the words of the system where it has some."""
+    if isinstance(error, TimeoutError | httpx2.TimeoutException):
+        return "no answer in time"
+    if isinstance(error, httpx2.ConnectError):
+        # "Connection refused" is the first cause of "all connection attempts failed".
+        while inner := error.__cause__ or error.__context__:
+            error = inner
+        if isinstance(error, BaseExceptionGroup):  # one for each address of the host
+            error = error.exceptions[0]
+        if isinstance(error, OSError) and (error.errno or 0) > 0:
+            return os.strerror(error.errno)
+    return str(error) or type(error).__name__
 
 
-@contextlib.contextmanager
-def _cut_off(connected: Any, until: float) -> Iterator[None]:
-    """Within it the connection of that socket ends then: a time-out of the socket is of
-    every byte, and a server may drip its headers as well as its body."""
-
-    def cut() -> None:
-        with contextlib.suppress(OSError):
-            socket.socket.shutdown(connected, socket.SHUT_RDWR)
-
-    timer = threading.Timer(max(0.0, until - time.monotonic()), cut)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-
-
-def _left(until: float, most: float) -> float:
-    """Seconds that may still be waited; TimeoutError if there are none."""
-    left = until - time.monotonic()
-    if left <= 0:
-        raise TimeoutError("no answer in time")
-    return min(left, most)
+@functools.cache
+def _authorities() -> ssl.SSLContext:
+    """Those that this machine trusts; reading them takes longer than a request."""
+    return ssl.create_default_context()
 
 
 def token_of(name: str, token_env: str) -> str:
