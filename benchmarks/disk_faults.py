@@ -40,7 +40,7 @@ from flowgrpo_jax.errors import UserError
 try:
     cache = EmbeddingCache(sys.argv[1], {}, {"x": Field((250_000,), np.dtype("float32"))})
     for number, text in enumerate(["a", "b", "c"]):
-        with cache.writing():
+        with cache.exclusively():
             if cache.missing([text]):
                 cache.add([text], {"x": np.full((1, 250_000), number, "float32")})
         print("added", flush=True)

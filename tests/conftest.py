@@ -4,9 +4,11 @@
 another case shows, for a minute or more of compiling each.
 """
 
+import contextlib
 import gc
 import os
 import shutil
+import sqlite3
 import tempfile
 
 import pytest
@@ -66,3 +68,23 @@ def weights_file(tmp_path_factory):
     model, variables = tiny_model()
     embedded.save(path, variables, model)
     return str(path)
+
+
+@pytest.fixture
+def full_disk(monkeypatch):
+    """A context in which no database can grow: SQLite's own limit of pages."""
+    connect = sqlite3.connect
+
+    def limited(path, **options):
+        connection = connect(path, **options)
+        (pages,) = connection.execute("PRAGMA page_count").fetchone()
+        connection.execute(f"PRAGMA max_page_count = {pages}")
+        return connection
+
+    @contextlib.contextmanager
+    def full():
+        with monkeypatch.context() as patched:
+            patched.setattr(sqlite3, "connect", limited)
+            yield
+
+    return full

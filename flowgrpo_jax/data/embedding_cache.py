@@ -1,10 +1,8 @@
 """Embeddings of prompts on disk: each is computed once, whatever is killed meanwhile.
 
-One file per kind of embedding (encoders, tokenizers, lengths: the `key`), made of
-records of one size: the SHA-256 of the prompt, a checksum, then the arrays. Records are
-only ever appended, so a killed writer leaves at most a torn last one, which the next
-writer cuts off. Rows are read through a memory map: a set of prompts may be larger than
-the memory.
+One SQLite file per kind of embedding (encoders, tokenizers, lengths: the `key`), with a
+row for each prompt: its SHA-256, a checksum, the arrays one after another. Rows are
+read when they are asked for: a set of prompts may be larger than the memory.
 """
 
 import fcntl
@@ -21,10 +19,13 @@ from typing import Any
 import numpy as np
 
 from flowgrpo_jax.errors import UserError
-from flowgrpo_jax.runtime import paths
+from flowgrpo_jax.runtime import database, paths
 
-_DIGEST = 32
-_HEAD = _DIGEST + 4  # and a CRC-32 of the arrays
+_TABLES = (
+    "CREATE TABLE IF NOT EXISTS about (key TEXT PRIMARY KEY)",
+    "CREATE TABLE IF NOT EXISTS embeddings "
+    "(prompt BLOB PRIMARY KEY, checksum INTEGER NOT NULL, arrays BLOB NOT NULL)",
+)
 
 
 @dataclass(frozen=True)
@@ -54,40 +55,41 @@ class EmbeddingCache:
         shapes = {n: [list(f.shape), f.dtype.name] for n, f in fields.items()}
         told = json.dumps({"key": key, "fields": shapes}, sort_keys=True)
         self._fields = dict(sorted(fields.items()))
-        self.record_bytes = _HEAD + sum(field.size for field in fields.values())
+        self.record_bytes = sum(field.size for field in fields.values())
         name = hashlib.sha256(told.encode()).hexdigest()[:20]
-        self.path = paths.local(folder) / f"{name}.embeddings"
-        with _guarded(self.path.parent):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.touch()
-            self.path.with_suffix(".json").write_text(told + "\n")
-        self._row: dict[bytes, int] = {}
-        self._map = np.zeros((0, self.record_bytes), np.uint8)
-        self._look()
+        self.path = paths.local(folder) / f"{name}.sqlite"
+        with _guarded(self.path):
+            database.create(self.path, _TABLES)
+            with database.opened(self.path) as rows:
+                rows.execute("INSERT OR IGNORE INTO about VALUES (?)", (told,))
 
     def missing(self, texts: Sequence[str]) -> list[str]:
         """The distinct prompts that have no embedding yet, in order."""
-        self._look()
-        return [t for t in dict.fromkeys(texts) if _digest(t) not in self._row]
+        known = "SELECT 1 FROM embeddings WHERE prompt = ?"
+        with _guarded(self.path), database.opened(self.path) as rows:
+            return [
+                text
+                for text in dict.fromkeys(texts)
+                if rows.execute(known, (_digest(text),)).fetchone() is None
+            ]
 
     @contextmanager
-    def writing(self) -> Iterator[None]:
-        """The right to `add`, for one process at a time; cuts off a torn record."""
+    def exclusively(self) -> Iterator[None]:
+        """The right to encode, for one process at a time: runs that start together
+        wait for the embeddings of the first, and find them."""
         with _guarded(self.path):
-            file = open(self.path, "r+b")
+            file = open(self.path.with_suffix(".lock"), "ab")
         with file:
             with _guarded(self.path):
                 fcntl.flock(file, fcntl.LOCK_EX)
-                size = os.fstat(file.fileno()).st_size
-                file.truncate(size - size % self.record_bytes)
             yield
 
     def add(self, texts: Sequence[str], arrays: Mapping[str, np.ndarray]) -> None:
-        """Append embeddings [prompt, ...] of these prompts; on disk when it returns.
+        """Keep embeddings [prompt, ...] of these prompts; on disk when it returns.
 
-        Call it inside `writing`. UserError if the disk is full; what was there stays.
+        UserError if the disk is full; what was there stays.
         """
-        records = bytearray()
+        added = []
         for number, text in enumerate(texts):
             body = b"".join(
                 np.ascontiguousarray(arrays[name][number], field.dtype)
@@ -95,17 +97,17 @@ class EmbeddingCache:
                 .tobytes()
                 for name, field in self._fields.items()
             )
-            records += _digest(text) + zlib.crc32(body).to_bytes(4, "little") + body
+            added.append((_digest(text), zlib.crc32(body), body))
         try:
-            with open(self.path, "ab") as file:
-                file.write(records)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
+            with database.opened(self.path) as rows:
+                rows.executemany(
+                    "INSERT OR REPLACE INTO embeddings VALUES (?, ?, ?)", added
+                )
+        except database.ERRORS as error:
             raise UserError(
-                f"embedding_cache: {self.path}: {error.strerror}: a prompt takes "
-                f"{self.record_bytes / 1e6:.1f} MB: free some space or name another "
-                "folder; what it holds is intact"
+                f"embedding_cache: {self.path}: {database.reason(error)}: a prompt "
+                f"takes {self.record_bytes / 1e6:.1f} MB: free some space or name "
+                "another folder; what it holds is intact"
             ) from error
 
     def rows(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
@@ -113,45 +115,38 @@ class EmbeddingCache:
 
         KeyError for a prompt that is not there, UserError for a damaged record.
         """
-        if any(_digest(text) not in self._row for text in texts):
-            self._look()
-        records = self._map[[self._row[_digest(text)] for text in texts]]
-        for text, record in zip(texts, records, strict=True):
-            if zlib.crc32(record[_HEAD:]) != int.from_bytes(
-                record[_DIGEST:_HEAD].tobytes(), "little"
-            ):
-                raise UserError(
-                    f"embedding_cache: {self.path}: the embedding of {text!r} is "
-                    "damaged: delete the file, it will be made again"
-                )
-        arrays, start = {}, _HEAD
-        for name, field in self._fields.items():
-            part = np.ascontiguousarray(records[:, start : start + field.size])
-            arrays[name] = part.view(field.dtype).reshape(len(texts), *field.shape)
-            start += field.size
+        arrays = {
+            name: np.empty((len(texts), *field.shape), field.dtype)
+            for name, field in self._fields.items()
+        }
+        found = "SELECT checksum, arrays FROM embeddings WHERE prompt = ?"
+        with _guarded(self.path), database.opened(self.path) as rows:
+            for number, text in enumerate(texts):
+                row = rows.execute(found, (_digest(text),)).fetchone()
+                if row is None:
+                    raise KeyError(text)
+                checksum, body = row
+                if len(body) != self.record_bytes or zlib.crc32(body) != checksum:
+                    raise UserError(
+                        f"embedding_cache: {self.path}: the embedding of {text!r} is "
+                        "damaged: delete the file, it will be made again"
+                    )
+                start = 0
+                for name, field in self._fields.items():
+                    part = np.frombuffer(body[start : start + field.size], field.dtype)
+                    arrays[name][number] = part.reshape(field.shape)
+                    start += field.size
         return arrays
-
-    def _look(self) -> None:
-        """Take note of records that were appended, here or by another process."""
-        with _guarded(self.path):
-            count = self.path.stat().st_size // self.record_bytes
-        if count <= len(self._map):
-            return
-        shape = (count, self.record_bytes)
-        known = len(self._map)
-        self._map = np.memmap(self.path, np.uint8, mode="r", shape=shape)
-        digests = self._map[known:, :_DIGEST]
-        self._row |= {row.tobytes(): known + n for n, row in enumerate(digests)}
 
 
 @contextmanager
 def _guarded(path: Path) -> Iterator[None]:
-    """What the file system refuses becomes one line that names the key."""
+    """What the file system or SQLite refuses becomes one line that names the key."""
     try:
         yield
-    except OSError as error:
+    except database.ERRORS as error:
         raise UserError(
-            f"embedding_cache: {path}: {error.strerror or error}: name a folder that "
+            f"embedding_cache: {path}: {database.reason(error)}: name a folder that "
             "can be written to"
         ) from error
 

@@ -152,7 +152,7 @@ class CachedTable:
     ) -> None:
         if not self._cache.missing(texts):
             return
-        with self._cache.writing(), jax.transfer_guard("allow"):
+        with self._cache.exclusively(), jax.transfer_guard("allow"):
             left = self._cache.missing(texts)  # another run may have made some
             if not left:
                 return

@@ -65,10 +65,10 @@ def test_rewards_and_monitors_of_evaluations(tmp_path, monkeypatch):
 def test_a_kept_reward_checks_as_the_reward_does(tmp_path):
     """Oracle: the same line through `replay`."""
     config = configs.make()
-    config.reward_options.geneval = {"replay": str(tmp_path / "kept.jsonl")}
+    config.reward_options.geneval = {"replay": str(tmp_path / "kept.sqlite")}
     with pytest.raises(UserError, match=r"mine\.jsonl:2: reward geneval: .* record"):
         _check(tmp_path, {}, config=config)
-    made = replay.Replay("x", lambda images, prompts: {}, tmp_path / "x.jsonl", {})
+    made = replay.Replay("x", lambda images, prompts: {}, tmp_path / "x.sqlite", {})
     assert made.check_prompt is None
 
 

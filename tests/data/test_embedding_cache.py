@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 
 import ml_dtypes
 import numpy as np
@@ -30,8 +31,7 @@ def arrays(count, seed=0):
 
 def filled(folder, texts, **key):
     cache = EmbeddingCache(folder, key, FIELDS)
-    with cache.writing():
-        cache.add(texts, arrays(len(texts)))
+    cache.add(texts, arrays(len(texts)))
     return cache
 
 
@@ -60,22 +60,6 @@ def test_another_key_is_another_cache(tmp_path):
     assert EmbeddingCache(tmp_path, key, FIELDS).missing(["a"]) == []
 
 
-@pytest.mark.parametrize("torn", [1, 40, -1])
-def test_a_torn_last_record_is_dropped(tmp_path, torn):
-    """Oracle: the contract; whole records stay, the torn one is encoded again."""
-    cache = filled(tmp_path, ["a", "b"])
-    size = cache.record_bytes
-    with open(cache.path, "r+b") as file:
-        file.truncate(size + (torn if torn > 0 else size + torn))
-    again = EmbeddingCache(tmp_path, {}, FIELDS)
-    assert again.missing(["a", "b"]) == ["b"]
-    with again.writing():
-        again.add(["b"], arrays(1, seed=7))
-    assert cache.path.stat().st_size == 2 * size
-    np.testing.assert_array_equal(again.rows(["b"])["pooled"], arrays(1, 7)["pooled"])
-    np.testing.assert_array_equal(again.rows(["a"])["pooled"], arrays(2)["pooled"][:1])
-
-
 def test_a_killed_writer(tmp_path):
     """Oracle: the contract; a process killed while it writes leaves what it added."""
     program = textwrap.dedent(f"""
@@ -85,7 +69,7 @@ def test_a_killed_writer(tmp_path):
         cache = EmbeddingCache(
             {str(tmp_path)!r}, {{}}, {{"x": Field((99,), np.dtype(np.float32))}}
         )
-        with cache.writing():
+        with cache.exclusively():
             for number in range(10**9):
                 cache.add([str(number)], {{"x": np.full((1, 99), number)}})
                 print(number, flush=True)
@@ -102,29 +86,71 @@ def test_a_killed_writer(tmp_path):
     texts = [str(number) for number in range(21)]
     assert cache.missing(texts) == []
     np.testing.assert_array_equal(cache.rows(texts)["x"][:, 5], np.arange(21))
-    with cache.writing():  # the lock went with its holder
+    with cache.exclusively():  # the lock went with its holder
         cache.add(["more"], {"x": np.ones((1, 99))})
     assert cache.missing(["more"]) == []
 
 
 def test_a_damaged_record_is_named(tmp_path):
     """Oracle: the line, by hand; one flipped bit is not taken for an embedding."""
-    cache = filled(tmp_path, ["a", "b"])
-    with open(cache.path, "r+b") as file:
-        file.seek(2 * cache.record_bytes - 3)
-        byte = file.read(1)[0]
-        file.seek(-1, os.SEEK_CUR)
-        file.write(bytes([byte ^ 1]))
+    cache, record = filled(tmp_path, ["a", "b"]), arrays(2)["pooled"][1].tobytes()
+    data = cache.path.read_bytes()
+    assert data.count(record) == 1
+    cache.path.write_bytes(data.replace(record, bytes([record[0] ^ 1]) + record[1:]))
     again = EmbeddingCache(tmp_path, {}, FIELDS)
     again.rows(["a"])
     with pytest.raises(UserError, match="embedding of 'b' is damaged: delete the file"):
         again.rows(["b"])
 
 
+@pytest.mark.parametrize("damage", [b"dear diary\n" * 999, b""])
+def test_a_file_of_something_else_is_one_line(tmp_path, damage):
+    """Oracle: the line, by hand; a file that was emptied is an empty cache."""
+    cache = filled(tmp_path, ["a"])
+    cache.path.write_bytes(damage)
+    if damage:
+        with pytest.raises(UserError, match="embedding_cache: .*: file is not a data"):
+            EmbeddingCache(tmp_path, {}, FIELDS)
+    else:
+        assert EmbeddingCache(tmp_path, {}, FIELDS).missing(["a"]) == ["a"]
+
+
+def test_a_disk_that_is_full_keeps_what_was_there(tmp_path, full_disk):
+    """Oracle: the line, by hand, and the first embedding, bit for bit."""
+    cache = filled(tmp_path, ["a"])
+    with (
+        full_disk(),
+        pytest.raises(
+            UserError, match="sqlite: .* full: a prompt takes 0.0 MB: free some space"
+        ),
+    ):
+        cache.add([str(number) for number in range(2000)], arrays(2000))
+    assert cache.missing(["a", "0", "1999"]) == ["0", "1999"]
+    np.testing.assert_array_equal(cache.rows(["a"])["pooled"], arrays(1)["pooled"])
+
+
+def test_two_that_begin_together_encode_once(tmp_path):
+    """Oracle: an order; the second is let in when the first has finished."""
+    first, second = (EmbeddingCache(tmp_path, {}, FIELDS) for _ in range(2))
+    seen = []
+
+    def wait():
+        with second.exclusively():
+            seen.append(second.missing(["a"]))
+
+    thread = threading.Thread(target=wait)
+    with first.exclusively():
+        thread.start()
+        first.add(["a"], arrays(1))
+        assert not seen
+    thread.join()
+    assert seen == [[]]
+
+
 def test_a_folder_that_cannot_be(tmp_path):
     """Oracle: the line, by hand."""
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="embedding_cache: .*file: .*: name a folder"):
+    with pytest.raises(UserError, match="embedding_cache: .*file/.*: name a folder"):
         EmbeddingCache(tmp_path / "file", {}, FIELDS)
     with pytest.raises(UserError, match="embedding_cache: .*file: .*: name a folder"):
         embedding_cache.fingerprint([tmp_path / "file"], tmp_path / "file")
@@ -134,10 +160,10 @@ def test_a_cache_that_goes_away_is_one_line(tmp_path):
     """Oracle: the line, by hand."""
     cache = EmbeddingCache(tmp_path, {}, FIELDS)
     cache.path.unlink()
-    with pytest.raises(UserError, match="embedding_cache: .*embeddings: No such file"):
+    with pytest.raises(UserError, match="embedding_cache: .*sqlite: No such file"):
         cache.missing(["a"])
-    with pytest.raises(UserError, match="embedding_cache: "), cache.writing():
-        pass
+    with pytest.raises(UserError, match="embedding_cache: "):
+        cache.add(["a"], arrays(1))
 
 
 @pytest.mark.parametrize("text", ["[", "3", "[1]", "[" * 100_000, ""])

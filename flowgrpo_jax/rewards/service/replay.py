@@ -4,14 +4,11 @@ A resumed run makes the images of its last iterations again, bit for bit, and fi
 their scores in a file: `reward_options.NAME.replay` names it.
 """
 
-import contextlib
-import fcntl
 import hashlib
 import json
-import os
-import sys
 import threading
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,8 +17,7 @@ from flowgrpo_jax.data.prompts import Prompt
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.rewards.detection import Images
 from flowgrpo_jax.rewards.registry import Reward
-from flowgrpo_jax.runtime import paths
-from flowgrpo_jax.runtime.workdir import close_in_children
+from flowgrpo_jax.runtime import database, paths
 
 # Options that say where and how patiently, not what is asked.
 _NO_MATTER = frozenset(
@@ -30,15 +26,19 @@ _NO_MATTER = frozenset(
         *("concurrency", "batch", "encoding"),
     }
 )
+_TABLES = (
+    "CREATE TABLE IF NOT EXISTS scores (image BLOB NOT NULL, name TEXT NOT NULL, "
+    "value REAL NOT NULL, PRIMARY KEY (image, name)) STRICT, WITHOUT ROWID",
+)
 
 
 class Replay:
-    """A pointwise reward whose scores are kept in a file, one line per image.
+    """A pointwise reward whose scores are kept in an SQLite file.
 
-    A line holds the SHA-256 of the reward's name and options, the prompt and the pixels,
-    and what was measured. Lines are only ever added, and are on disk before they are
-    used; a last one that a crash has cut is dropped. UserError for a file that cannot
-    be used, or that another process is using.
+    An image has a row for each of its measurements, under the SHA-256 of the reward's
+    name and options, the prompt and the pixels. They are on disk before they are used;
+    runs that share the file find one another's. UserError for a file that cannot be
+    used.
     """
 
     def __init__(
@@ -49,23 +49,16 @@ class Replay:
         self.check_prompt = getattr(reward, "check_prompt", None)
         kept = {k: v for k, v in options.items() if k not in _NO_MATTER}
         self._config = json.dumps([name, kept], sort_keys=True, default=repr)
-        where = self._where = f"reward_options.{name}.replay: {path}"
+        self._where = f"reward_options.{name}.replay: {path}"
         try:
-            local = paths.local(path)
-            local.parent.mkdir(parents=True, exist_ok=True)
-            self._file = local.open("a+b")
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            close_in_children(self._file)
-        except BlockingIOError as error:
-            raise UserError(f"{where}: in use by another run: take another") from error
-        except OSError as error:
-            raise UserError(f"{where}: {error.strerror or error}") from error
+            self._path = Path(paths.local(path))
+            database.create(self._path, _TABLES)
+        except database.ERRORS as error:
+            raise self._failure(error, "take another file") from error
         except (ValueError, TypeError) as error:  # a NUL in it, a list
-            raise UserError(f"{where}: must be the path of a file: {error}") from error
-        try:
-            self._known = _read(self._file)
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
-            raise UserError(f"{where}: holds no scores: take another file") from error
+            raise UserError(
+                f"{self._where}: must be the path of a file: {error}"
+            ) from error
 
     def __call__(
         self, images: Images, prompts: Sequence[Prompt]
@@ -75,82 +68,62 @@ class Replay:
             self._key(image, prompt)
             for image, prompt in zip(pixels, prompts, strict=True)
         ]
-        with self._lock:
-            first = {key: n for n, key in enumerate(keys) if key not in self._known}
+        with self._lock:  # what several threads ask for is asked once
+            known = self._read(keys)
+            first = {key: n for n, key in enumerate(keys) if key not in known}
             new = sorted(first.values())
             if new:
                 measured = self._reward(pixels[new], [prompts[n] for n in new])
-                self._add([keys[n] for n in new], measured)
-            rows = [self._known.get(key) or {} for key in keys]
+                known |= self._add([keys[n] for n in new], measured)
+        rows = [known[key] for key in keys]
         names = list(dict.fromkeys(name for row in rows for name in row))
         return {
             name: np.array([row.get(name, np.nan) for row in rows], np.float64)
             for name in names
         }
 
-    def _key(self, image: np.ndarray, prompt: Prompt) -> str:
+    def _key(self, image: np.ndarray, prompt: Prompt) -> bytes:
         digest = hashlib.sha256(self._config.encode())
         asked = [prompt.text, dict(prompt.metadata)]
         digest.update(json.dumps(asked, sort_keys=True, default=repr).encode())
         digest.update(f"{image.dtype} {image.shape}".encode())
         digest.update(np.ascontiguousarray(image).tobytes())
-        return digest.hexdigest()
+        return digest.digest()
 
-    def _add(self, keys: list[str], measured: Mapping[str, Any]) -> None:
-        """Write what was measured, then know it; what is no number is not kept.
+    def _read(self, keys: Sequence[bytes]) -> dict[bytes, dict[str, float]]:
+        """The measurements of those images that are known."""
+        query = "SELECT name, value FROM scores WHERE image = ?"
+        try:
+            with database.opened(self._path) as table:
+                found = {key: dict(table.execute(query, (key,))) for key in keys}
+        except database.ERRORS as error:
+            raise self._failure(error, "take another file") from error
+        return {key: row for key, row in found.items() if row}
 
-        All lines or none: a torn one in the middle would spoil the file.
-        """
+    def _add(
+        self, keys: Sequence[bytes], measured: Mapping[str, Any]
+    ) -> dict[bytes, dict[str, float]]:
+        """Write what was measured; an image of which anything is no number is not kept."""
         columns = {name: np.asarray(v, np.float64) for name, v in measured.items()}
         if any(values.shape != (len(keys),) for values in columns.values()):
             raise ValueError(f"not one number for each of {len(keys)} images")
-        rows = [
-            {name: float(v[n]) for name, v in columns.items()} for n in range(len(keys))
-        ]
-        lines = [
-            json.dumps({"key": key, "scores": row})
-            for key, row in zip(keys, rows, strict=True)
-            if np.isfinite(list(row.values())).all()
-        ]
-        whole = os.fstat(self._file.fileno()).st_size
-        try:
-            data = "".join(f"{line}\n" for line in lines).encode()
-            while data:
-                data = data[os.write(self._file.fileno(), data) :]
-            os.fsync(self._file.fileno())
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                os.truncate(self._file.fileno(), whole)
-            raise UserError(
-                f"{self._where}: {(error.strerror or str(error)).lower()}: free some "
-                "space or name another file; what it holds is intact"
-            ) from error
-        self._known |= dict(zip(keys, rows, strict=True))
-
-
-def _read(file: Any) -> dict[str, dict[str, float]]:
-    """Key -> scores of all whole lines; a cut one at the end is taken off the file."""
-    file.seek(0)
-    data = file.read()
-    whole = data.rfind(b"\n") + 1
-    if whole < len(data):
-        if whole == 0 and not data.startswith(b'{"key"'[: len(data)]):
-            raise ValueError("another kind of file")
-        file.truncate(whole)
-    lines = [json.loads(line) for line in data[:whole].splitlines()]
-    known = {}
-    for line in lines:
-        if not isinstance(line["key"], str) or not isinstance(line["scores"], dict):
-            raise ValueError("another kind of line")
-        known[line["key"]] = {
-            str(name): _number(value) for name, value in line["scores"].items()
+        new = {
+            key: {name: float(values[n]) for name, values in columns.items()}
+            for n, key in enumerate(keys)
         }
-    return known
+        kept = [
+            (key, name, value)
+            for key, row in new.items()
+            if np.isfinite(list(row.values())).all()
+            for name, value in row.items()
+        ]
+        try:
+            with database.opened(self._path) as table:
+                table.executemany("INSERT OR IGNORE INTO scores VALUES (?, ?, ?)", kept)
+        except database.ERRORS as error:
+            end = "free some space or name another file; what it holds is intact"
+            raise self._failure(error, end) from error
+        return new
 
-
-def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{type(value).__name__} is no score")
-    if not abs(value) <= sys.float_info.max:  # NaN, or more than 308 digits
-        raise ValueError("a score must be finite")
-    return float(value)
+    def _failure(self, error: Exception, end: str) -> UserError:
+        return UserError(f"{self._where}: {database.reason(error)}: {end}")
