@@ -1,6 +1,6 @@
-"""A reward that a server computes: `reward_options.NAME.server` says where.
+"""A reward that a server computes; `reward_options.NAME.server` is its url.
 
-Names in configs and metrics are those of the reward itself, wherever it runs.
+A reward has the same name in configs and metrics wherever it runs.
 """
 
 import math
@@ -72,7 +72,7 @@ _CHECKS: dict[str, Callable[[Prompt], None]] = {
 
 
 class Remote:
-    """Scores from a server, which is asked once, before training, whether it is there.
+    """Scores from a server. It is asked once, before training, whether it is ready.
 
     Args:
       server: its url. `protocol` is the kind of server: this package's, or one that

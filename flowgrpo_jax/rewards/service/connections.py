@@ -1,7 +1,7 @@
-"""Connections of the reward server: uvicorn's, with a deadline for each of their parts.
+"""Connections of the reward server: uvicorn's, with a deadline for every part of them.
 
-uvicorn limits the time between two requests, not that of a request line and headers
-that drip, nor the number of connections. A connection here carries one request.
+uvicorn limits the time between two requests. It limits neither the time that a request
+line and headers may drip in, nor the number of connections.
 """
 
 import asyncio
@@ -17,10 +17,12 @@ _LAST_CHANCE = 2.0  # seconds for a body that is coming when the server is stopp
 
 
 class Connection(H11Protocol):
-    """One request: its head within `limits.head` seconds, its answer taken as fast.
+    """A connection for one request.
 
-    When there are more than `limits.connections`, the oldest is cut off whose request
-    is not there yet: idle and dripping clients make room for those that ask.
+    Request line and headers must arrive within `limits.head` seconds, and the client
+    must take its answer within as many. When there are more than `limits.connections`,
+    the oldest whose request is not complete yet is cut off: idle and dripping clients
+    make room for those that ask.
     """
 
     def __init__(self, *args: Any, limits: Limits, **kwargs: Any):
@@ -67,7 +69,8 @@ class Connection(H11Protocol):
         self._timer = self.loop.call_later(self._limits.head, self.transport.abort)
 
     def shutdown(self) -> None:
-        """What is being answered goes on; a body may still come, nothing else."""
+        """Requests that are being answered go on, and a body that is on its way may
+        still arrive. All other connections end."""
         if self.cycle is None or self.cycle.response_complete:
             self.transport.abort()
         elif self.cycle.more_body:
@@ -78,7 +81,7 @@ class Connection(H11Protocol):
             self.transport.abort()
 
     def _is_asked(self) -> bool:
-        """Whether its whole request is there and not answered yet."""
+        """Whether the whole request has arrived and is not answered yet."""
         cycle = self.cycle
         return bool(cycle and not cycle.more_body and not cycle.response_complete)
 
@@ -90,9 +93,11 @@ class Connection(H11Protocol):
         self._refuse(408, f"no request within {self._limits.head:g} seconds")
 
     def _refuse(self, status: int, line: str) -> None:
-        """An answer to what is no whole request; the connection ends."""
+        """Answer what is not a complete request, and end the connection."""
         if self.cycle is not None and not self.cycle.response_complete:
-            self.cycle.disconnected = True  # a broken body: nobody answers any more
+            self.cycle.disconnected = (
+                True  # a broken body: the request gets no other answer
+            )
             self.cycle.message_event.set()
         self._cancel()
         self._timer = self.loop.call_later(self._limits.head, self.transport.abort)

@@ -182,7 +182,7 @@ class Judge:
 
 
 def _asked(prompt: Prompt) -> Prompt:
-    """What is sent of it: its record stays here."""
+    """The part of a prompt that is sent: its text, without the record."""
     return Prompt(prompt.text, {}, prompt.index)
 
 
@@ -191,7 +191,7 @@ def _is_finite(value: Any) -> bool:
 
 
 def _models(data: bytes) -> None:
-    """ValueError unless it may be the answer of such a server."""
+    """ValueError for an answer that no OpenAI-compatible server gives."""
     if not isinstance(wire.load(data, "json"), dict):
         raise ValueError(f"is no server of models: {data[:80]!r}")
 

@@ -1,4 +1,4 @@
-"""What a reward server takes on at once, and how a request waits or is refused."""
+"""How much a reward server takes on at once, and which requests wait or are refused."""
 
 import asyncio
 import contextlib
@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Limits:
-    """The defaults keep a server of small rewards below 600 MB, whatever is sent.
+    """What a server takes. With the defaults one of small rewards stays below 600 MB.
 
-    A process with JAX has 220 MB. To that come `bodies`, the one body that is being
-    unpacked (at most seven times its bytes), and about 40 bytes a pixel: float32, and
-    what a reward in numpy makes of it.
+    A process with JAX needs 220 MB. Added to that are `bodies`, the one body that is
+    being unpacked (at most seven times its bytes), and about 40 bytes a pixel for
+    float32 images and what a reward in numpy makes of them.
     """
 
     body: int = 24 << 20  # bytes of a request
@@ -38,7 +38,7 @@ class Refused(Exception):
 
 
 class Pixels:
-    """So many at once; whoever wants more than are free waits in line."""
+    """Pixels that may be in work at once: a request waits until its own are free."""
 
     def __init__(self, most: int):
         self._free = most
@@ -46,7 +46,7 @@ class Pixels:
 
     @contextlib.asynccontextmanager
     async def taken(self, count: int) -> AsyncIterator[None]:
-        """Within it `count` are taken; it must not be more than there are in all."""
+        """Hold `count` of them, at most as many as there are in all."""
         async with self._line:  # a large request is not passed by small ones for ever
             while count > self._free:
                 self._changed.clear()
@@ -60,8 +60,11 @@ class Pixels:
 
 
 class Bodies:
-    """So many bytes of bodies at once. When there are more, the oldest body of those
-    that are still coming is given up: slow clients do not shut others out."""
+    """Bytes of request bodies that may be in memory at once.
+
+    When there are more, the oldest body that is still arriving is given up: slow
+    clients do not shut others out.
+    """
 
     def __init__(self, most: int):
         self._most, self._held = most, 0

@@ -1,4 +1,4 @@
-"""What the reward server answers: three routes, and one line for all that is refused."""
+"""The three routes of the reward server; whatever is refused is answered by one line."""
 
 import asyncio
 import hmac
@@ -70,9 +70,9 @@ class Routes:
         self._asked += 1
         try:
             scorers = self._ready()
-            async with self._unpacking:  # the largest moment of a request: one by one
+            async with self._unpacking:  # unpacking takes most memory: one at a time
                 opened = await _in_thread(self._unpack, body, encoding, scorers)
-            body.clear()  # the files in it are copies
+            body.clear()  # its files were copied out of it
             names, files, prompts = opened
             async with self._pixels.taken(files.pixels):
                 answer = await _in_thread(_scores, names, files, prompts)
@@ -98,7 +98,7 @@ class Routes:
             )
 
     def _check_headers(self, request: Request) -> tuple[str, int]:
-        """Encoding and bytes of the body, when all that stands before it is well."""
+        """Encoding and length of the body; Refused where the headers do not allow one."""
         given = request.headers.get("Content-Length")
         if given is None or "Transfer-Encoding" in request.headers:
             raise Refused(411, "Content-Length: must be there, a number of bytes")
@@ -114,7 +114,7 @@ class Routes:
     def _unpack(
         self, data: bytearray, encoding: str, scorers: dict[str, Scorer]
     ) -> tuple[dict[str, Scorer], wire.Files, list[wire.Prompt]]:
-        """What is asked for; Refused if it cannot be."""
+        """The rewards, images and prompts of a body; Refused if any of them is wrong."""
         limits = self._limits
         try:
             body = wire.load(data, encoding, limits.values)
@@ -171,7 +171,7 @@ def _finish(scorer: Scorer, batch: Batch) -> dict[str, list[float | None]]:
 
 
 async def _whole(request: Request, length: int):
-    """The pieces of a body; Refused if there are fewer bytes than were told."""
+    """The pieces of a body; Refused if there are fewer bytes than Content-Length."""
     async for piece in request.stream():
         length -= len(piece)
         yield piece
@@ -187,7 +187,8 @@ async def _in_thread(function: Callable, *args: Any) -> Any:
     try:
         return await asyncio.wrap_future(result)
     finally:
-        del result  # what it raised, and through its frames a body, would stay
+        # An exception in it holds frames, and they hold a body: neither may stay.
+        del result
 
 
 def _run(result: Future, function: Callable, *args: Any) -> None:
@@ -200,8 +201,11 @@ def _run(result: Future, function: Callable, *args: Any) -> None:
 
 
 class _Answer(Response):
-    """Plain values. What a client is still sending is taken for a while: it reads its
-    answer only then."""
+    """An answer of plain values.
+
+    A client that is still sending a body reads its answer only afterwards: the rest of
+    the body is received for a while, and dropped.
+    """
 
     def __init__(
         self,

@@ -53,14 +53,18 @@ def dump(body: Any, encoding: str) -> bytes:
 
 
 def load(data: bytes | bytearray, encoding: str, most: int = MAX_VALUES) -> Any:
-    """The plain values of a body. ValueError if it is malformed, or holds more than
-    `most` values, which is told before any of them is made."""
+    """The plain values of a body.
+
+    ValueError if it is malformed, or holds more than `most` values. They are counted
+    before any of them is made.
+    """
     try:
         if encoding == "msgpack":
             if _msgpack_values(data, most) > most:
                 raise ValueError(f"more than {most} values")
             return msgpack.unpackb(data)
-        # Base64 has none of these letters; those in texts count as if they were values.
+        # Every value but the first follows one of these characters. Base64 has none of
+        # them; one inside a text is counted as if a value followed.
         if sum(data.count(letter) for letter in b"[{,") >= most:
             raise ValueError(f"more than {most} values")
         if len(data) > MAX_TEXT and not data.isascii():  # Python takes 4 bytes a letter
