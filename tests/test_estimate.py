@@ -346,3 +346,14 @@ def test_the_command_without_a_compiler(tmp_path, monkeypatch, capsys):
         "| `--config=configs/geneval.py --topology=H100:2` | 2 H100 |"
     )
     assert row.count("not compiled") == 2
+
+
+def test_what_is_estimated_is_what_a_run_compiles():
+    """Oracle: `make_work`, whose workload a run has; the command asks for a policy's."""
+    config, mesh = configs.make(remat="dense"), meshes.make_abstract_mesh({"data": 2}, 2)
+    model = assemble.abstract_model(config)
+    asked = [
+        make(config, mesh, *model).model.denoiser
+        for make in (assemble.make_work, assemble.make_policy_work)
+    ]
+    assert asked[0] == asked[1] and asked[1].remat == "dense"

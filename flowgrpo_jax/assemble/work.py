@@ -31,8 +31,8 @@ def make_work(
 
     On an abstract mesh all but compiling and running can be asked for.
     """
-    model = for_devices(model, mesh, config.remat)
     if pretrains(config):
+        model = for_devices(model, mesh, config.remat)
         sampler = make_sampler(config, model)
         return PretrainingWork(
             specs.learner_spec(config, model, sampler),
@@ -52,6 +52,7 @@ def make_policy_work(
     loaded: Variables,
 ) -> PolicyWork:
     """That of a policy; UserError if a trained step adds no noise."""
+    model = for_devices(model, mesh, config.remat)
     keeps = "old_velocity" in specs.fixed_policies(config)
     sampler = make_sampler(config, model, keeps)
     work = PolicyWork(
