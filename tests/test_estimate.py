@@ -350,7 +350,10 @@ def test_the_command_without_a_compiler(tmp_path, monkeypatch, capsys):
 
 def test_what_is_estimated_is_what_a_run_compiles():
     """Oracle: `make_work`, whose workload a run has; the command asks for a policy's."""
-    config, mesh = configs.make(remat="dense"), meshes.make_abstract_mesh({"data": 2}, 2)
+    config, mesh = (
+        configs.make(remat="dense"),
+        meshes.make_abstract_mesh({"data": 2}, 2),
+    )
     model = assemble.abstract_model(config)
     asked = [
         make(config, mesh, *model).model.denoiser

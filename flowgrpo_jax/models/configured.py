@@ -2,12 +2,13 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from flowgrpo_jax.models import remat as policies
+from flowgrpo_jax.models.denoiser import Guidance
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Configured:
         return self.config.attention_head_dim
 
     @property
-    def guidance(self) -> Literal["two_passes", "embedded"]:
+    def guidance(self) -> Guidance:
         return "two_passes"
 
     @property

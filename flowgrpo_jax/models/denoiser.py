@@ -14,6 +14,9 @@ from flowgrpo_jax.models.operations import Pass
 from flowgrpo_jax.models.text import TextEmbedding
 from flowgrpo_jax.runtime import mesh as meshes
 
+# Guidance asks the network twice, or is a number that it reads; a network that was
+# distilled for few steps takes none.
+Guidance = Literal["two_passes", "embedded", "none"]
 LatentShape = tuple[int, int, int]  # height, width, channels
 
 
@@ -45,8 +48,8 @@ class Denoiser(Protocol):
         ...
 
     @property
-    def guidance(self) -> Literal["two_passes", "embedded"]:
-        """Whether guidance asks the network twice or is a number that it reads."""
+    def guidance(self) -> Guidance:
+        """How it is guided; see `Guidance`."""
         ...
 
     @property

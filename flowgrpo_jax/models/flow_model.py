@@ -191,16 +191,19 @@ class FlowModel:
         """The velocity under guidance of this scale; 1 is none.
 
         The result takes the text of every sample and the embedding of the empty prompt
-        (one row), which a network that reads the scale does not look at.
+        (one row), which only a network that is asked twice looks at. One that takes no
+        guidance answers alike at every scale, as its pipeline in diffusers does.
         """
         if self.denoiser.guidance == "two_passes":
             return guided(self.velocity, scale)
 
-        def embedded(variables, latents, sigma, text, empty):
-            del empty
-            return self.velocity(variables, latents, sigma, text, scale)
+        told = scale if self.denoiser.guidance == "embedded" else None
 
-        return embedded
+        def once(variables, latents, sigma, text, empty):
+            del empty
+            return self.velocity(variables, latents, sigma, text, told)
+
+        return once
 
     def passes(self, scale: float) -> int:
         """How often the network is asked for one velocity of this guidance."""

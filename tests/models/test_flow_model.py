@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from flowgrpo_jax import config as configs
+from flowgrpo_jax.assemble import specs
 from flowgrpo_jax.models.flow_model import (
     MIN_SIGMA,
     IdentityAutoencoder,
@@ -16,8 +18,9 @@ from flowgrpo_jax.models.flow_model import (
     without,
 )
 from flowgrpo_jax.models.text import TextEmbedding
+from flowgrpo_jax.runtime import metric_names
 from flowgrpo_jax.worlds.sprites import model as sprites_model
-from tests import tiny
+from tests import tiny, toy
 
 SIGMA = np.array([1.0, 0.5, 0.04, 0.0], np.float32)
 PROMPTS = ["a red circle", "two rings", "", "a ring above a cross"]
@@ -160,3 +163,29 @@ def test_identity_autoencoder():
     np.testing.assert_allclose(coder.decode({}, latents), images, atol=1e-6)
     far = coder.decode({}, jnp.full((1, 1, 1, 3), 7.0))
     np.testing.assert_array_equal(far, np.ones((1, 1, 1, 3)))
+
+
+class Distilled(toy.ToyDenoiser):
+    """One that takes no guidance, and is told none."""
+
+    guidance = "none"
+
+    def predict(self, collections, latents, sigma, text, guidance=None):
+        assert guidance is None
+        return super().predict(collections, latents, sigma, text)
+
+
+def test_a_network_without_guidance_answers_alike_at_every_scale():
+    """Oracle: the velocity itself, one pass, one column of an evaluation."""
+    model = dataclasses.replace(toy.MODEL, denoiser=Distilled())
+    latents, sigma = jnp.ones((2, 1, 1, 2)), jnp.asarray(SIGMA[:2])
+    text = TextEmbedding(np.zeros((2, 8, 1), np.float32), np.zeros((2, 1), np.float32))
+    plain = model.velocity(toy.VARIABLES, latents, sigma, text)
+    for scale in (1.0, 3.5):
+        found = model.guided(scale)(toy.VARIABLES, latents, sigma, text, text)
+        np.testing.assert_array_equal(found, plain)
+        assert model.passes(scale) == 1
+    config = configs.make(eval__guidance_scale=3.5)
+    assert list(specs.eval_spec(config, model).columns) == [metric_names.GUIDED]
+    both = [metric_names.GUIDED, metric_names.UNGUIDED]
+    assert list(specs.eval_spec(config, toy.MODEL).columns) == both

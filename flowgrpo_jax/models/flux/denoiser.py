@@ -2,13 +2,13 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from flowgrpo_jax.models.configured import Configured
-from flowgrpo_jax.models.denoiser import LatentShape
+from flowgrpo_jax.models.denoiser import Guidance, LatentShape
 from flowgrpo_jax.models.flux import cost, sharding
 from flowgrpo_jax.models.flux.transformer import Flux
 from flowgrpo_jax.models.flux.transformer_config import (
@@ -28,8 +28,8 @@ class FluxDenoiser(Configured):
     config: FluxConfig
 
     @property
-    def guidance(self) -> Literal["two_passes", "embedded"]:
-        return "embedded" if self.config.guidance_embeds else "two_passes"
+    def guidance(self) -> Guidance:
+        return "embedded" if self.config.guidance_embeds else "none"
 
     @property
     def sharding_rules(self) -> meshes.Rules:
