@@ -1,12 +1,13 @@
 """Seconds to trace and lower the programs of the released sizes, on abstract weights.
 
-    taskset -c 0 python -m benchmarks.lower
+    taskset -c 0 python -m benchmarks.lower [--model=NAME]
 
 One device, 48 prompts of 24 images, guidance, KL. Every time begins with empty caches.
 CPU seconds of the process beside those of the wall: a shared machine stretches the
 second. The least of the repeats.
 """
 
+import argparse
 import time
 
 import jax
@@ -21,6 +22,8 @@ RUNS = [
     ("sd3.5-medium", {"train__use_lora": False}),
     ("sd3.5-large", {"train__use_lora": True}),
     ("sd3.5-large", {"train__use_lora": False}),
+    ("flux.1-dev", {"train__use_lora": True}),
+    ("flux.1-dev", {"train__use_lora": False}),
 ]
 
 
@@ -28,7 +31,13 @@ def main() -> None:
     mesh = meshes.make_mesh({"data": 1}, jax.devices()[:1])
     print(f"jax {jax.__version__}; least of {REPEATS}: CPU s, wall s")
     print("| model | learns | program | CPU | wall |\n|---|---|---|---|---|")
+    names = sorted({name for name, _ in RUNS})
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", choices=names, action="append")
+    chosen = parser.parse_args().model or names
     for name, values in RUNS:
+        if name not in chosen:
+            continue
         config = configs.make(f"model={name}", microbatch=4, remat="full", **values)
         work = assemble.make_work(config, mesh, *assemble.abstract_model(config))
         arguments = work.arguments()

@@ -20,6 +20,8 @@ from flowgrpo_jax.inference import sampling
 from flowgrpo_jax.models.spec import ModelSpec
 from tests.parity import tiny_flux
 from tests.parity.test_pipeline import PROMPTS, assert_same_images
+from tests.parity.test_pipeline_run import WORDS, assert_reward_rises
+from tests.parity.test_pipeline_run import config_of as config_of_run
 from tests.tiny_run import rows
 
 TOKENS = 24
@@ -198,6 +200,31 @@ def test_training(pipeline, tmp_path, recipe, use_lora, monkeypatch):
         assert loaded.get_active_adapters()
     else:
         FluxTransformer2DModel.from_pretrained(quiet / "transformer")
+
+
+@pytest.mark.slow
+@pytest.mark.more
+@pytest.mark.parametrize("pipeline", ["dev"], indirect=True)
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"train__use_lora": True, "train__learning_rate": 1e-1},
+        {
+            "recipe": "g2rpo",
+            "sample__branch_steps": (0, 1),
+            "sample__granularities": (1, 2),
+            "train__use_lora": False,
+            "train__learning_rate": 1e-2,
+        },
+    ],
+    ids=["flow_grpo-lora", "g2rpo-full"],
+)
+def test_reward_rises(pipeline, tmp_path, values):
+    """Oracle: the spread of the images; and every first ratio is 1."""
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("".join(f'a sign that says "{w}"\n' for w in WORDS))
+    config = config_of_run(pipeline[1], prompts, num_iterations=40, **values)
+    assert_reward_rises(config, tmp_path / "run")
 
 
 @pytest.mark.parametrize("recipe", ["g2rpo", "dance_grpo", "flow_grpo"])
