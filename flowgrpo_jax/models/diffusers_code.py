@@ -1,6 +1,7 @@
 """What is alike for all families whose models are folders of diffusers."""
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,9 +12,16 @@ from jax.typing import DTypeLike
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.models import lora as loras
 from flowgrpo_jax.models import vae
-from flowgrpo_jax.models.files import hub, lora_files, lora_reading, tensors
+from flowgrpo_jax.models.files import (
+    hub,
+    lora_files,
+    lora_reading,
+    single_files,
+    tensors,
+)
 from flowgrpo_jax.models.flow_model import FlowModel, Variables
 from flowgrpo_jax.models.spec import ModelSpec
+from flowgrpo_jax.runtime import paths
 
 
 class Classes(NamedTuple):
@@ -36,13 +44,31 @@ class DiffusersCode:
         """The rename table of the transformer's file."""
         raise NotImplementedError
 
+    def original_tables(self, model: FlowModel) -> Sequence[tensors.Table]:
+        """Rename tables of the files that other programs than diffusers write."""
+        raise NotImplementedError
+
     def config_json(self, model: FlowModel) -> dict[str, Any]:
         """What the transformer's config.json must say, but its class."""
         raise NotImplementedError
 
     def find(self, spec: ModelSpec) -> Path:
         """The diffusers folder of a model; what is not here is downloaded."""
-        return hub.folder(spec.place, self.aliases)
+        return hub.folder(spec.place, self.aliases, not spec.transformer_path)
+
+    def config_folder(self, spec: ModelSpec, place: Path) -> Path:
+        """Whose config.json the transformer has: that of its own folder, if any."""
+        own = paths.local(spec.transformer_path)
+        given = spec.transformer_path and (own / "config.json").is_file()
+        return own if given else place / "transformer"
+
+    def source(self, place: Path, model: FlowModel, like: Any) -> single_files.Source:
+        """Where the transformer's tensors are; `like` is its tree."""
+        if not model.transformer_path:
+            return single_files.Source(place / "transformer", self.table(model))
+        tables = [self.table(model), *self.original_tables(model)]
+        path = paths.local(model.transformer_path)
+        return single_files.source(path, tables, like)
 
     def shapes(self, model: FlowModel, weights: DTypeLike) -> Variables:
         """Shapes of all variables; `weights` is the type of the transformer's."""
@@ -64,10 +90,17 @@ class DiffusersCode:
 
     def read(self, place: Path, model: FlowModel, like: Variables) -> Variables:
         """The variables of a folder, in the types and at the places of `like`."""
-        return {
-            "transformer": tensors.read(
-                place / "transformer", self.table(model), like["transformer"]
-            ),
+        source, buffers = self.source(place, model, like["transformer"]), {}
+        if source.others:
+            print(
+                f"transformer_path: {source.path}: {', '.join(source.others)}: not read: "
+                f"autoencoder and text encoders are those of {place}",
+                file=sys.stderr,
+            )
+        if "buffers" in like:
+            buffers["buffers"] = source.read(like["buffers"], alone=False)
+        return buffers | {
+            "transformer": source.read(like["transformer"], like.get("buffers")),
             "vae": tensors.read(place / "vae", vae.TABLE, like["vae"]),
         }
 

@@ -29,11 +29,15 @@ def layer_rules(layers: Layers, ours: str, theirs: str, first: int = 0) -> list[
 
 
 def norm_rules(
-    norms: Mapping[str, str], ours: str, theirs: str, first: int = 0
+    norms: Mapping[str, str],
+    ours: str,
+    theirs: str,
+    first: int = 0,
+    scale: str = "weight",
 ) -> list[Rule]:
-    """The scale of every norm."""
+    """The scale of every norm; `scale` is what they call it."""
     return [
-        Rule(f"{ours}{name}/scale", f"{theirs}{norm}.weight", first=first)
+        Rule(f"{ours}{name}/scale", f"{theirs}{norm}.{scale}", first=first)
         for name, norm in norms.items()
     ]
 

@@ -22,14 +22,15 @@ import numpy as np
 from flax import traverse_util
 
 from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.models.files import quantized, weight_folders
 from flowgrpo_jax.models.files import safetensors_files as files
-from flowgrpo_jax.models.files import weight_folders
 
 # torch's order of axes to ours.
 AXES = {"dense": (1, 0), "conv": (2, 3, 1, 0), "patch": (2, 3, 1, 0)}
 LAYOUTS = ("same", *AXES, "grid")
 ALIGNMENT = 64  # bytes
 MAX_SHARD_BYTES = 10_000_000_000  # diffusers' own
+_ROWS = re.compile(r"(.+)\[(\d+):(\d+)/(\d+)\](.*)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +39,8 @@ class Rule:
 
     ours: str  # regular expression, matched with the whole '/'-joined path of a leaf
     # Template(s) with the groups of `ours` (\\1). "{layer}" runs over the leading axis
-    # of our leaf; several templates lie side by side along its last axis.
+    # of our leaf; several templates lie side by side along its last axis. "name[1:3/7]"
+    # stands for the rows of a tensor "name" between one and three sevenths of them.
     theirs: str | tuple[str, ...]
     # "same"; "dense": [out, in] to [in, out]; "conv": [out, in, h, w] to
     # [h, w, in, out]; "patch": a strided convolution as a matmul, [h * w * in, out];
@@ -164,19 +166,22 @@ def read(
     tensor, if one is missing, damaged or of another shape, or if the file has one that
     no leaf takes and no regular expression of `ignore` matches.
     """
-    found, leaves = weight_folders.contents(path), _leaves(table, like)
-    wanted = names(table, like)
-    for name, shape in wanted.items():
-        if name not in found:
+    leaves, wanted = _leaves(table, like), names(table, like)
+    whole = dict.fromkeys(map(stored_name, wanted))
+    held = quantized.with_scales(weight_folders.contents(path), whole)
+    for name in whole:
+        if name not in held:
             raise UserError(
-                f"weights: {path}: tensor {name}: missing{_instead(name, found)}"
+                f"weights: {path}: tensor {name}: missing{_instead(name, held)}"
             )
+    found = {name: _rows(name, held) for name in wanted}
+    for name, shape in wanted.items():
         if found[name].shape != shape:
             raise UserError(
                 f"weights: {path}: tensor {name}: shape {list(found[name].shape)}: the "
                 f"configuration asks for {list(shape)}"
             )
-    for name in found.keys() - wanted.keys():
+    for name in held.keys() - whole.keys():
         if not any(re.fullmatch(pattern, name) for pattern in ignore):
             raise UserError(
                 f"weights: {path}: tensor {name}: nothing in the network takes it; is "
@@ -190,6 +195,27 @@ def read(
             key: _place(leaf, targets[key], found, pool) for key, leaf in leaves.items()
         }
     return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def stored_name(name: str) -> str:
+    """The name of the tensor in the file that this one is, or is rows of."""
+    match = _ROWS.fullmatch(name)
+    return match[1] + match[5] if match else name
+
+
+def _rows(name: str, found: Mapping[str, files.Stored]) -> files.Stored:
+    """The tensor of that name, or the rows of one that it stands for."""
+    tensor, match = found[stored_name(name)], _ROWS.fullmatch(name)
+    if not match:
+        return tensor
+    first, end, parts = map(int, match.group(2, 3, 4))
+    rows = tensor.shape[0] if tensor.shape else 0
+    if rows % parts:
+        raise UserError(
+            f"weights: {tensor.file}: tensor {stored_name(name)}: shape "
+            f"{list(tensor.shape)}: must have a multiple of {parts} rows"
+        )
+    return tensor.rows(first * rows // parts, end * rows // parts)
 
 
 def _instead(name: str, found: Mapping[str, Any]) -> str:
@@ -254,8 +280,11 @@ def _part(
                 copies.append((part, name, (*inner[:-1], cut)))
 
     def copy(target, name, index, rows):
-        piece = np.asarray(leaf.ours(found[name].map())[index])  # scalars are no arrays
-        files.copy(target[rows], piece[rows])
+        tensor, scale = found[name], None
+        piece = np.asarray(leaf.ours(tensor.map())[index])  # scalars are no arrays
+        if tensor.scale is not None:
+            scale = leaf.ours(np.broadcast_to(tensor.scale, tensor.shape))[index][rows]
+        files.copy(target[rows], piece[rows], scale)
         if not _finite(target[rows]):
             raise UserError(
                 f"weights: {found[name].file}: tensor {name}: holds values that are "
