@@ -1,6 +1,7 @@
 """Transformers in one file: read as diffusers converts them, fp8 too."""
 
 import dataclasses
+import functools
 import inspect
 
 import jax
@@ -68,7 +69,20 @@ class Case:
 
     def read(self, path):
         """What we make of a file, or of a folder of diffusers."""
-        return self.code.read(self.folder, self.with_transformer(path), self.like)
+        model, transformer = self.with_transformer(path), self.like["transformer"]
+        source = self.code.source(self.folder, model, transformer)
+        if "buffers" not in self.like:
+            return {"transformer": source.read(transformer)}
+        buffers = self.like["buffers"]
+        return {
+            "transformer": source.read(transformer, buffers),
+            "buffers": source.read(buffers, alone=False),
+        }
+
+    @functools.cached_property
+    def expected(self):
+        """The other transformer as we read it from diffusers' own folder."""
+        return self.read(self.saved(self.folder / "other"))
 
     def saved(self, folder, tensors=None):
         """The transformer with these tensors as diffusers saves it."""
@@ -102,36 +116,26 @@ def test_the_layout_is_the_one_that_diffusers_converts(case):
 
 
 @pytest.mark.parametrize("prefix", ["", PREFIX])
-def test_a_file_is_read_as_a_folder_of_diffusers(case, tmp_path, prefix, capsys):
+def test_a_file_is_read_as_a_folder_of_diffusers(case, tmp_path, prefix):
     """Oracle: the same network saved by diffusers, bit for bit."""
-    wanted = case.read(case.saved(tmp_path / "transformer"))
-    assert not capsys.readouterr().err
-    beside = {"first_stage_model.decoder.bias": torch.zeros(2)} if prefix else {}
-    path = save(tmp_path / "one.safetensors", case.file, prefix, **beside)
-    assert same(case.read(path), wanted)
-    told = f"transformer_path: {path}: first_stage_model: not read: "
-    assert capsys.readouterr().err.startswith(told) == bool(prefix)
-    own = case.read("")
-    assert not same(wanted["transformer"], own["transformer"])
-    assert same(wanted["vae"], own["vae"])
-    if "buffers" in own:
-        assert not same(wanted["buffers"], own["buffers"])
+    path = save(tmp_path / "one.safetensors", case.file, prefix)
+    assert same(case.read(path), case.expected)
 
 
+@pytest.mark.parametrize("case", ["dev"], indirect=True)
 def test_norms_as_comfyui_saves_them(case, tmp_path):
-    """Oracle: the file with the names of Black Forest Labs."""
-    if case.kind not in tiny_flux.KINDS:
-        pytest.skip("one name alone is in use")
-    wanted = case.read(save(tmp_path / "bfl.safetensors", case.file))
+    """Oracle: as above."""
     renamed = save(tmp_path / "comfy.safetensors", case.renamed(norm="weight"))
-    assert same(case.read(renamed), wanted)
+    assert same(case.read(renamed), case.expected)
 
 
-@pytest.mark.parametrize(
-    "suffix, more", [("scale_weight", "scale_input"), ("weight_scale", "input_scale")]
-)
-def test_scaled_fp8(case, tmp_path, suffix, more):
+@pytest.mark.parametrize("case", ["sd3.5-medium", "dev"], indirect=True)
+def test_scaled_fp8(case, tmp_path):
     """Oracle: torch's products in fp32 of what the file holds, converted by diffusers."""
+    factor, of_inputs = {
+        "dev": ("scale_weight", "scale_input"),
+        "sd3.5-medium": ("weight_scale", "input_scale"),
+    }[case.kind]
     stored, plain = {"scaled_fp8": torch.zeros(2, dtype=FP8)}, {}
     for number, (name, tensor) in enumerate(case.file.items()):
         stored[name] = plain[name] = tensor.contiguous()
@@ -139,29 +143,35 @@ def test_scaled_fp8(case, tmp_path, suffix, more):
             continue
         layer, scale = name.removesuffix(".weight"), tensor.abs().max() / 448
         stored[name] = (tensor / scale).to(FP8)
-        stored[f"{layer}.{suffix}"] = scale if number % 2 else scale[None]
-        stored[f"{layer}.{more}"] = torch.ones(())
+        stored[f"{layer}.{factor}"] = scale if number % 2 else scale[None]
+        stored[f"{layer}.{of_inputs}"] = torch.ones(())
         plain[name] = stored[name].float() * scale
     path = save(tmp_path / "fp8.safetensors", stored, PREFIX)
     wanted = case.saved(tmp_path / "transformer", case.converted(plain))
     assert same(case.read(path), case.read(wanted))
 
 
-def test_a_run_takes_it_by_its_key(case, tmp_path):
-    """Oracle: the folder that diffusers saved; as a user gives it."""
-    if case.kind != "dev":
-        pytest.skip("once is enough")
+@pytest.mark.parametrize("case", ["dev"], indirect=True)
+def test_a_run_takes_it_by_its_key(case, tmp_path, capsys):
+    """Oracle: the folder that diffusers saved; what else the file holds is told."""
     config = configs.make(f"model={case.folder}")
     config.dtype, config.resolution, config.max_sequence_length = "float32", 64, 24
-    config.transformer_path = str(save(tmp_path / "one.safetensors", case.file, PREFIX))
+    _, own = assemble.load_model(config)
+    assert not capsys.readouterr().err
+    path = tmp_path / "one.safetensors"
+    beside = {"vae.decoder.bias": torch.zeros(2), "text_encoders.b": torch.zeros(2)}
+    config.transformer_path = str(save(path, case.file, PREFIX, **beside))
     _, found = assemble.load_model(config)
-    assert same(found, case.read(case.saved(tmp_path / "transformer")))
+    assert same({"transformer": found["transformer"]}, case.expected)
+    assert not same(found["transformer"], own["transformer"])
+    assert same(found["vae"], own["vae"])
+    line = f"transformer_path: {path}: text_encoders, vae: not read: autoencoder and"
+    assert capsys.readouterr().err.startswith(line)
 
 
+@pytest.mark.parametrize("case", ["sd3.5-medium"], indirect=True)
 def test_its_positions_are_exported(case, tmp_path):
     """Oracle: the tensors of the network whose file it is; also those not learned."""
-    if case.kind != "sd3.5-medium":
-        pytest.skip("others have no table of positions, or the same")
     path = save(tmp_path / "one.safetensors", case.file, PREFIX)
     variables = case.read(path)
     case.code.write_transformer(
@@ -173,6 +183,7 @@ def test_its_positions_are_exported(case, tmp_path):
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
+@pytest.mark.parametrize("case", ["sd3.5-medium", "dev"], indirect=True)
 def test_what_does_not_fit_is_named(case, tmp_path):
     """Oracle: the lines, by hand."""
     name = next(name for name in case.file if ".qkv.weight" in name)

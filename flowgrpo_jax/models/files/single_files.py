@@ -49,14 +49,14 @@ def source(path: Path, tables: Sequence[tensors.Table], like: Any) -> Source:
     if not path.exists():
         raise UserError(f"transformer_path: {path}: no such file or folder")
     found = weight_folders.contents(path)
-
-    def hits(candidate: tuple[str, tensors.Table]) -> int:
-        prefix, table = candidate
-        wanted = map(tensors.stored_name, tensors.names(table, like))
-        return sum(f"{prefix}{name}" in found for name in wanted)
-
-    pairs = [(prefix, table) for prefix in PREFIXES for table in tables]
-    prefix, table = max(pairs, key=hits)  # the first of those that are alike
+    hits = []
+    for number, table in enumerate(tables):
+        wanted = [tensors.stored_name(name) for name in tensors.names(table, like)]
+        for prefix in PREFIXES:
+            count = sum(f"{prefix}{name}" in found for name in wanted)
+            hits.append((count, -number, prefix))
+    _, number, prefix = max(hits)  # of those that are alike the first table
+    table = tables[-number]
     others = {name.split(".")[0] for name in found if not name.startswith(prefix)}
     return Source(path, _prefixed(table, prefix), prefix, tuple(sorted(others)))
 

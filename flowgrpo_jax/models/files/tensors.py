@@ -166,7 +166,16 @@ def read(
     tensor, if one is missing, damaged or of another shape, or if the file has one that
     no leaf takes and no regular expression of `ignore` matches.
     """
-    leaves, wanted = _leaves(table, like), names(table, like)
+    return traverse_util.unflatten_dict(
+        dict(leaves(path, table, like, ignore)), sep="/"
+    )
+
+
+def leaves(
+    path: str | Path, table: Table, like: Any, ignore: Sequence[str] = ()
+) -> Iterator[tuple[str, Any]]:
+    """The leaves that `read` makes a tree of, with their paths, one after the other."""
+    made, wanted = _leaves(table, like), names(table, like)
     whole = dict.fromkeys(map(stored_name, wanted))
     held = quantized.with_scales(weight_folders.contents(path), whole)
     for name in whole:
@@ -191,10 +200,8 @@ def read(
         files.check_sum(file)
     targets = traverse_util.flatten_dict(like, sep="/")
     with ThreadPoolExecutor(_threads()) as pool:
-        flat = {
-            key: _place(leaf, targets[key], found, pool) for key, leaf in leaves.items()
-        }
-    return traverse_util.unflatten_dict(flat, sep="/")
+        for key, leaf in made.items():
+            yield key, _place(leaf, targets[key], found, pool)
 
 
 def stored_name(name: str) -> str:
