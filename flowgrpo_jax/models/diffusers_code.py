@@ -12,6 +12,7 @@ from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.models import lora as loras
 from flowgrpo_jax.models import vae
 from flowgrpo_jax.models.files import hub, lora_files, lora_reading, tensors
+from flowgrpo_jax.models.files.lora_names import LayerNames, OriginalNames
 from flowgrpo_jax.models.flow_model import FlowModel, Variables
 from flowgrpo_jax.models.spec import ModelSpec
 
@@ -26,7 +27,8 @@ class Classes(NamedTuple):
 class DiffusersCode:
     """The half of `family.Code` that needs a rename table and the names of classes.
 
-    A family adds `plan` and `table`, and what its transformer has beside parameters.
+    A family adds `plan`, `table` and `original_names`, and what its transformer has
+    beside parameters.
     """
 
     classes: Classes
@@ -34,6 +36,10 @@ class DiffusersCode:
 
     def table(self, model: FlowModel) -> tensors.Table:
         """The rename table of the transformer's file."""
+        raise NotImplementedError
+
+    def original_names(self, model: FlowModel) -> OriginalNames:
+        """The names of its linear layers in the checkpoint as it was first released."""
         raise NotImplementedError
 
     def config_json(self, model: FlowModel) -> dict[str, Any]:
@@ -85,10 +91,20 @@ class DiffusersCode:
         return lora_files.from_variables(lora, self.table(model), alpha)
 
     def with_adapter(self, path: str, lora: Variables, model: FlowModel) -> Variables:
-        """A `lora` tree like this one, with the weights of a LoRA file or folder."""
+        """A fresh `lora` tree with the weights of a LoRA file or folder in it."""
         alpha = model.denoiser.lora_alpha
-        read = lora_reading.read(path)
-        return lora_files.to_variables(read, lora, self.table(model), alpha)
+        layers = lora_reading.read(path, self.layer_names(model))
+        return lora_files.to_variables(layers, lora, self.table(model), alpha)
+
+    def layer_names(self, model: FlowModel) -> LayerNames:
+        """All names by which a LoRA file may call the transformer's linear layers."""
+        like = self.shapes(model, jnp.float32)["transformer"]
+        shapes = {
+            name.removesuffix(".weight"): shape
+            for name, shape in tensors.names(self.table(model), like).items()
+            if name.endswith(".weight") and len(shape) == 2
+        }
+        return LayerNames(shapes, self.original_names(model))
 
     def write_transformer(
         self, folder: Path, variables: Variables, model: FlowModel

@@ -10,9 +10,10 @@ from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.models import vae
 from flowgrpo_jax.models.diffusers_code import Classes, DiffusersCode, check_latents
 from flowgrpo_jax.models.files import scheduler, tensors
+from flowgrpo_jax.models.files.lora_names import OriginalNames
 from flowgrpo_jax.models.flow_model import FlowModel
 from flowgrpo_jax.models.flux import folder as flux_folder
-from flowgrpo_jax.models.flux import presets, transformer_config
+from flowgrpo_jax.models.flux import original_names, presets, transformer_config
 from flowgrpo_jax.models.flux.denoiser import FluxDenoiser
 from flowgrpo_jax.models.flux.prompts import FluxPromptEncoders
 from flowgrpo_jax.models.flux.transformer_config import PATCH, FluxConfig
@@ -69,6 +70,10 @@ class FluxCode(DiffusersCode):
 
     def table(self, model: FlowModel) -> tensors.Table:
         return transformer_config.table(_config(model))
+
+    def original_names(self, model: FlowModel) -> OriginalNames:
+        del model  # the same whatever the sizes
+        return original_names.NAMES
 
     def config_json(self, model: FlowModel) -> dict[str, Any]:
         config, names = _config(model), transformer_config.file_fields()

@@ -12,10 +12,11 @@ from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.models import vae
 from flowgrpo_jax.models.diffusers_code import Classes, DiffusersCode, check_latents
 from flowgrpo_jax.models.files import scheduler, tensors
+from flowgrpo_jax.models.files.lora_names import OriginalNames
 from flowgrpo_jax.models.flow_model import FlowModel, Shift, Variables, overlay
 from flowgrpo_jax.models.folder_encoders import CLIP_TOKENS
 from flowgrpo_jax.models.sd3 import folder as sd3_folder
-from flowgrpo_jax.models.sd3 import presets, transformer_config
+from flowgrpo_jax.models.sd3 import original_names, presets, transformer_config
 from flowgrpo_jax.models.sd3.denoiser import SD3Denoiser
 from flowgrpo_jax.models.sd3.prompts import SD3PromptEncoders
 from flowgrpo_jax.models.sd3.transformer_config import MMDiTConfig
@@ -68,6 +69,9 @@ class SD3Code(DiffusersCode):
 
     def table(self, model: FlowModel) -> tensors.Table:
         return transformer_config.table(_config(model))
+
+    def original_names(self, model: FlowModel) -> OriginalNames:
+        return original_names.names(_config(model).num_layers)
 
     def read(self, place: Path, model: FlowModel, like: Variables) -> Variables:
         """The variables of a folder, in the types and at the places of `like`."""
