@@ -9,6 +9,7 @@ every dot an underscore. A family says how its checkpoint names its layers
 
 import dataclasses
 from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 import numpy as np
 
@@ -62,6 +63,13 @@ def plain(name: str) -> str:
     return name
 
 
+class _Meaning(NamedTuple):
+    """The layers of diffusers that a name stands for, and whether halves are swapped."""
+
+    modules: tuple[str, ...]
+    swapped: bool
+
+
 class LayerNames:
     """All names by which files may call the linear layers of one transformer."""
 
@@ -71,10 +79,11 @@ class LayerNames:
         original: OriginalNames = OriginalNames(),
     ):
         """`shapes`: [out, in] of every linear layer, by its name in diffusers."""
-        self._shapes, self._swapped = shapes, original.swapped
-        self._modules = {name: (name,) for name in shapes} | _expanded(shapes, original)
+        self._shapes = shapes
+        own = {name: _Meaning((name,), False) for name in shapes}
+        self._dotted = _expanded(shapes, original) | own
         self._joined = {
-            name.replace(".", "_"): modules for name, modules in self._modules.items()
+            name.replace(".", "_"): self._dotted[name] for name in self._dotted
         }
 
     def split(
@@ -85,7 +94,7 @@ class LayerNames:
         Layers that lie side by side share A and have rows of B of their own. UserError
         for a layer that the transformer does not have, or has in another shape.
         """
-        modules = self._find(name, where)
+        modules, swapped = self._find(name, where)
         sizes = [self._shapes[module][0] for module in modules]
         wanted = [sum(sizes), self._shapes[modules[0]][1]]
         found = [factors.b.shape[0], factors.a.shape[1]]
@@ -97,16 +106,16 @@ class LayerNames:
         starts = np.cumsum([0, *sizes])
         for module, start, size in zip(modules, starts, sizes, strict=False):
             b = factors.b[start : start + size]
-            if module in self._swapped:
+            if swapped:
                 b = np.roll(b, size // 2, axis=0)
             part = factors._replace(b=b)
             yield module, part if len(modules) == 1 else _without_idle(part)
 
-    def _find(self, name: str, where: str) -> tuple[str, ...]:
+    def _find(self, name: str, where: str) -> _Meaning:
         begin = next((prefix for prefix in _JOINED if name.startswith(prefix)), "")
-        index = self._joined if begin else self._modules
-        if modules := index.get(name.removeprefix(begin)):
-            return modules
+        index = self._joined if begin else self._dotted
+        if meaning := index.get(name.removeprefix(begin)):
+            return meaning
         raise UserError(
             f"{where}: {name}: this transformer has no linear layer of that name: is "
             f"the file for another model? (they are like {next(iter(self._shapes))})"
@@ -115,7 +124,7 @@ class LayerNames:
 
 def _expanded(
     shapes: Mapping[str, tuple[int, ...]], original: OriginalNames
-) -> dict[str, tuple[str, ...]]:
+) -> dict[str, _Meaning]:
     """Every layer of the original checkpoint that the transformer has, by its name."""
     numbers = {part for name in shapes for part in name.split(".") if part.isdigit()}
     found = {}
@@ -123,7 +132,8 @@ def _expanded(
         for number in numbers if "{layer}" in name else {""}:
             modules = tuple(part.replace("{layer}", number) for part in parts)
             if all(module in shapes for module in modules):
-                found[name.replace("{layer}", number)] = modules
+                swapped = modules[0] in original.swapped
+                found[name.replace("{layer}", number)] = _Meaning(modules, swapped)
     return found
 
 
