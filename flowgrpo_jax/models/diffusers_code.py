@@ -1,7 +1,7 @@
 """What is alike for all families whose models are folders of diffusers."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from flowgrpo_jax.models.files import (
     single_files,
     tensors,
 )
+from flowgrpo_jax.models.files.lora_names import LayerNames, OriginalNames
 from flowgrpo_jax.models.flow_model import FlowModel, Variables
 from flowgrpo_jax.models.spec import ModelSpec
 from flowgrpo_jax.runtime import paths
@@ -34,7 +35,8 @@ class Classes(NamedTuple):
 class DiffusersCode:
     """The half of `family.Code` that needs a rename table and the names of classes.
 
-    A family adds `plan` and `table`, and what its transformer has beside parameters.
+    A family adds `plan`, `table` and `original_names`, and what its transformer has
+    beside parameters.
     """
 
     classes: Classes
@@ -44,8 +46,8 @@ class DiffusersCode:
         """The rename table of the transformer's file."""
         raise NotImplementedError
 
-    def original_tables(self, model: FlowModel) -> Sequence[tensors.Table]:
-        """Rename tables of the files that other programs than diffusers write."""
+    def original_names(self, model: FlowModel) -> OriginalNames:
+        """The names of its tensors in the checkpoint as it was first released."""
         raise NotImplementedError
 
     def config_json(self, model: FlowModel) -> dict[str, Any]:
@@ -66,9 +68,8 @@ class DiffusersCode:
         """Where the transformer's tensors are; `like` is its tree."""
         if not model.transformer_path:
             return single_files.Source(place / "transformer", self.table(model))
-        tables = [self.table(model), *self.original_tables(model)]
-        path = paths.local(model.transformer_path)
-        return single_files.source(path, tables, like)
+        path, table = paths.local(model.transformer_path), self.table(model)
+        return single_files.source(path, table, self.original_names(model), like)
 
     def shapes(self, model: FlowModel, weights: DTypeLike) -> Variables:
         """Shapes of all variables; `weights` is the type of the transformer's."""
@@ -118,10 +119,20 @@ class DiffusersCode:
         return lora_files.from_variables(lora, self.table(model), alpha)
 
     def with_adapter(self, path: str, lora: Variables, model: FlowModel) -> Variables:
-        """A `lora` tree like this one, with the weights of a LoRA file or folder."""
+        """A fresh `lora` tree with the weights of a LoRA file or folder in it."""
         alpha = model.denoiser.lora_alpha
-        read = lora_reading.read(path)
-        return lora_files.to_variables(read, lora, self.table(model), alpha)
+        layers = lora_reading.read(path, self.layer_names(model))
+        return lora_files.to_variables(layers, lora, self.table(model), alpha)
+
+    def layer_names(self, model: FlowModel) -> LayerNames:
+        """All names by which a LoRA file may call the transformer's linear layers."""
+        like = self.shapes(model, jnp.float32)["transformer"]
+        shapes = {
+            name.removesuffix(".weight"): shape
+            for name, shape in tensors.names(self.table(model), like).items()
+            if name.endswith(".weight") and len(shape) == 2
+        }
+        return LayerNames(shapes, self.original_names(model))
 
     def write_transformer(
         self, folder: Path, variables: Variables, model: FlowModel

@@ -29,15 +29,11 @@ def layer_rules(layers: Layers, ours: str, theirs: str, first: int = 0) -> list[
 
 
 def norm_rules(
-    norms: Mapping[str, str],
-    ours: str,
-    theirs: str,
-    first: int = 0,
-    scale: str = "weight",
+    norms: Mapping[str, str], ours: str, theirs: str, first: int = 0
 ) -> list[Rule]:
-    """The scale of every norm; `scale` is what they call it."""
+    """The scale of every norm."""
     return [
-        Rule(f"{ours}{name}/scale", f"{theirs}{norm}.{scale}", first=first)
+        Rule(f"{ours}{name}/scale", f"{theirs}{norm}.weight", first=first)
         for name, norm in norms.items()
     ]
 

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import inspect
+import json
 
 import jax
 import jax.numpy as jnp
@@ -159,6 +160,14 @@ def test_a_run_takes_it_by_its_key(case, tmp_path, capsys):
     _, own = assemble.load_model(config)
     assert not capsys.readouterr().err
     path = tmp_path / "one.safetensors"
+    with pytest.raises(
+        UserError, match="give it as transformer_path, and as model a di"
+    ):
+        assemble.load_model(configs.make(f"model={save(path, case.file)}"))
+    with pytest.raises(
+        UserError, match=f"^transformer_path: {path}: the embedded model"
+    ):
+        assemble.load_model(configs.make(f"transformer_path={path}"))
     beside = {"vae.decoder.bias": torch.zeros(2), "text_encoders.b": torch.zeros(2)}
     config.transformer_path = str(save(path, case.file, PREFIX, **beside))
     _, found = assemble.load_model(config)
@@ -209,3 +218,19 @@ def test_what_does_not_fit_is_named(case, tmp_path):
     for path in (tmp_path / "model.gguf", tmp_path / "hidden.safetensors"):
         with pytest.raises(UserError, match="a gguf file.*from_single_file.*dequanti"):
             case.read(path)
+
+
+@pytest.mark.parametrize("case", ["sd3.5-medium", "dev"], indirect=True)
+def test_a_folder_that_was_quantised_once(case, tmp_path):
+    """Oracle: the folder without the key that diffusers leaves when it dequantises."""
+    folder = case.saved(tmp_path / "transformer")
+    path = folder / "config.json"
+    held = json.loads(path.read_text())
+    path.write_text(json.dumps(held | {"quantization_config": {"load_in_4bit": True}}))
+    spec = ModelSpec(
+        str(case.folder), "", str(folder), resolution=64, max_sequence_length=24
+    )
+    model = case.code.plan(spec, case.folder)
+    assert model.denoiser == case.model.denoiser
+    path.write_text(json.dumps(held | {"num_layers": 3}))
+    assert case.code.plan(spec, case.folder).denoiser.config.num_layers == 3

@@ -64,8 +64,10 @@ class Stored(NamedTuple):
     dtype: np.dtype
     shape: tuple[int, ...]
     offset: int
+    name: str = ""  # for messages
     # What its numbers are multiplied with, [1, ...] or [row, 1, ...]; see `quantized`.
     scale: np.ndarray | None = None
+    swapped: bool = False  # of its rows the second half comes first in the file
 
     @property
     def size(self) -> int:
@@ -77,7 +79,15 @@ class Stored(NamedTuple):
         if 0 in self.shape:
             return np.zeros(self.shape, self.dtype)
         mapped = np.memmap(self.file, self.dtype, "r", self.offset, self.shape or (1,))
-        return mapped.reshape(self.shape)
+        return self._in_order(mapped.reshape(self.shape))
+
+    def whole_scale(self) -> np.ndarray:
+        """The scale, of the tensor's shape."""
+        assert self.scale is not None
+        return self._in_order(np.broadcast_to(self.scale, self.shape))
+
+    def _in_order(self, values: np.ndarray) -> np.ndarray:
+        return np.roll(values, len(values) // 2, axis=0) if self.swapped else values
 
     def rows(self, first: int, end: int) -> "Stored":
         """Its rows first ... end, without the last: they lie together in the file."""

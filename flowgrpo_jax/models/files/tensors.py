@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,6 @@ AXES = {"dense": (1, 0), "conv": (2, 3, 1, 0), "patch": (2, 3, 1, 0)}
 LAYOUTS = ("same", *AXES, "grid")
 ALIGNMENT = 64  # bytes
 MAX_SHARD_BYTES = 10_000_000_000  # diffusers' own
-_ROWS = re.compile(r"(.+)\[(\d+):(\d+)/(\d+)\](.*)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +38,7 @@ class Rule:
 
     ours: str  # regular expression, matched with the whole '/'-joined path of a leaf
     # Template(s) with the groups of `ours` (\\1). "{layer}" runs over the leading axis
-    # of our leaf; several templates lie side by side along its last axis. "name[1:3/7]"
-    # stands for the rows of a tensor "name" between one and three sevenths of them.
+    # of our leaf; several templates lie side by side along its last axis.
     theirs: str | tuple[str, ...]
     # "same"; "dense": [out, in] to [in, out]; "conv": [out, in, h, w] to
     # [h, w, in, out]; "patch": a strided convolution as a matmul, [h * w * in, out];
@@ -156,41 +154,59 @@ def names(table: Table, like: Any) -> dict[str, tuple[int, ...]]:
     }
 
 
+class Part(NamedTuple):
+    """The rows of a tensor of a file that a tensor of a table is; all of them for None.
+
+    `rows`: first, end and how many there are. `swapped`: of its halves the second one
+    comes first in the file.
+    """
+
+    name: str
+    rows: tuple[int, int, int] | None = None
+    swapped: bool = False
+
+
 def read(
-    path: str | Path, table: Table, like: Any, ignore: Sequence[str] = ()
+    path: str | Path,
+    table: Table,
+    like: Any,
+    ignore: Sequence[str] = (),
+    parts: Mapping[str, Part] | None = None,
 ) -> dict[str, Any]:
     """The tree of a .safetensors file or of a folder, in the types of `like`.
 
     `like` is a tree of jax.ShapeDtypeStruct: a leaf with a sharding is placed there
-    and only this host's part of it is read, others stay numpy. UserError, naming the
-    tensor, if one is missing, damaged or of another shape, or if the file has one that
-    no leaf takes and no regular expression of `ignore` matches.
+    and only this host's part of it is read, others stay numpy. `parts`: where tensors
+    of the table are, if not under their names. UserError, naming the tensor, if one is
+    missing, damaged or of another shape, or if the file has one that no leaf takes and
+    no regular expression of `ignore` matches.
     """
-    return traverse_util.unflatten_dict(
-        dict(leaves(path, table, like, ignore)), sep="/"
-    )
+    flat = dict(leaves(path, table, like, ignore, parts))
+    return traverse_util.unflatten_dict(flat, sep="/")
 
 
 def leaves(
-    path: str | Path, table: Table, like: Any, ignore: Sequence[str] = ()
+    path: str | Path,
+    table: Table,
+    like: Any,
+    ignore: Sequence[str] = (),
+    parts: Mapping[str, Part] | None = None,
 ) -> Iterator[tuple[str, Any]]:
     """The leaves that `read` makes a tree of, with their paths, one after the other."""
     made, wanted = _leaves(table, like), names(table, like)
-    whole = dict.fromkeys(map(stored_name, wanted))
-    held = quantized.with_scales(weight_folders.contents(path), whole)
-    for name in whole:
-        if name not in held:
+    places = {name: Part(name) for name in wanted} | dict(parts or {})
+    held = dict.fromkeys(places[name].name for name in wanted)
+    stored = quantized.with_scales(weight_folders.contents(path), held)
+    for name in held:
+        if name not in stored:
             raise UserError(
-                f"weights: {path}: tensor {name}: missing{_instead(name, held)}"
+                f"weights: {path}: tensor {name}: missing{_instead(name, stored)}"
             )
-    found = {name: _rows(name, held) for name in wanted}
-    for name, shape in wanted.items():
-        if found[name].shape != shape:
-            raise UserError(
-                f"weights: {path}: tensor {name}: shape {list(found[name].shape)}: the "
-                f"configuration asks for {list(shape)}"
-            )
-    for name in held.keys() - whole.keys():
+    found = {
+        name: _cut(stored[places[name].name], places[name], shape, path)
+        for name, shape in wanted.items()
+    }
+    for name in stored.keys() - held.keys():
         if not any(re.fullmatch(pattern, name) for pattern in ignore):
             raise UserError(
                 f"weights: {path}: tensor {name}: nothing in the network takes it; is "
@@ -204,25 +220,19 @@ def leaves(
             yield key, _place(leaf, targets[key], found, pool)
 
 
-def stored_name(name: str) -> str:
-    """The name of the tensor in the file that this one is, or is rows of."""
-    match = _ROWS.fullmatch(name)
-    return match[1] + match[5] if match else name
-
-
-def _rows(name: str, found: Mapping[str, files.Stored]) -> files.Stored:
-    """The tensor of that name, or the rows of one that it stands for."""
-    tensor, match = found[stored_name(name)], _ROWS.fullmatch(name)
-    if not match:
-        return tensor
-    first, end, parts = map(int, match.group(2, 3, 4))
-    rows = tensor.shape[0] if tensor.shape else 0
-    if rows % parts:
+def _cut(
+    tensor: files.Stored, part: Part, shape: tuple[int, ...], path: str | Path
+) -> files.Stored:
+    """The part, of this shape, of a tensor; UserError if the tensor is of another."""
+    whole = (part.rows[-1], *shape[1:]) if part.rows else shape
+    if tensor.shape != whole:
         raise UserError(
-            f"weights: {tensor.file}: tensor {stored_name(name)}: shape "
-            f"{list(tensor.shape)}: must have a multiple of {parts} rows"
+            f"weights: {path}: tensor {part.name}: shape {list(tensor.shape)}: the "
+            f"configuration asks for {list(whole)}"
         )
-    return tensor.rows(first * rows // parts, end * rows // parts)
+    if part.rows:
+        tensor = tensor.rows(*part.rows[:2])
+    return tensor._replace(name=part.name, swapped=part.swapped)
 
 
 def _instead(name: str, found: Mapping[str, Any]) -> str:
@@ -290,11 +300,11 @@ def _part(
         tensor, scale = found[name], None
         piece = np.asarray(leaf.ours(tensor.map())[index])  # scalars are no arrays
         if tensor.scale is not None:
-            scale = leaf.ours(np.broadcast_to(tensor.scale, tensor.shape))[index][rows]
+            scale = leaf.ours(tensor.whole_scale())[index][rows]
         files.copy(target[rows], piece[rows], scale)
         if not _finite(target[rows]):
             raise UserError(
-                f"weights: {found[name].file}: tensor {name}: holds values that are "
+                f"weights: {tensor.file}: tensor {tensor.name}: holds values that are "
                 f"not finite in {dtype}: download or make the file again"
             )
 

@@ -1,7 +1,6 @@
 """FLUX.1 as a FlowModel: from a diffusers folder, and back to one."""
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.models import vae
 from flowgrpo_jax.models.diffusers_code import Classes, DiffusersCode, check_latents
 from flowgrpo_jax.models.files import scheduler, tensors
+from flowgrpo_jax.models.files.lora_names import OriginalNames
 from flowgrpo_jax.models.flow_model import FlowModel
 from flowgrpo_jax.models.flux import folder as flux_folder
 from flowgrpo_jax.models.flux import original_names, presets, transformer_config
@@ -72,8 +72,9 @@ class FluxCode(DiffusersCode):
     def table(self, model: FlowModel) -> tensors.Table:
         return transformer_config.table(_config(model))
 
-    def original_tables(self, model: FlowModel) -> Sequence[tensors.Table]:
-        return original_names.tables()
+    def original_names(self, model: FlowModel) -> OriginalNames:
+        del model  # the same whatever the sizes
+        return original_names.NAMES
 
     def config_json(self, model: FlowModel) -> dict[str, Any]:
         config, names = _config(model), transformer_config.file_fields()

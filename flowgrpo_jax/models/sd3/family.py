@@ -1,7 +1,6 @@
 """Stable Diffusion 3 as a FlowModel: from a diffusers folder, and back to one."""
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.models import vae
 from flowgrpo_jax.models.diffusers_code import Classes, DiffusersCode, check_latents
 from flowgrpo_jax.models.files import scheduler, tensors
+from flowgrpo_jax.models.files.lora_names import OriginalNames
 from flowgrpo_jax.models.flow_model import FlowModel, Shift, Variables, overlay
 from flowgrpo_jax.models.folder_encoders import CLIP_TOKENS
 from flowgrpo_jax.models.sd3 import folder as sd3_folder
@@ -68,8 +68,8 @@ class SD3Code(DiffusersCode):
     def table(self, model: FlowModel) -> tensors.Table:
         return transformer_config.table(_config(model))
 
-    def original_tables(self, model: FlowModel) -> Sequence[tensors.Table]:
-        return (original_names.table(_config(model)),)
+    def original_names(self, model: FlowModel) -> OriginalNames:
+        return original_names.names(_config(model).num_layers)
 
     def folded(self, variables: Variables, model: FlowModel) -> Variables:
         """All that the transformer's file holds, on the host.

@@ -1,74 +1,56 @@
-"""SD3's names in the files of Stability AI and of ComfyUI.
+"""The layers of Stable Diffusion 3 as Stability AI named them."""
 
-As in diffusers' `convert_sd3_transformer_checkpoint_to_diffusers`.
-"""
+from flowgrpo_jax.models.files.lora_names import OriginalNames, block_names
 
-from flowgrpo_jax.models.files.tensors import Rule
-from flowgrpo_jax.models.layer_names import Layers, layer_rules, norm_rules
-from flowgrpo_jax.models.sd3.transformer_config import MMDiTConfig, groups
-
-# Our layer to theirs; of a block, and around the blocks. Query, key and value are one
-# layer there as well.
-BLOCK_LAYERS: Layers = {
-    "norm1": "x_block.adaLN_modulation.1",
-    "norm1_context": "context_block.adaLN_modulation.1",
-    "attn/qkv": "x_block.attn.qkv",
-    "attn/add_qkv": "context_block.attn.qkv",
-    "attn/to_out": "x_block.attn.proj",
-    "attn/to_add_out": "context_block.attn.proj",
-    "attn2/qkv": "x_block.attn2.qkv",
-    "attn2/to_out": "x_block.attn2.proj",
-    "ff/proj": "x_block.mlp.fc1",
-    "ff/out": "x_block.mlp.fc2",
-    "ff_context/proj": "context_block.mlp.fc1",
-    "ff_context/out": "context_block.mlp.fc2",
+_BLOCK = {
+    "x_block.adaLN_modulation.1": "norm1.linear",
+    "x_block.attn.qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
+    "x_block.attn.proj": "attn.to_out.0",
+    "x_block.attn2.qkv": ("attn2.to_q", "attn2.to_k", "attn2.to_v"),
+    "x_block.attn2.proj": "attn2.to_out.0",
+    "x_block.mlp.fc1": "ff.net.0.proj",
+    "x_block.mlp.fc2": "ff.net.2",
+    "context_block.adaLN_modulation.1": "norm1_context.linear",
+    "context_block.attn.qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+    "context_block.attn.proj": "attn.to_add_out",
+    "context_block.mlp.fc1": "ff_context.net.0.proj",
+    "context_block.mlp.fc2": "ff_context.net.2",
 }
-BLOCK_NORMS = {
-    "attn/norm_q": "x_block.attn.ln_q",
-    "attn/norm_k": "x_block.attn.ln_k",
-    "attn/add_norm_q": "context_block.attn.ln_q",
-    "attn/add_norm_k": "context_block.attn.ln_k",
-    "attn2/norm_q": "x_block.attn2.ln_q",
-    "attn2/norm_k": "x_block.attn2.ln_k",
-}
-OUTER_LAYERS: Layers = {
-    "time_text_embed/timestep_1": "t_embedder.mlp.0",
-    "time_text_embed/timestep_2": "t_embedder.mlp.2",
-    "time_text_embed/text_1": "y_embedder.mlp.0",
-    "time_text_embed/text_2": "y_embedder.mlp.2",
+_OUTER = {
+    "t_embedder.mlp.0": "time_text_embed.timestep_embedder.linear_1",
+    "t_embedder.mlp.2": "time_text_embed.timestep_embedder.linear_2",
+    "y_embedder.mlp.0": "time_text_embed.text_embedder.linear_1",
+    "y_embedder.mlp.2": "time_text_embed.text_embedder.linear_2",
     "context_embedder": "context_embedder",
-    "proj_out": "final_layer.linear",
+    "final_layer.adaLN_modulation.1": "norm_out.linear",
+    "final_layer.linear": "proj_out",
 }
-# Shift comes before scale there.
-SWAPPED: Layers = {
-    "norm_out": "final_layer.adaLN_modulation.1",
-    "last_block/norm1_context": "joint_blocks.{last}.context_block.adaLN_modulation.1",
+_NORMS = {
+    f"{block}_block.{attention}.ln_{part}.weight": f"{attention}.{theirs}_{part}.weight"
+    for block, attention, theirs in (
+        ("x", "attn", "norm"),
+        ("x", "attn2", "norm"),
+        ("context", "attn", "norm_added"),
+    )
+    for part in "qk"
+}
+_TENSORS = {
+    "pos_embed": "pos_embed.pos_embed",
+    "x_embedder.proj.weight": "pos_embed.proj.weight",
+    "x_embedder.proj.bias": "pos_embed.proj.bias",
 }
 
 
-def table(config: MMDiTConfig) -> list[Rule]:
-    """Rename table to these files; see `transformer_config.table`."""
-    last = config.num_layers - 1
-    swapped = {
-        ours: tuple(f"{theirs}[{half}/2]".format(last=last) for half in ("1:2", "0:1"))
-        for ours, theirs in SWAPPED.items()
-    }
-    rules = [
-        Rule(
-            "pos_embed/proj/kernel",
-            "x_embedder.proj.weight",
-            "patch",
-            patch=config.patch_size,
-        ),
-        Rule("pos_embed/proj/bias", "x_embedder.proj.bias"),
-        Rule("pos_embed/table", "pos_embed", "grid", grid=config.pos_embed_max_size),
-    ]
-    rules += layer_rules(swapped | OUTER_LAYERS, "", "")
-    stacks = [
-        (f"{group.name}/block/", "joint_blocks.{layer}.", group.first)
-        for group in groups(config)
-    ]
-    for ours, theirs, first in (*stacks, ("last_block/", f"joint_blocks.{last}.", 0)):
-        rules += layer_rules(BLOCK_LAYERS, ours, theirs, first)
-        rules += norm_rules(BLOCK_NORMS, ours, theirs, first)
-    return rules
+def names(num_layers: int) -> OriginalNames:
+    """Of a transformer of that many blocks; the last one uses the text differently."""
+    last = f"transformer_blocks.{num_layers - 1}.norm1_context.linear"
+    return OriginalNames(
+        block_names("joint_blocks.{layer}.", "transformer_blocks.{layer}.", _BLOCK)
+        | block_names("", "", _OUTER),
+        # Shift before scale there, scale before shift in diffusers.
+        swapped=frozenset({"norm_out.linear", last}),
+        tensors=block_names(
+            "joint_blocks.{layer}.", "transformer_blocks.{layer}.", _NORMS
+        )
+        | block_names("", "", _TENSORS),
+    )
