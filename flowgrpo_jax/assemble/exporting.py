@@ -66,6 +66,8 @@ def model_card(
     same = (
         "" if restored.differs else "\n**Nothing in it differs from the base model.**\n"
     )
+    other = Path(config.transformer_path).name
+    replaced = f"\n- Base model: the transformer of {other} in place of its own"
     rewards = ", ".join(
         f"{name} ({weight:g})" for name, weight in config.reward.items()
     )
@@ -84,7 +86,7 @@ Tuned with flowgrpo_jax for {restored.checkpoint} iterations of
 
 - Rewards: {rewards}
 - Prompts: {_told(config.prompts)}; scores on {Path(config.eval.prompts).name}
-- Weights: {restored}, {_what(config, transformer)}
+- Weights: {restored}, {_what(config, transformer)}{replaced if other else ""}
 - Sampling in the scores: {config.sample.eval_num_steps} steps, guidance
   {config.eval.guidance_scale:g}
 

@@ -180,7 +180,11 @@ def test_model_card(tuned):
     assert "the learner after 2 iterations, the whole transformer" in card
     assert "**Nothing in it differs from the base model.**" in card
     imports = "import SD3Transformer2DModel, StableDiffusion3Pipeline"
-    assert imports in card
+    assert imports in card and "in place of its own" not in card
+    config.transformer_path = "/data/other.safetensors"
+    card = exporting.model_card(config, workdir, same, False)
+    assert "- Base model: the transformer of other.safetensors in place of its" in card
+    assert "/data" not in card
 
 
 @pytest.mark.parametrize(
