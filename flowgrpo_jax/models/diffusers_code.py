@@ -64,12 +64,15 @@ class DiffusersCode:
         given = spec.transformer_path and (own / "config.json").is_file()
         return own if given else place / "transformer"
 
-    def source(self, place: Path, model: FlowModel, like: Any) -> single_files.Source:
-        """Where the transformer's tensors are; `like` is its tree."""
+    def source(
+        self, place: Path, model: FlowModel, like: Variables
+    ) -> single_files.Source:
+        """Where the tensors of the transformer are; `like`: the shapes of variables."""
         if not model.transformer_path:
             return single_files.Source(place / "transformer", self.table(model))
         path, table = paths.local(model.transformer_path), self.table(model)
-        return single_files.source(path, table, self.original_names(model), like)
+        trees = [like[name] for name in ("transformer", "buffers") if name in like]
+        return single_files.source(path, table, self.original_names(model), trees)
 
     def shapes(self, model: FlowModel, weights: DTypeLike) -> Variables:
         """Shapes of all variables; `weights` is the type of the transformer's."""
@@ -91,7 +94,7 @@ class DiffusersCode:
 
     def read(self, place: Path, model: FlowModel, like: Variables) -> Variables:
         """The variables of a folder, in the types and at the places of `like`."""
-        source, buffers = self.source(place, model, like["transformer"]), {}
+        source, buffers = self.source(place, model, like), {}
         if source.others:
             print(
                 f"transformer_path: {source.path}: {', '.join(source.others)}: not read: "

@@ -71,7 +71,7 @@ class Case:
     def read(self, path):
         """What we make of a file, or of a folder of diffusers."""
         model, transformer = self.with_transformer(path), self.like["transformer"]
-        source = self.code.source(self.folder, model, transformer)
+        source = self.code.source(self.folder, model, self.like)
         if "buffers" not in self.like:
             return {"transformer": source.read(transformer)}
         buffers = self.like["buffers"]

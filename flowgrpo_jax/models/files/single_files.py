@@ -7,7 +7,7 @@ diffusers; in a checkpoint that holds a whole pipeline a prefix stands before th
 import dataclasses
 import itertools
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,16 +49,20 @@ class Source:
 
 
 def source(
-    path: Path, table: tensors.Table, original: OriginalNames, like: Any
+    path: Path, table: tensors.Table, original: OriginalNames, trees: Iterable[Any]
 ) -> Source:
     """A file, or a folder, under the names that most of its tensors have.
 
-    `like`: the tree of the transformer. UserError if there is no such file.
+    `trees`: all that the transformer has. UserError if there is no such file.
     """
     if not path.exists():
         raise UserError(f"transformer_path: {path}: no such file or folder")
     found = weight_folders.contents(path)
-    shapes = tensors.names(table, like)
+    shapes = {
+        name: shape
+        for tree in trees
+        for name, shape in tensors.names(table, tree).items()
+    }
     choices = [
         (prefix, parts)
         for prefix in PREFIXES

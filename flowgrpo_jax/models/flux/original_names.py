@@ -4,7 +4,7 @@ from flowgrpo_jax.models.files.lora_names import OriginalNames, block_names
 
 _QUERY_KEY_VALUE = ("attn.to_q", "attn.to_k", "attn.to_v")
 _ADDED = ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj")
-_DOUBLE = {
+_DOUBLE: dict[str, str | tuple[str, ...]] = {
     "img_mod.lin": "norm1.linear",
     "img_attn.qkv": _QUERY_KEY_VALUE,
     "img_attn.proj": "attn.to_out.0",
@@ -21,14 +21,14 @@ _DOUBLE = {
     "processor.qkv_lora2": _ADDED,
     "processor.proj_lora2": "attn.to_add_out",
 }
-_SINGLE = {
+_SINGLE: dict[str, str | tuple[str, ...]] = {
     "modulation.lin": "norm.linear",
     "linear1": (*_QUERY_KEY_VALUE, "proj_mlp"),
     "linear2": "proj_out",
     "processor.qkv_lora": _QUERY_KEY_VALUE,
     "processor.proj_lora": "proj_out",
 }
-_OUTER = {
+_OUTER: dict[str, str | tuple[str, ...]] = {
     "img_in": "x_embedder",
     "txt_in": "context_embedder",
     "time_in.in_layer": "time_text_embed.timestep_embedder.linear_1",

@@ -80,10 +80,10 @@ class SD3Code(DiffusersCode):
         size = config.pos_embed_max_size
         whole = jax.ShapeDtypeStruct((size, size, config.width), np.dtype(np.float32))
         assert isinstance(model.prompts, SD3PromptEncoders)
-        source = self.source(
-            Path(model.prompts.folder), model, variables["transformer"]
-        )
-        positions = source.read({"pos_embed": {"table": whole}}, alone=False)
+        buffers = {"pos_embed": {"table": whole}}
+        like = {"transformer": variables["transformer"], "buffers": buffers}
+        source = self.source(Path(model.prompts.folder), model, like)
+        positions = source.read(buffers, alone=False)
         return overlay(super().folded(variables, model), positions)
 
     def config_json(self, model: FlowModel) -> dict[str, Any]:

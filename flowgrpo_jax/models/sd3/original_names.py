@@ -2,7 +2,7 @@
 
 from flowgrpo_jax.models.files.lora_names import OriginalNames, block_names
 
-_BLOCK = {
+_BLOCK: dict[str, str | tuple[str, ...]] = {
     "x_block.adaLN_modulation.1": "norm1.linear",
     "x_block.attn.qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
     "x_block.attn.proj": "attn.to_out.0",
@@ -16,7 +16,7 @@ _BLOCK = {
     "context_block.mlp.fc1": "ff_context.net.0.proj",
     "context_block.mlp.fc2": "ff_context.net.2",
 }
-_OUTER = {
+_OUTER: dict[str, str | tuple[str, ...]] = {
     "t_embedder.mlp.0": "time_text_embed.timestep_embedder.linear_1",
     "t_embedder.mlp.2": "time_text_embed.timestep_embedder.linear_2",
     "y_embedder.mlp.0": "time_text_embed.text_embedder.linear_1",
