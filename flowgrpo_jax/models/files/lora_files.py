@@ -88,7 +88,7 @@ def to_variables(
     is zero in both factors would never learn. UserError, naming the key, where `layers`
     have more than `fresh` has room for.
     """
-    lora = jax.tree.map(lambda leaf: np.array(leaf, np.float32), fresh)
+    lora = jax.tree.map(lambda leaf: np.array(leaf, np.float32, order="C"), fresh)
     rank, left = _rank(lora), dict(layers)
     if (most := max(layer.rank for layer in layers.values())) > rank:
         raise UserError(
@@ -103,7 +103,7 @@ def to_variables(
             a[:, : layer.rank] = layer.a.T
             b[: layer.rank] = layer.b.T * np.float32(layer.strength * rank / alpha)
     if left:
-        ends = sorted({re.sub(r"^.*\.\d+\.(?=.*[a-z])", "", name) for name in left})
+        ends = sorted({re.sub(r"^\w+\.\d+\.", "", name) for name in left})
         raise UserError(
             f"train.lora_path: {min(left)}: a module that is not adapted here: let "
             f"train.lora_targets name {', '.join(ends)} too"
