@@ -25,9 +25,9 @@ _FORMATS = ("float8_e4m3fn", "float8_e5m2")
 # The second: how ComfyUI would multiply with the weights.
 _KNOWN = ("format", "full_precision_matrix_mult")
 _CONVERT = (
-    "save it as bf16 with diffusers, in Python: AutoModel.from_pretrained(FOLDER, "
-    'subfolder="transformer", torch_dtype=torch.bfloat16).dequantize()'
-    ".save_pretrained(NEW)"
+    "save its folder as bf16 with the AutoModel of diffusers (of transformers for a text "
+    "encoder), in Python: AutoModel.from_pretrained(FOLDER, torch_dtype=torch.bfloat16)"
+    ".dequantize().save_pretrained(NEW)"
 )
 
 
