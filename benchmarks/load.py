@@ -1,77 +1,111 @@
-"""Host memory and time of loading a transformer folder with random bf16 weights.
+"""Host memory and time of loading a transformer folder of bf16 weights.
 
     python benchmarks/load.py [--model=sd3.5-medium] [--layers=24] [--folder=DIR]
+    python benchmarks/load.py --model=flux.1-dev --sparse --drop
+    python benchmarks/load.py --model=flux.1-dev --sparse --layers=16
 
-Writes the folder (5 GB for SD3.5-medium with its positional table), reads its bytes
-for comparison, and loads it in a fresh process: from the disk, and again when the
-kernel keeps the file in memory. The bars: peak memory 1.3 times the folder, time 3
-times that of reading its bytes through one small buffer. Reading them into memory of
-their own, as a loader must, is told too. Other work on the machine spoils the times.
+Writes the folder, in shards as large as diffusers makes them, reads its bytes for
+comparison, and loads it in a fresh process: from the disk, and again when the kernel
+keeps the file in memory. The bars: peak host memory what lands and 1.2 times the largest
+shard; time 3 times that of reading the bytes through one small buffer. Reading them into
+memory of their own, as a loader must, is told too. Other work on the machine spoils the
+times.
+
+--sparse writes headers and holes, which take no disk, and tells no times. --drop forgets
+every leaf once it is there, as the host does when it goes to an accelerator: so models
+are measured that this machine has no memory for.
 """
 
+import dataclasses
+import json
 import os
+import re
+import struct
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from flowgrpo_jax.models.files import tensors
-from flowgrpo_jax.models.sd3 import transformer_config
-from flowgrpo_jax.models.sd3.presets import TRANSFORMERS
-from flowgrpo_jax.models.sd3.transformer import MMDiT, MMDiTConfig
+from flowgrpo_jax.config import families
+from flowgrpo_jax.models.files import tensors, weight_folders
+from flowgrpo_jax.models.spec import ModelSpec
 
-_MODEL = flags.DEFINE_enum("model", "sd3.5-medium", TRANSFORMERS, "Which size.")
-_LAYERS = flags.DEFINE_integer("layers", None, "Fewer than the model has.")
+_MODEL = flags.DEFINE_enum("model", "sd3.5-medium", families.released(), "Which size.")
+_LAYERS = flags.DEFINE_integer("layers", None, "Of each kind of block at most so many.")
 _FOLDER = flags.DEFINE_string("folder", None, "Where to write; a temporary folder.")
 _REPEATS = flags.DEFINE_integer("repeats", 3, "The best of so many is told.")
+_SPARSE = flags.DEFINE_bool("sparse", False, "Zeros that take no disk; no times.")
+_DROP = flags.DEFINE_bool("drop", False, "Forget every leaf once it is there.")
 _LOAD = flags.DEFINE_bool("load", False, "Load `folder` and report (the child).")
 CHUNK = 1 << 24
+BFLOAT16 = np.dtype(jnp.bfloat16)
 
 
-def shapes(config: MMDiTConfig) -> dict:
-    """The parameters in bf16, and the whole positional table."""
-    structs = [
-        jax.ShapeDtypeStruct(shape, jnp.float32)
-        for shape in (
-            (1, 64, 64, config.in_channels),
-            (1,),
-            (1, 205, config.joint_attention_dim),
-            (1, config.pooled_projection_dim),
-        )
-    ]
-    tree = jax.eval_shape(MMDiT(config).init, jax.random.key(0), *structs)["params"]
-    side = config.pos_embed_max_size
-    tree["pos_embed"]["table"] = jax.ShapeDtypeStruct(
-        (side, side, config.width), jnp.bfloat16
-    )
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), tree)
+def network() -> tuple[tensors.Table, Any, Any]:
+    """Rename table, and shapes in bf16 of what is learned and of what is not."""
+    name = _MODEL.value
+    code = families.of(name).code
+    model = code.plan(ModelSpec(name, dtype="bfloat16"), None)
+    config, most = model.denoiser.config, _LAYERS.value or 1000
+    layers: dict[str, Any] = {
+        field.name: min(value, most)
+        for field in dataclasses.fields(config)
+        if field.name.endswith("layers")
+        and isinstance(value := getattr(config, field.name), int)
+    }
+    if dual := getattr(config, "dual_attention_layers", ()):
+        layers["dual_attention_layers"] = tuple(n for n in dual if n < most)
+    fewer = type(model.denoiser)(dataclasses.replace(config, **layers))
+    model = dataclasses.replace(model, denoiser=fewer)
+    shapes = code.shapes(model, BFLOAT16)
+    return code.table(model), shapes["transformer"], shapes.get("buffers", {})
 
 
-def write(folder: str, config: MMDiTConfig) -> None:
-    """Random weights: the layers of a stack have the same, so they take no memory."""
+def write(folder: Path) -> None:
+    """All tensors as shards with their index: of random numbers, or of holes."""
+    table, *trees = network()
+    shards: list[dict[str, Any]] = []
+    size = tensors.MAX_SHARD_BYTES
+    for tree in trees:
+        for name, shape in tensors.names(table, tree).items():
+            bytes_ = int(np.prod(shape)) * BFLOAT16.itemsize
+            if size + bytes_ > tensors.MAX_SHARD_BYTES:
+                shards.append({})
+                size = 0
+            entry = {"dtype": "BF16", "shape": shape}
+            shards[-1][name] = entry | {"data_offsets": (size, size + bytes_)}
+            size += bytes_
     noise = np.random.default_rng(0).standard_normal(CHUNK, np.float32)
-    noise = noise.astype(jnp.bfloat16)
+    noise = noise.astype(BFLOAT16).tobytes()
+    places, stem = {}, weight_folders.STEMS[0]
+    for number, shard in enumerate(shards, 1):
+        file = folder / f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors"
+        places |= dict.fromkeys(shard, file.name)
+        header = json.dumps(shard).encode()
+        end = (
+            8 + len(header) + max(entry["data_offsets"][1] for entry in shard.values())
+        )
+        with file.open("wb") as stream:
+            stream.write(struct.pack("<Q", len(header)) + header)
+            while not _SPARSE.value and (left := end - stream.tell()):
+                stream.write(noise[:left])
+            stream.truncate(end)
+    index = {"metadata": {}, "weight_map": places}
+    (folder / f"{stem}{weight_folders.INDEX}").write_text(json.dumps(index))
 
-    def fill(path, like):
-        stacked = "blocks" in jax.tree_util.keystr(path)
-        layer = np.resize(noise, like.shape[1:] if stacked else like.shape)
-        return np.broadcast_to(layer, like.shape)
 
-    tree = jax.tree_util.tree_map_with_path(fill, shapes(config))
-    tensors.write(folder, tree, transformer_config.table(config))
-
-
-def read_bytes(folder: str, keep: bool) -> float:
+def read_bytes(folder: Path, keep: bool) -> float:
     """Seconds to read all files of the folder, kept or chunk by chunk."""
     kept, buffer = [], bytearray(CHUNK)
     start = time.perf_counter()
-    for file in Path(folder).iterdir():
+    for file in folder.iterdir():
         if keep:
             kept.append(np.fromfile(file, np.uint8))
             continue
@@ -81,71 +115,73 @@ def read_bytes(folder: str, keep: bool) -> float:
     return time.perf_counter() - start
 
 
-def evict(folder: str) -> None:
+def evict(folder: Path) -> None:
     """The next reader finds nothing of the folder in the kernel's memory."""
-    for file in Path(folder).iterdir():
+    for file in folder.iterdir():
         with file.open("rb+") as stream:
             os.fsync(stream.fileno())  # only what is on the disk can be dropped
             os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def load(folder: str, config: MMDiTConfig) -> None:
-    """Load onto the device and print seconds and the highest memory in bytes."""
-    like = shapes(config)
-    del like["pos_embed"]["table"]  # a run takes a crop of it
+def status(field: str) -> int:
+    """Bytes of this process, as Linux tells them.
+
+    Not getrusage's maximum: it comes with what the parent had when it forked.
+    """
+    words = Path("/proc/self/status").read_text().split()
+    return 1024 * int(words[words.index(f"{field}:") + 1])
+
+
+def load(folder: Path) -> None:
+    """Load onto the device; print seconds and bytes: before, the most, of the leaves."""
+    table, like, beside = network()
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     like = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like
     )
-    start = time.perf_counter()
-    positions = [r"pos_embed\.pos_embed"]
-    tree = tensors.read(folder, transformer_config.table(config), like, positions)
-    jax.block_until_ready(tree)
-    seconds = time.perf_counter() - start
-    # Not getrusage's maximum: it comes with what the parent had when it forked.
-    status = Path("/proc/self/status").read_text().split()
-    peak = 1024 * int(status[status.index("VmHWM:") + 1])
-    print(seconds, peak, sum(leaf.nbytes for leaf in jax.tree.leaves(tree)))
+    ignore = [re.escape(name) for name in tensors.names(table, beside)]
+    before, start, kept, made = status("VmRSS"), time.perf_counter(), [], 0
+    for _, leaf in tensors.leaves(folder, table, like, ignore):
+        made += jax.block_until_ready(leaf).nbytes
+        if not _DROP.value:
+            kept.append(leaf)
+        del leaf
+    print(time.perf_counter() - start, before, status("VmHWM"), made)
 
 
-def child(command: list[str], folder: str) -> tuple[float, ...]:
+def child(command: list[str]) -> tuple[float, ...]:
     """What `load` prints in a process of its own."""
-    done = subprocess.run(
-        [*command, f"--folder={folder}", "--load"],
-        check=True,
-        stdout=subprocess.PIPE,
-        text=True,
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return tuple(map(float, done.stdout.split()[-4:]))
+
+
+def tell_memory(folder: Path, before: float, peak: float, made: float) -> None:
+    """The memory of one load beside its bar."""
+    largest = max(file.stat().st_size for file in folder.iterdir())
+    landed = 0.0 if _DROP.value else made
+    print(
+        f"weights {made / 1e9:.2f} GB, largest shard {largest / 1e9:.2f} GB, landed on "
+        f"the host {landed / 1e9:.2f} GB"
     )
-    return tuple(map(float, done.stdout.split()[-3:]))
+    print(
+        f"peak host memory {peak / 1e9:.2f} GB, {before / 1e9:.2f} of it before loading: "
+        f"beyond what landed {(peak - landed) / 1e9:.2f} GB, "
+        f"{(peak - landed) / largest:.2f} times the largest shard (bar 1.2)"
+    )
 
 
-def main(argv: list[str]) -> None:
-    del argv
-    given = dict(TRANSFORMERS[_MODEL.value])
-    layers = _LAYERS.value or given["num_layers"]
-    dual = [n for n in given.get("dual_attention_layers", ()) if n < layers]
-    given |= {"num_layers": layers, "dual_attention_layers": dual}
-    config = MMDiTConfig.from_dict(given)
-    if _LOAD.value:
-        load(_FOLDER.value, config)
-        return
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = _FOLDER.value or temporary
-        me = [sys.executable, __file__, f"--model={_MODEL.value}", f"--layers={layers}"]
-        write(folder, config)
-        size = sum(file.stat().st_size for file in Path(folder).iterdir())
-        runs = []
-        for _ in range(_REPEATS.value):
-            evict(folder)
-            disk = read_bytes(folder, keep=False)
-            cached, kept = read_bytes(folder, keep=False), read_bytes(folder, keep=True)
-            loading = child(me, folder)
-            evict(folder)
-            runs.append((disk, child(me, folder)[0], cached, kept, *loading))
-    # The best of each: other programs may disturb any of them.
-    disk, from_disk, cached, kept, loading = np.min(runs, axis=0)[:5]
-    peak, landed = np.max(runs, axis=0)[5:]
-    print(f"folder {size / 1e9:.2f} GB, landed {landed / 1e9:.2f} GB")
+def tell_times(folder: Path, command: list[str]) -> None:
+    """Times of loading beside those of reading; the best of each."""
+    runs = []
+    for _ in range(_REPEATS.value):
+        evict(folder)
+        disk = read_bytes(folder, keep=False)
+        cached, kept = read_bytes(folder, keep=False), read_bytes(folder, keep=True)
+        loading = child(command)[0]
+        evict(folder)
+        runs.append((disk, child(command)[0], cached, kept, loading))
+    # Other programs may disturb any of them.
+    disk, from_disk, cached, kept, loading = np.min(runs, axis=0)
     print(
         f"from the disk: reading its bytes {disk:.2f} s, loading {from_disk:.2f} s: "
         f"{from_disk / disk:.2f} times (bar 3)"
@@ -155,7 +191,21 @@ def main(argv: list[str]) -> None:
         f"own {kept:.2f} s; loading {loading:.2f} s: {loading / cached:.2f} times the "
         f"first (bar 3), {loading / kept:.2f} times the second"
     )
-    print(f"peak host memory {peak / 1e9:.2f} GB: {peak / size:.2f} (bar 1.3)")
+
+
+def main(argv: list[str]) -> None:
+    if _LOAD.value:
+        load(Path(_FOLDER.value))
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(_FOLDER.value or temporary)
+        write(folder)
+        command = [sys.executable, *argv, "--load", f"--folder={folder}"]
+        command += [f"--model={_MODEL.value}", f"--drop={_DROP.value}"]
+        command += [f"--layers={_LAYERS.value}"] if _LAYERS.value else []
+        tell_memory(folder, *child(command)[1:])
+        if not _SPARSE.value:
+            tell_times(folder, command)
 
 
 if __name__ == "__main__":

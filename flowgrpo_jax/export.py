@@ -3,8 +3,9 @@
 python -m flowgrpo_jax.export --workdir=DIR --output=OUT                 LoRA files
 python -m flowgrpo_jax.export --workdir=DIR --output=OUT --transformer   the whole network
 
-LoRA: OUT/pytorch_lora_weights.safetensors for pipeline.load_lora_weights(OUT), and the
-PEFT folder OUT/peft. A transformer, any LoRA folded in, goes to OUT/transformer.
+LoRA: OUT/pytorch_lora_weights.safetensors for pipeline.load_lora_weights(OUT) and all
+others who read such files (its alpha is its rank: docs/lora.md), and the folder OUT/peft
+for PEFT. A transformer, any LoRA folded in, goes to OUT/transformer.
 """
 
 from pathlib import Path
@@ -36,13 +37,6 @@ _OUTPUT = flags.DEFINE_string("output", "export", "Folder for the files.", FLAGS
 _TRANSFORMER = flags.DEFINE_bool(
     "transformer", False, "Export the whole transformer, not the LoRA.", FLAGS
 )
-_FOLD_ALPHA = flags.DEFINE_bool(
-    "fold_alpha",
-    False,
-    "For readers that ignore the file's metadata: set alpha to the rank and fold the "
-    "remaining factor into the matrices B.",
-    FLAGS,
-)
 
 
 def main() -> None:
@@ -61,7 +55,7 @@ def main() -> None:
     restored = restore.tuned(config, workdir, _CHECKPOINT.value, _WEIGHTS.value)
     restored.warn()
     transformer = _TRANSFORMER.value or not config.train.use_lora
-    written = exporting.export(config, restored, out, transformer, _FOLD_ALPHA.value)
+    written = exporting.export(config, restored, out, transformer)
     grids = exporting.copy_grids(Path(workdir), out)
     card = exporting.model_card(config, Path(workdir), restored, transformer, grids)
     (out / "README.md").write_text(card)

@@ -1,13 +1,15 @@
 """LoRA files and the headers of safetensors files.
 
 Oracles: of a file's tensors the safetensors library itself, which must read the same
-bytes from all that is accepted; of a LoRA the strength alpha / rank that the file's own
-words give, worked out here beside the drawing of the file.
+bytes from all that is accepted; of a LoRA the strength, alpha / rank or what a pattern
+or rsLoRA make of it, that the file's own words give, worked out here beside the drawing
+of the file.
 """
 
 import contextlib
 import io
 import json
+import math
 import struct
 import tempfile
 from pathlib import Path
@@ -25,23 +27,28 @@ from flowgrpo_jax.models.files import (
     safetensors_files,
     weights,
 )
+from flowgrpo_jax.models.files.lora_names import LayerNames
 
 MODULES = ("transformer_blocks.0.attn.to_q", "transformer_blocks.1.attn.to_k", "x")
+NAMES = LayerNames(dict.fromkeys(MODULES, (5, 3)))
 PATTERNS = (
     "transformer.{module}.lora_{letter}.weight",
     "base_model.model.{module}.lora_{letter}.weight",
     "transformer.{module}.lora_{letter}.default.weight",
     "{module}.lora_{word}.weight",
     "transformer.{module}.lora.{word}.weight",
-    "lora_unet_{module}.lora_{word}.weight",
+    "diffusion_model.{module}.lora_{letter}.weight",
+    "lora_unet_{joined}.lora_{word}.weight",
     "text_encoder.{module}.lora_{letter}.weight",
 )
-# What is no plain LoRA with a strength of alpha / rank: never to be accepted.
-OTHER_KEYS: dict[str, Any] = {
+# What changes strengths, and what is no plain LoRA: never to be accepted.
+STRENGTH_KEYS: dict[str, Any] = {
     "use_rslora": True,
-    "use_dora": True,
     "rank_pattern": {"to_q": 1},
     "alpha_pattern": {"to_q": 1},
+}
+OTHER_KEYS: dict[str, Any] = STRENGTH_KEYS | {
+    "use_dora": True,
     "bias": "all",
     "lora_bias": True,
     "modules_to_save": ["x"],
@@ -49,9 +56,10 @@ OTHER_KEYS: dict[str, Any] = {
     "peft_type": "LOHA",
     "a_new_scale": 2.0,
 }
+LEFT_OUT = "text_encoder.a.lora_A.weight"
 OTHER_TENSORS = (
     *("a.dora_scale", "a.lora_magnitude_vector", "a.lora_B.bias", "a.diff"),
-    *("text_encoder.a.lora_A.weight", "a.alpha", "a.lora_A.weight", "a.hada_w1_a"),
+    *(LEFT_OUT, "a.alpha", "a.lora_A.weight", "a.hada_w1_a"),
 )
 SIZES = st.integers(0, 3) | st.sampled_from([-1, 7, 2**31, 2**63, 2.0, True, None, "2"])
 WEIRD = (
@@ -136,13 +144,18 @@ def _write(given: dict[str, Any], folder: Path) -> Path:
     for number, module in enumerate(given["modules"]):
         for letter, value in _factors(given["rank"], number).items():
             name = given["pattern"].format(
-                module=module, letter=letter, word=words[letter]
+                module=module,
+                joined=module.replace(".", "_"),
+                letter=letter,
+                word=words[letter],
             )
             tensors[name] = value
     if given["dropped"]:
         tensors.popitem()
     for module, alpha in zip(given["modules"], given["alphas"], strict=False):
-        tensors[f"transformer.{module}.alpha"] = np.float32([alpha])
+        begin = given["pattern"].partition(".lora")[0]
+        name = begin.format(module=module, joined=module.replace(".", "_"))
+        tensors[f"{name}.alpha"] = np.float32([alpha])
     if given["extra"]:
         tensors[given["extra"]] = np.float32([[1]])
     told = given["config"] | {key: OTHER_KEYS[key] for key in given["keys"]}
@@ -162,27 +175,40 @@ def _write(given: dict[str, Any], folder: Path) -> Path:
 
 def _strengths(given: dict[str, Any]) -> list[float] | None:
     """Of every module by the file's words; None where it must not be read."""
-    whole = "lora_unet" in given["pattern"] or "text_encoder" in given["pattern"]
-    told, rank = given["place"] in ("header", "peft"), given["rank"]
-    if whole or given["place"] == "broken" or given["dropped"] or given["extra"]:
+    told, rank, keys = (
+        given["place"] in ("header", "peft"),
+        given["rank"],
+        given["keys"],
+    )
+    config = given["config"] if told else {"r": rank, "lora_alpha": rank}
+    keys = keys if told else []
+    other = given["extra"] not in (None, LEFT_OUT) or "text_encoder" in given["pattern"]
+    if other or given["place"] == "broken" or given["dropped"]:
         return None
-    if told and (not given["config"] or given["keys"]):
+    if not config and not keys or set(keys) - STRENGTH_KEYS.keys():
         return None
-    if told and given["config"].get("r", 8) != rank:
+    alphas, count = [config.get("lora_alpha", 8)], len(given["modules"])
+    for module in given["modules"]:
+        ours = "to_q" in module
+        if rank != (1 if ours and "rank_pattern" in keys else config.get("r", 8)):
+            return None
+        alphas.append(1.0 if ours and "alpha_pattern" in keys else alphas[0])
+    if not all(type(a) in (int, float) and 0 < a < 1e30 for a in alphas):
         return None
-    alpha = given["config"].get("lora_alpha", 8) if told else rank
-    count = len(given["modules"])
-    alphas = given["alphas"] or [alpha] * count
-    if len(alphas) < count or (told and alphas != [alpha] * count):
+    below = math.sqrt(rank) if "use_rslora" in keys else rank
+    if not given["alphas"]:
+        return [alpha / below for alpha in alphas[1:]]
+    both = told and ("use_rslora" in keys or given["alphas"] != alphas[1:])
+    if both or len(given["alphas"]) < count:
         return None
-    good = all(type(a) in (int, float) and 0 < a < 1e30 for a in alphas)
-    return [a / rank for a in alphas] if good else None
+    good = all(0 < alpha < 1e30 for alpha in given["alphas"])
+    return [alpha / rank for alpha in given["alphas"]] if good else None
 
 
 def _check_lora(given: dict[str, Any], folder: Path) -> str:
     path, wanted = _write(given, folder), _strengths(given)
     with core.refused() as lines, contextlib.redirect_stdout(io.StringIO()) as said:
-        adapter = lora_reading.read(path)
+        layers = lora_reading.read(path, NAMES)
     if lines:
         if wanted is not None:
             raise core.Wrong(f"refused though plain: {lines[0]}")
@@ -195,13 +221,15 @@ def _check_lora(given: dict[str, Any], folder: Path) -> str:
         and "alpha" not in said.getvalue()
     ):
         raise core.Wrong("no alpha is told, and nothing is said")
+    if given["extra"] == LEFT_OUT and "left out" not in said.getvalue():
+        raise core.Wrong("a text encoder is left out, and nothing is said")
     for number, (module, strength) in enumerate(
         zip(given["modules"], wanted, strict=True)
     ):
-        a, b = (adapter.weights[f"{module}.lora_{letter}.weight"] for letter in "AB")
+        a, b, found = layers[module]
         theirs = _factors(given["rank"], number)
         change = strength * theirs["B"] @ theirs["A"]
-        if not np.allclose(b @ a * adapter.alpha / adapter.rank, change, rtol=1e-6):
+        if not np.allclose(found * b @ a, change, rtol=1e-6):
             raise core.Wrong(f"{module}: not {strength} times B A")
     return core.RIGHT
 
@@ -212,7 +240,7 @@ def check_bytes(data: bytes) -> str:
         path = Path(folder) / "w.safetensors"
         path.write_bytes(data)
         outcomes = {_check_tensors(path, data)}
-        for read in (weights.load, lora_reading.read):
+        for read in (weights.load, lambda file: lora_reading.read(file, NAMES)):
             with core.refused() as lines, contextlib.redirect_stdout(io.StringIO()):
                 read(path)
             outcomes.add(core.REFUSED if lines else core.RIGHT)

@@ -21,7 +21,6 @@ def export(
     restored: Restored,
     out: Path,
     transformer: bool,
-    fold_alpha: bool = False,
 ) -> list[Path]:
     """Write a `restore.Restored` to `out`; the files or folders."""
     code = families.of(config.model).code
@@ -30,8 +29,6 @@ def export(
         code.write_transformer(path, restored.variables, restored.model)
         return [path]
     adapter = code.adapter(restored.variables, restored.model)
-    if fold_alpha:
-        adapter = adapter.folded()
     return [
         lora_files.write_diffusers(out, adapter),
         lora_files.write_peft(out / "peft", adapter, hub_id(config) or ""),
@@ -69,6 +66,8 @@ def model_card(
     same = (
         "" if restored.differs else "\n**Nothing in it differs from the base model.**\n"
     )
+    other = Path(config.transformer_path).name
+    replaced = f"\n- Base model: the transformer of {other} in place of its own"
     rewards = ", ".join(
         f"{name} ({weight:g})" for name, weight in config.reward.items()
     )
@@ -87,7 +86,7 @@ Tuned with flowgrpo_jax for {restored.checkpoint} iterations of
 
 - Rewards: {rewards}
 - Prompts: {_told(config.prompts)}; scores on {Path(config.eval.prompts).name}
-- Weights: {restored}, {_what(config, transformer)}
+- Weights: {restored}, {_what(config, transformer)}{replaced if other else ""}
 - Sampling in the scores: {config.sample.eval_num_steps} steps, guidance
   {config.eval.guidance_scale:g}
 
@@ -123,4 +122,8 @@ def _told(prompts: str) -> str:
 def _what(config: ConfigDict, transformer: bool) -> str:
     if transformer:
         return "the whole transformer"
-    return f"LoRA of rank {config.train.lora_rank}, alpha {config.train.lora_alpha:g}"
+    rank, alpha = config.train.lora_rank, config.train.lora_alpha
+    return (
+        f"LoRA of rank {rank}, alpha {alpha:g} (the file\n"
+        f"  says alpha {rank}: the rest of the strength is in its matrices)"
+    )

@@ -25,6 +25,7 @@ def model_spec(config: ml_collections.ConfigDict) -> ModelSpec:
     return ModelSpec(
         name=config.model,
         path=config.model_path,
+        transformer_path=config.transformer_path,
         resolution=config.resolution,
         max_sequence_length=config.max_sequence_length,
         dtype=config.dtype,

@@ -14,7 +14,8 @@ from flowgrpo_jax.models.families import DEFAULT, SCHEDULES_BEFORE
 MAY_DIFFER = frozenset(
     {
         *("num_iterations", "mesh", "checkpoint", "log", "embedding_cache"),
-        "model_path",  # its weights must be the same ones: base_weights.py
+        # Their weights must be the same ones: base_weights.py
+        *("model_path", "transformer_path"),
         *("reward_deadline", "reward_failure", "reward_batches"),
         # Where rewards are asked, and how patiently.
         *(
@@ -74,6 +75,7 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
         ("log_every logging_steps", ("log.every",)),
         ("project wandb_project", ("log.wandb",)),
         ("base_model model_name pretrained", ("model",)),
+        ("transformer unet ckpt checkpoint_path single_file", ("transformer_path",)),
     )
     for other in names.split()
 }
@@ -94,6 +96,9 @@ def base() -> ml_collections.ConfigDict:
             # diffusers folder, a hub id, or a short name of one: see models/families.py.
             "model": "sprites",
             "model_path": "",  # where its files lie, if not where `model` says (--model)
+            # Its transformer from here: a .safetensors file (ComfyUI's, its makers' or
+            # diffusers') or a diffusers transformer folder; "" = the model's own
+            "transformer_path": "",
             "resolution": 0,  # pixels along a side; 0 = the model's own
             "max_sequence_length": 256,  # T5 tokens of a prompt
             "negative_prompt": "",  # what guidance leads away from

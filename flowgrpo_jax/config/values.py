@@ -72,6 +72,7 @@ RULES: dict[str, Rule] = {
     "seed": _SEED,
     "model": text("a model: sprites, words, a folder or a hub id", empty=False),
     "model_path": text(),
+    "transformer_path": text(),
     "resolution": whole(0, 8192),
     "max_sequence_length": whole(1, 512),
     "negative_prompt": text(),

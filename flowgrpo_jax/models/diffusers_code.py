@@ -1,5 +1,6 @@
 """What is alike for all families whose models are folders of diffusers."""
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,9 +12,17 @@ from jax.typing import DTypeLike
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.models import lora as loras
 from flowgrpo_jax.models import vae
-from flowgrpo_jax.models.files import hub, lora_files, lora_reading, tensors
+from flowgrpo_jax.models.files import (
+    hub,
+    lora_files,
+    lora_reading,
+    single_files,
+    tensors,
+)
+from flowgrpo_jax.models.files.lora_names import LayerNames, OriginalNames
 from flowgrpo_jax.models.flow_model import FlowModel, Variables
 from flowgrpo_jax.models.spec import ModelSpec
+from flowgrpo_jax.runtime import paths
 
 
 class Classes(NamedTuple):
@@ -26,7 +35,8 @@ class Classes(NamedTuple):
 class DiffusersCode:
     """The half of `family.Code` that needs a rename table and the names of classes.
 
-    A family adds `plan` and `table`, and what its transformer has beside parameters.
+    A family adds `plan`, `table` and `original_names`, and what its transformer has
+    beside parameters.
     """
 
     classes: Classes
@@ -36,13 +46,33 @@ class DiffusersCode:
         """The rename table of the transformer's file."""
         raise NotImplementedError
 
+    def original_names(self, model: FlowModel) -> OriginalNames:
+        """The names of its tensors in the checkpoint as it was first released."""
+        raise NotImplementedError
+
     def config_json(self, model: FlowModel) -> dict[str, Any]:
         """What the transformer's config.json must say, but its class."""
         raise NotImplementedError
 
     def find(self, spec: ModelSpec) -> Path:
         """The diffusers folder of a model; what is not here is downloaded."""
-        return hub.folder(spec.place, self.aliases)
+        return hub.folder(spec.place, self.aliases, not spec.transformer_path)
+
+    def config_folder(self, spec: ModelSpec, place: Path) -> Path:
+        """Whose config.json the transformer has: that of its own folder, if any."""
+        own = paths.local(spec.transformer_path)
+        given = spec.transformer_path and (own / "config.json").is_file()
+        return own if given else place / "transformer"
+
+    def source(
+        self, place: Path, model: FlowModel, like: Variables
+    ) -> single_files.Source:
+        """Where the tensors of the transformer are; `like`: the shapes of variables."""
+        if not model.transformer_path:
+            return single_files.Source(place / "transformer", self.table(model))
+        path, table = paths.local(model.transformer_path), self.table(model)
+        trees = [like[name] for name in ("transformer", "buffers") if name in like]
+        return single_files.source(path, table, self.original_names(model), trees)
 
     def shapes(self, model: FlowModel, weights: DTypeLike) -> Variables:
         """Shapes of all variables; `weights` is the type of the transformer's."""
@@ -64,10 +94,17 @@ class DiffusersCode:
 
     def read(self, place: Path, model: FlowModel, like: Variables) -> Variables:
         """The variables of a folder, in the types and at the places of `like`."""
-        return {
-            "transformer": tensors.read(
-                place / "transformer", self.table(model), like["transformer"]
-            ),
+        source, buffers = self.source(place, model, like), {}
+        if source.others:
+            print(
+                f"transformer_path: {source.path}: {', '.join(source.others)}: not read: "
+                f"autoencoder and text encoders are those of {place}",
+                file=sys.stderr,
+            )
+        if "buffers" in like:
+            buffers["buffers"] = source.read(like["buffers"], alone=False)
+        return buffers | {
+            "transformer": source.read(like["transformer"], like.get("buffers")),
             "vae": tensors.read(place / "vae", vae.TABLE, like["vae"]),
         }
 
@@ -85,10 +122,20 @@ class DiffusersCode:
         return lora_files.from_variables(lora, self.table(model), alpha)
 
     def with_adapter(self, path: str, lora: Variables, model: FlowModel) -> Variables:
-        """A `lora` tree like this one, with the weights of a LoRA file or folder."""
+        """A fresh `lora` tree with the weights of a LoRA file or folder in it."""
         alpha = model.denoiser.lora_alpha
-        read = lora_reading.read(path)
-        return lora_files.to_variables(read, lora, self.table(model), alpha)
+        layers = lora_reading.read(path, self.layer_names(model))
+        return lora_files.to_variables(layers, lora, self.table(model), alpha)
+
+    def layer_names(self, model: FlowModel) -> LayerNames:
+        """All names by which a LoRA file may call the transformer's linear layers."""
+        like = self.shapes(model, jnp.float32)["transformer"]
+        shapes = {
+            name.removesuffix(".weight"): shape
+            for name, shape in tensors.names(self.table(model), like).items()
+            if name.endswith(".weight") and len(shape) == 2
+        }
+        return LayerNames(shapes, self.original_names(model))
 
     def write_transformer(
         self, folder: Path, variables: Variables, model: FlowModel

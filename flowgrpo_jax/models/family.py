@@ -47,7 +47,7 @@ class Code(Protocol):
     def with_adapter(
         self, path: str, lora: "Variables", model: "FlowModel"
     ) -> "Variables":
-        """A `lora` tree like this one, with the weights of a LoRA file or folder."""
+        """A fresh `lora` tree with the weights of a LoRA file or folder in it."""
         ...
 
     def save_result(

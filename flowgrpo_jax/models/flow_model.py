@@ -123,6 +123,7 @@ class FlowModel:
     prompts: PromptEncoders | None = None
     predicts: Literal["velocity", "sample"] = "velocity"  # or the clean latent
     shift: Shift = Shift()
+    transformer_path: str = ""  # of its weights, if not in the folder of the others
 
     @property
     def image_tokens(self) -> int:

@@ -7,13 +7,15 @@ import dataclasses
 class ModelSpec:
     """A model by name, and the options of its networks; weights are not part of it.
 
-    `path` is where its files lie, if not where `name` says. `resolution` is in pixels
-    along a side, 0 for the model's own. A `lora_rank` of 0 is no adapter;
+    `path` is where its files lie, if not where `name` says, and `transformer_path` where
+    the transformer's weights do, if not there. `resolution` is in pixels along a side, 0
+    for the model's own. A `lora_rank` of 0 is no adapter;
     `lora_targets` are regular expressions of the ends of diffusers' module names.
     """
 
     name: str
     path: str = ""
+    transformer_path: str = ""
     resolution: int = 0
     max_sequence_length: int = 256
     dtype: str = "float32"

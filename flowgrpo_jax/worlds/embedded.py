@@ -81,8 +81,8 @@ def read_size(path: str | Path) -> Size:
     if "json" not in safetensors_files.read_header(Path(path)).metadata:
         raise UserError(
             f"model: {path}: holds other weights than those of an embedded model: give "
-            "a weights.safetensors that this package has written, or for a checkpoint "
-            f"in one file a folder of diffusers: {SINGLE_FILE}"
+            "a weights.safetensors that this package has written; if it is a large "
+            f"model in one file, {SINGLE_FILE}"
         )
     size = weights.read_metadata(path)
     return config_json.build(Size, size, {}, f"model: {path}: header", ())

@@ -93,6 +93,11 @@ def _check(spec: ModelSpec) -> None:
         raise UserError(
             f"resolution: {spec.resolution}: must be 0: the embedded model has one"
         )
+    if spec.transformer_path:
+        raise UserError(
+            f"transformer_path: {spec.transformer_path}: the embedded model is one file: "
+            "give that as model"
+        )
 
 
 def _not_of_diffusers(model: FlowModel) -> UserError:

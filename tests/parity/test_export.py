@@ -89,12 +89,12 @@ def ours(tuned, untuned):
     return images
 
 
-@pytest.mark.parametrize("fold_alpha", [False, True])
-def test_lora_in_diffusers(pipeline, tuned, ours, tmp_path, fold_alpha):  # noqa: F811
-    """Oracle: diffusers with load_lora_weights; without metadata where alpha is folded."""
+@pytest.mark.parametrize("metadata", [True, False])
+def test_lora_in_diffusers(pipeline, tuned, ours, tmp_path, metadata):  # noqa: F811
+    """Oracle: diffusers with load_lora_weights, also where no metadata tells of alpha."""
     config, restored, _ = tuned
-    exporting.export(config, restored, tmp_path, False, fold_alpha)
-    if fold_alpha:
+    exporting.export(config, restored, tmp_path, False)
+    if not metadata:
         strip_metadata(tmp_path / lora_files.DIFFUSERS_FILE)
     loaded = StableDiffusion3Pipeline.from_pretrained(pipeline[1])
     loaded.load_lora_weights(tmp_path)
@@ -180,7 +180,11 @@ def test_model_card(tuned):
     assert "the learner after 2 iterations, the whole transformer" in card
     assert "**Nothing in it differs from the base model.**" in card
     imports = "import SD3Transformer2DModel, StableDiffusion3Pipeline"
-    assert imports in card
+    assert imports in card and "in place of its own" not in card
+    config.transformer_path = "/data/other.safetensors"
+    card = exporting.model_card(config, workdir, same, False)
+    assert "- Base model: the transformer of other.safetensors in place of its" in card
+    assert "/data" not in card
 
 
 @pytest.mark.parametrize(

@@ -15,24 +15,25 @@ NEEDED = (
     *(f"{part}/*{end}" for part in _WEIGHTS for end in (".json", ".safetensors")),
     *(f"{part}/*" for part in _SMALL),
 )
-SINGLE_FILE = "StableDiffusion3Pipeline.from_single_file(...).save_pretrained(...)"
+_NETWORK = "transformer/*.safetensors"  # what another transformer stands in for
+SINGLE_FILE = (
+    "give it as transformer_path, and as model a diffusers folder or hub id that the "
+    "autoencoder and text encoders are taken from"
+)
 _VARIANTS = ("*.fp16*", "*non_ema*")
 
 
-def folder(model: str, aliases: Mapping[str, str]) -> Path:
+def folder(model: str, aliases: Mapping[str, str], transformer: bool = True) -> Path:
     """The diffusers folder of `model`; what is not on this machine is downloaded.
 
-    `aliases`: short names of hub ids.
+    `aliases`: short names of hub ids. Without `transformer` its weights are not needed.
 
     `HF_TOKEN` opens gated models, `HF_HUB_OFFLINE=1` keeps to what was downloaded
     before, `HF_HOME` says where that is. UserError if there is no such model.
     """
     local = paths.local(model)
     if local.is_file():
-        raise UserError(
-            f"model: {model}: a checkpoint in one file: a folder of diffusers is "
-            f"needed: {SINGLE_FILE}"
-        )
+        raise UserError(f"model: {model}: a checkpoint in one file: {SINGLE_FILE}")
     if local.is_dir():
         if not (local / "model_index.json").is_file():
             raise UserError(
@@ -47,7 +48,8 @@ def folder(model: str, aliases: Mapping[str, str]) -> Path:
             "file, a diffusers folder, a hub id (owner/name) or one of "
             f"{', '.join(aliases)}"
         )
-    return _download(f"model: {model}", name, NEEDED)
+    needed = [pattern for pattern in NEEDED if transformer or pattern != _NETWORK]
+    return _download(f"model: {model}", name, needed)
 
 
 def files(where: str, path: str, needed: Sequence[str]) -> Path:

@@ -2,16 +2,18 @@
 
 Both hold `<module>.lora_A.weight` [rank, in] and `lora_B.weight` [out, rank] for every
 linear layer of the transformer; a fused projection of ours is three of theirs. The
-strength, alpha / rank, stands beside the weights: in the header of diffusers' file (a
-reader that finds none there takes alpha = rank) and in PEFT's adapter_config.json.
-`lora_reading.read` takes these and what other writers make of them.
+strength, alpha / rank, stands beside the weights: in PEFT's adapter_config.json, and in
+the header of diffusers' file, where many readers do not look. These take alpha for the
+rank, so in that file it is the rank. `lora_reading.read` takes both, and what other
+writers make of them.
 """
 
 import dataclasses
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -26,9 +28,21 @@ METADATA = "lora_adapter_metadata"
 _DIFFUSERS_PREFIX, _PEFT_PREFIX = "transformer.", "base_model.model."
 
 
+class Factors(NamedTuple):
+    """What LoRA adds to the matrix of one linear layer: strength * B @ A."""
+
+    a: np.ndarray  # [rank, in]
+    b: np.ndarray  # [out, rank]
+    strength: float  # alpha / rank, or what a configuration says in its place
+
+    @property
+    def rank(self) -> int:
+        return self.a.shape[0]
+
+
 @dataclasses.dataclass(frozen=True)
 class Adapter:
-    """Weights by name (`<module>.lora_A.weight`) and alpha; the rank is in them."""
+    """What is written. Weights by name (`<module>.lora_A.weight`) and alpha; the rank is in them."""
 
     weights: dict[str, np.ndarray]
     alpha: float
@@ -46,7 +60,7 @@ class Adapter:
         )
 
     def folded(self) -> "Adapter":
-        """The same change with alpha = rank, for readers that know no alpha."""
+        """The same change with alpha = rank: what is left of the strength is in B."""
         scale = np.float32(self.alpha / self.rank)
         weights = {
             name: value * scale if name.endswith("lora_B.weight") else value
@@ -65,42 +79,49 @@ def from_variables(lora: Any, table: tensors.Table, alpha: float) -> Adapter:
 
 
 def to_variables(
-    adapter: Adapter, like: Any, table: tensors.Table, alpha: float
+    layers: Mapping[str, Factors], fresh: Any, table: tensors.Table, alpha: float
 ) -> Any:
-    """A `lora` tree of the shapes of `like` that makes the same change under `alpha`.
+    """A `lora` tree that changes the network as `layers`, by name, do under `alpha`.
 
-    UserError, naming the module, where the adapter has others than `like`.
+    `fresh` is the tree of a run that begins with nothing. Its A stay where `layers`
+    have less rank or nothing at all: B is zero there, so that nothing changes, and what
+    is zero in both factors would never learn. UserError, naming the key, where `layers`
+    have more than `fresh` has room for.
     """
-    lora = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), like)
-    if adapter.rank != _rank(like):
+    lora = jax.tree.map(lambda leaf: np.array(leaf, np.float32, order="C"), fresh)
+    rank, left = _rank(lora), dict(layers)
+    if (most := max(layer.rank for layer in layers.values())) > rank:
         raise UserError(
-            f"train.lora_rank: {_rank(like)}: the adapter of train.lora_path has rank "
-            f"{adapter.rank}: set it to that"
+            f"train.lora_rank: {rank}: the adapter of train.lora_path has rank {most}: "
+            "set it to that, or above"
         )
-    left = set(adapter.weights)
-    scale = np.float32(adapter.alpha / alpha)
+    names = []
     for module, a, b in _modules(lora, table):
-        for part, target, factor in (("A", a, np.float32(1)), ("B", b, scale)):
-            name = f"{module}.lora_{part}.weight"
-            if name not in left or adapter.weights[name].T.shape != target.shape:
-                found = adapter.weights.get(name)
-                shape = "missing" if found is None else f"shape {list(found.shape)}"
-                raise UserError(
-                    f"train.lora_path: {name}: {shape}: the adapter must be of this "
-                    f"transformer, with {list(target.T.shape)} here"
-                )
-            target[...] = adapter.weights[name].T * factor
-            left.discard(name)
+        names.append(module)
+        b[...] = 0
+        if layer := left.pop(module, None):
+            a[:, : layer.rank] = layer.a.T
+            b[: layer.rank] = layer.b.T * np.float32(layer.strength * rank / alpha)
     if left:
+        ends = sorted({re.sub(r"^\w+\.\d+\.", "", name) for name in left})
         raise UserError(
             f"train.lora_path: {min(left)}: a module that is not adapted here: let "
-            "train.lora_targets name it"
+            f"train.lora_targets name {', '.join(ends)} too"
+        )
+    if count := len(names) - len(layers):
+        print(
+            f"train.lora_path: {count} of the {len(names)} layers that "
+            "train.lora_targets names are not in it: they begin as in the base model"
         )
     return lora
 
 
 def write_diffusers(folder: str | Path, adapter: Adapter) -> Path:
-    """`pytorch_lora_weights.safetensors`, as `pipeline.load_lora_weights` reads it."""
+    """`pytorch_lora_weights.safetensors`, as `pipeline.load_lora_weights` reads it.
+
+    Other readers too: alpha is the rank, in the header and for those who look for none.
+    """
+    adapter = adapter.folded()
     metadata = {
         f"{_DIFFUSERS_PREFIX}{key}": value
         for key, value in (

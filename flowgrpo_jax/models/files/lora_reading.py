@@ -1,79 +1,52 @@
-"""LoRA files as they come: diffusers', PEFT's, and what other writers make of these.
+"""LoRA files as they come: diffusers', PEFT's, kohya's, ComfyUI's and their kin.
 
-Writers put other prefixes before a module's name, the name of the adapter behind
-`lora_A`, and alpha in one of three places: an `.alpha` tensor per module, the header of
-diffusers' file, PEFT's adapter_config.json. Whatever changes the formula and is not
-followed here is refused by its name: a wrong strength would not show.
+Writers put other names before a layer's and other names of the adapter behind `lora_A`
+(`lora_names`), and alpha in one of three places: an `.alpha` tensor per layer, the
+header of diffusers' file, PEFT's adapter_config.json (`lora_config`). What is neither
+factor nor alpha is refused by its name; what belongs to a text encoder is left out, and
+that is said.
 """
 
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.models.files import config_json, safetensors_files, weight_folders
+from flowgrpo_jax.models.files.lora_config import LoraConfig
 from flowgrpo_jax.models.files.lora_files import (
     DIFFUSERS_FILE,
     METADATA,
     PEFT_CONFIG,
     PEFT_FILE,
-    Adapter,
+    Factors,
 )
+from flowgrpo_jax.models.files.lora_names import LayerNames, plain
 from flowgrpo_jax.runtime import paths
 
-# Before the name of a module: of diffusers' part, of PEFT's and of torch.compile's wrap.
-_PREFIXES = ("transformer.", "base_model.model.", "_orig_mod.")
 _FACTOR = re.compile(
-    r"(?P<module>.+)\.(lora_(?P<letter>[AB])|lora[._](?P<word>down|up))"
+    r"(?P<layer>.+?)\.(lora_(?P<letter>[AB])|(lora[._])?(?P<word>down|up))"
     r"(\.(?P<adapter>[\w-]+))?\.weight"
 )
 _LETTERS = {"down": "A", "up": "B"}
-_PEFT_DEFAULT = 8  # of r and of lora_alpha
-# Keys of a LoraConfig that change what the factors do, with what is implemented.
-_SUPPORTED: dict[str, tuple] = {
-    "peft_type": ("LORA",),
-    "bias": ("none",),
-    "use_rslora": (False, None),
-    "use_dora": (False, None),
-    "lora_bias": (False, None),
-    "rank_pattern": ({}, None),
-    "alpha_pattern": ({}, None),
-    "modules_to_save": (None, []),
-    # Others change the base model's own weights as well.
-    "init_lora_weights": (True, False, None, "gaussian", "orthogonal", "eva"),
-}
-# Of training, or told by the names of the tensors.
-_HARMLESS = (
-    *("r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules"),
-    *("layers_to_transform", "layers_pattern", "task_type", "inference_mode"),
-    *("base_model_name_or_path", "revision", "peft_version", "auto_mapping"),
-    *("megatron_core", "qalora_group_size", "fan_in_fan_out", "eva_config"),
-    *("loftq_config", "runtime_config", "ensure_weight_tying"),
+# How a text encoder's tensors begin: diffusers', kohya's, ComfyUI's.
+_TEXT_ENCODER = re.compile(
+    r"text_encoders\.\w+|text_encoder(_\d)?|lora_te\d?|text_model"
 )
-# How names of layouts begin that are not read.
-_OTHERS = {
-    "lora_unet_": "kohya's",
-    "lora_transformer_": "kohya's",
-    "lora_te": "kohya's",
-    "diffusion_model.": "ComfyUI's, or that of the original checkpoint",
-    "model.diffusion_model.": "ComfyUI's, or that of the original checkpoint",
-    "unet.": "that of a UNet, not of a transformer",
-    "lycoris_": "LyCORIS's",
-}
 
 
 class _Found(NamedTuple):
-    """What a file holds, by module: the factors, and alpha where a tensor tells it."""
+    """What a file holds, by layer: the factors, and alpha where a tensor tells it."""
 
     factors: dict[str, dict[str, np.ndarray]]
     alphas: dict[str, float]
 
 
-def read(path: str | Path) -> Adapter:
-    """The adapter of a LoRA file, of the folder of one, or of a PEFT folder."""
+def read(path: str | Path, names: LayerNames) -> dict[str, Factors]:
+    """Layers of diffusers and their factors: of a file, its folder, or a PEFT folder."""
     file, config = _files(paths.local(path))
     where = f"train.lora_path: {file}"
     try:
@@ -82,18 +55,33 @@ def read(path: str | Path) -> Adapter:
     except UserError as error:  # of weights; the user knows the key
         raise UserError(f"train.lora_path: {error}") from error
     found = _sort(tensors, where)
-    rank = _check_factors(found.factors, where)
+    _check_factors(found.factors, where)
+    strengths = _strengths(found, _told(config, header, where), where)
+    layers: dict[str, Factors] = {}
+    for name, parts in found.factors.items():
+        whole = Factors(parts["A"], parts["B"], strengths[name])
+        for layer, factors in names.split(name, whole, where):
+            if layer in layers:
+                raise UserError(f"{where}: {name}: stands there under two names")
+            layers[layer] = factors
+    return layers
+
+
+def _told(
+    config: Path | None, header: Mapping[str, str], where: str
+) -> LoraConfig | None:
+    """What PEFT's file says beside the weights, or diffusers' header."""
     if config is not None:
         told = config_json.load(config, "train.lora_path")
-        alpha = _alpha(told, rank, f"train.lora_path: {config}")
-    elif METADATA in header:
-        whole = config_json.parse(header[METADATA], f"{where}: {METADATA}")
+        return LoraConfig.parse(told, f"train.lora_path: {config}")
+    if METADATA not in header:
+        return None
+    where = f"{where}: {METADATA}"
+    told = config_json.parse(header[METADATA], where)
+    if any("." in key for key in told):  # of a pipeline, with a part's name before each
         begin = "transformer."
-        told = {k.removeprefix(begin): whole[k] for k in whole if k.startswith(begin)}
-        alpha = _alpha(told, rank, f"{where}: {METADATA}")
-    else:
-        alpha = None
-    return _adapter(found, rank, alpha, where)
+        told = {k.removeprefix(begin): told[k] for k in told if k.startswith(begin)}
+    return LoraConfig.parse(told, where)
 
 
 def _files(path: Path) -> tuple[Path, Path | None]:
@@ -137,19 +125,18 @@ def _sort(tensors: Mapping[str, safetensors_files.Stored], where: str) -> _Found
     factors: dict[str, dict[str, np.ndarray]] = {}
     alphas: dict[str, float] = {}
     adapters = set()
-    for name, stored in tensors.items():
-        _check_layout(name, where)
+    for name, stored in _of_the_transformer(tensors, where).items():
         match = _FACTOR.fullmatch(name)
         values = stored.map().astype(np.float32)
         if match:
             adapters.add(match["adapter"])
-            parts = factors.setdefault(_module(match["module"]), {})
+            parts = factors.setdefault(plain(match["layer"]), {})
             letter = match["letter"] or _LETTERS[match["word"]]
             if letter in parts:
                 raise UserError(f"{where}: {name}: stands there under two names")
             parts[letter] = values
         elif name.endswith(".alpha") and values.size == 1:
-            alphas[_module(name.removesuffix(".alpha"))] = float(values.reshape(()))
+            alphas[plain(name.removesuffix(".alpha"))] = float(values.reshape(()))
         else:
             raise UserError(
                 f"{where}: {name}: is no lora_A, lora_B or alpha: only plain LoRA is "
@@ -158,98 +145,71 @@ def _sort(tensors: Mapping[str, safetensors_files.Stored], where: str) -> _Found
         if not np.isfinite(values).all():
             raise UserError(f"{where}: {name}: holds values that are not finite")
     if not factors:
-        raise UserError(f"{where}: holds no LoRA (lora_A, lora_B)")
+        raise UserError(f"{where}: holds no LoRA of a transformer (lora_A, lora_B)")
     if len(adapters) > 1:
         named = ", ".join(sorted(str(name) for name in adapters))
         raise UserError(f"{where}: holds several adapters ({named}): give one alone")
     return _Found(factors, alphas)
 
 
-def _module(name: str) -> str:
-    while prefix := next((p for p in _PREFIXES if name.startswith(p)), ""):
-        name = name.removeprefix(prefix)
-    return name
-
-
-def _check_layout(name: str, where: str) -> None:
-    """UserError for what belongs to another network, or is named as others name it."""
-    name = _module(name)
-    if name.startswith(("text_encoder", "text_model", "lora_te")):
-        raise UserError(
-            f"{where}: {name}: the file changes a text encoder too, which is not "
-            "supported: give one with the transformer's tensors alone"
+def _of_the_transformer(
+    tensors: Mapping[str, safetensors_files.Stored], where: str
+) -> dict[str, safetensors_files.Stored]:
+    """What is left without the parts of text encoders, which are named in a line."""
+    others = {name: _TEXT_ENCODER.match(plain(name)) for name in tensors}
+    if parts := sorted({match[0] for match in others.values() if match}):
+        count = sum(match is not None for match in others.values())
+        print(
+            f"{where}: {', '.join(parts)}: {count} tensors are left out: a text encoder "
+            "is not adapted here, and reads prompts as that of the base model"
         )
-    for begin, whose in _OTHERS.items():
-        if name.startswith(begin):
-            raise UserError(
-                f"{where}: {name}: names seem to be in {whose} layout: must be those of "
-                "diffusers, as transformer.transformer_blocks.0.attn.to_q.lora_A.weight"
-            )
+    return {name: tensors[name] for name in tensors if not others[name]}
 
 
-def _check_factors(factors: dict[str, dict[str, np.ndarray]], where: str) -> int:
-    """The rank of all; UserError if they do not belong together."""
-    ranks = {}
-    for module, parts in factors.items():
+def _check_factors(factors: dict[str, dict[str, np.ndarray]], where: str) -> None:
+    """UserError if they do not belong together."""
+    for layer, parts in factors.items():
         if parts.keys() != {"A", "B"}:
             (missing,) = {"A", "B"} - parts.keys()
-            raise UserError(f"{where}: {module}.lora_{missing}.weight: missing")
+            raise UserError(f"{where}: {layer}.lora_{missing}.weight: missing")
         if any(value.ndim != 2 or 0 in value.shape for value in parts.values()):
-            raise UserError(f"{where}: {module}: lora_A and lora_B must be matrices")
-        ranks[module] = parts["A"].shape[0]
-        if parts["B"].shape[1] != ranks[module]:
+            raise UserError(f"{where}: {layer}: lora_A and lora_B must be matrices")
+        if parts["B"].shape[1] != parts["A"].shape[0]:
             raise UserError(
-                f"{where}: {module}: lora_A has rank {ranks[module]}, lora_B "
+                f"{where}: {layer}: lora_A has rank {parts['A'].shape[0]}, lora_B "
                 f"{parts['B'].shape[1]}"
             )
-    one, rank = next(iter(ranks.items()))
-    for other in ranks:
-        if ranks[other] != rank:
-            raise UserError(
-                f"{where}: {other}: rank {ranks[other]}: must be {rank}, as of {one}: "
-                "adapters of several ranks are not supported"
-            )
-    return rank
 
 
-def _alpha(told: Mapping[str, Any], rank: int, where: str) -> float:
-    """That of a LoraConfig; UserError for one that is no plain LoRA of this rank."""
-    if not told:
-        raise UserError(f"{where}: tells nothing of the transformer's LoRA")
-    config_json.check_known(told, _SUPPORTED, _HARMLESS, where)
-    if (r := told.get("r", _PEFT_DEFAULT)) != rank:
-        raise UserError(f"{where}: r: {r}: the weights are of rank {rank}")
-    alpha = config_json.number(told, "lora_alpha", float(_PEFT_DEFAULT), where)
-    if alpha <= 0:
-        raise UserError(f"{where}: lora_alpha: {alpha:g}: must be above 0")
-    return alpha
-
-
-def _adapter(found: _Found, rank: int, alpha: float | None, where: str) -> Adapter:
-    """One alpha for all modules; where they have several, B carries the difference."""
-    alphas = found.alphas or dict.fromkeys(found.factors, alpha or 0.0)
-    if found.alphas:
-        for module in sorted(found.factors.keys() ^ alphas.keys()):
-            raise UserError(
-                f"{where}: {module}: has no alpha, or nothing but one, and others have "
-                "both: which strength is meant?"
-            )
-        for module, value in alphas.items():
-            if alpha is not None and value != alpha:
-                raise UserError(
-                    f"{where}: {module}.alpha: {value:g}: the configuration says "
-                    f"{alpha:g}: which is meant?"
-                )
-    elif alpha is None:
-        print(f"{where}: tells no alpha: taken for the rank, {rank}, as diffusers does")
-        alphas = dict.fromkeys(found.factors, float(rank))
-    for module, value in alphas.items():
+def _strengths(found: _Found, told: LoraConfig | None, where: str) -> dict[str, float]:
+    """Of every layer; UserError where two places tell of alpha, and not the same."""
+    ranks = {layer: parts["A"].shape[0] for layer, parts in found.factors.items()}
+    if not found.alphas:
+        if told is not None:
+            return {layer: told.strength(layer, rank) for layer, rank in ranks.items()}
+        print(
+            f"{where}: tells no alpha: taken for the rank of each layer, as diffusers "
+            "does: strength 1"
+        )
+        return dict.fromkeys(ranks, 1.0)
+    for layer in sorted(ranks.keys() ^ found.alphas.keys()):
+        raise UserError(
+            f"{where}: {layer}: has no alpha, or nothing but one, and others have "
+            "both: which strength is meant?"
+        )
+    for layer, value in found.alphas.items():
         if value <= 0:
-            raise UserError(f"{where}: {module}.alpha: {value:g}: must be above 0")
-    common = next(iter(alphas.values())) if len(set(alphas.values())) == 1 else rank
-    weights = {}
-    for module, parts in found.factors.items():
-        weights[f"{module}.lora_A.weight"] = parts["A"]
-        scale = np.float32(alphas[module] / common)
-        weights[f"{module}.lora_B.weight"] = parts["B"] * scale
-    return Adapter(weights, float(common))
+            raise UserError(f"{where}: {layer}.alpha: {value:g}: must be above 0")
+        if told is None:
+            continue
+        if told.rank_stabilized:
+            raise UserError(
+                f"{where}: {layer}.alpha: {value:g}: the configuration says use_rslora "
+                "as well: which strength is meant?"
+            )
+        if value != (other := told.alpha_of(layer, ranks[layer])):
+            raise UserError(
+                f"{where}: {layer}.alpha: {value:g}: the configuration says "
+                f"{other:g}: which is meant?"
+            )
+    return {layer: found.alphas[layer] / rank for layer, rank in ranks.items()}

@@ -48,15 +48,26 @@ _NO_SUM = "00000000"  # stands in the header while the sum is made
 _MOST_HEADER = 100_000_000  # bytes; the library's own limit
 _MOST_SIDE = 2**31
 _CHUNK = 2**24
+GGUF = (
+    "a gguf file, which is not read: save it as bf16 with diffusers, in Python: "
+    'CLASS.from_single_file(FILE, config=FOLDER, subfolder="transformer", '
+    "quantization_config=GGUFQuantizationConfig(torch.bfloat16)).dequantize()"
+    ".save_pretrained(NEW), where CLASS is the _class_name in "
+    "FOLDER/transformer/config.json"
+)
 
 
 class Stored(NamedTuple):
-    """Where one tensor lies."""
+    """Where one tensor lies, or some of its rows."""
 
     file: Path
     dtype: np.dtype
     shape: tuple[int, ...]
     offset: int
+    name: str = ""  # for messages
+    # What its numbers are multiplied with, [1, ...] or [row, 1, ...]; see `quantized`.
+    scale: np.ndarray | None = None
+    swapped: bool = False  # of its rows the second half comes first in the file
 
     @property
     def size(self) -> int:
@@ -68,7 +79,27 @@ class Stored(NamedTuple):
         if 0 in self.shape:
             return np.zeros(self.shape, self.dtype)
         mapped = np.memmap(self.file, self.dtype, "r", self.offset, self.shape or (1,))
-        return mapped.reshape(self.shape)
+        return self._in_order(mapped.reshape(self.shape))
+
+    def whole_scale(self) -> np.ndarray:
+        """The scale, of the tensor's shape."""
+        assert self.scale is not None
+        return self._in_order(np.broadcast_to(self.scale, self.shape))
+
+    def _in_order(self, values: np.ndarray) -> np.ndarray:
+        return np.roll(values, len(values) // 2, axis=0) if self.swapped else values
+
+    def rows(self, first: int, end: int) -> "Stored":
+        """Its rows first ... end, without the last: they lie together in the file."""
+        row = self.size // self.shape[0] if self.shape[0] else 0
+        scale = self.scale
+        if scale is not None and len(scale) > 1:
+            scale = scale[first:end]
+        return self._replace(
+            shape=(end - first, *self.shape[1:]),
+            offset=self.offset + first * row,
+            scale=scale,
+        )
 
 
 class Contents(NamedTuple):
@@ -90,6 +121,8 @@ def read_header(file: Path) -> Contents:
             start = stream.read(8)
             if config_json.is_pointer(start + stream.read(100)):
                 raise UserError(f"weights: {file}: {config_json.POINTER}")
+            if start.startswith(b"GGUF"):
+                raise UserError(f"weights: {file}: {GGUF}")
             (length,) = struct.unpack("<Q", start)
             if length > min(size - 8, _MOST_HEADER):
                 raise ValueError("its header is longer than the file")
@@ -143,7 +176,7 @@ def _stored(file: Path, start: int, entry: Mapping[str, Any]) -> Stored:
 def _check_places(
     file: Path, tensors: Mapping[str, Stored], start: int, size: int
 ) -> None:
-    for name, tensor in sorted(tensors.items(), key=lambda item: item[1][-1:]):
+    for name, tensor in sorted(tensors.items(), key=lambda item: item[1].offset):
         end = tensor.offset + tensor.size
         if end > size:
             raise UserError(
@@ -260,15 +293,19 @@ def write_arrays(
     write_file(path, tensors, iter(arrays.values()), metadata)
 
 
-def copy(target: np.ndarray, source: np.ndarray) -> None:
+def copy(
+    target: np.ndarray, source: np.ndarray, scale: np.ndarray | None = None
+) -> None:
     """target[...] = source; a turned matrix tile by tile, cast as it goes.
+
+    With a `scale` of the same shape their product, made in fp32.
 
     A tile is brought into the cache first, in rows of a width that is no power of two:
     rows of the file lie whole pages apart and would drive each other out of it. A bf16
     kernel of 9216 by 1536 takes a thirteenth of the plain assignment's time.
     """
     if source.ndim != 2 or source.flags.c_contiguous:
-        target[...] = source
+        target[...] = _scaled(source, scale)
         return
     rows, columns = TILE
     cached = np.empty((columns, rows + 32), source.dtype)
@@ -278,4 +315,8 @@ def copy(target: np.ndarray, source: np.ndarray) -> None:
             turned = source[tile].T
             near = cached[: turned.shape[0], : turned.shape[1]]
             near[...] = turned
-            target[tile] = near.T
+            target[tile] = _scaled(near.T, None if scale is None else scale[tile])
+
+
+def _scaled(values: np.ndarray, scale: np.ndarray | None) -> np.ndarray:
+    return values if scale is None else values.astype(np.float32) * scale

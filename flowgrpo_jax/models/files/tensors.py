@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +22,8 @@ import numpy as np
 from flax import traverse_util
 
 from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.models.files import quantized, weight_folders
 from flowgrpo_jax.models.files import safetensors_files as files
-from flowgrpo_jax.models.files import weight_folders
 
 # torch's order of axes to ours.
 AXES = {"dense": (1, 0), "conv": (2, 3, 1, 0), "patch": (2, 3, 1, 0)}
@@ -154,29 +154,59 @@ def names(table: Table, like: Any) -> dict[str, tuple[int, ...]]:
     }
 
 
+class Part(NamedTuple):
+    """The rows of a tensor of a file that a tensor of a table is; all of them for None.
+
+    `rows`: first, end and how many there are. `swapped`: of its halves the second one
+    comes first in the file.
+    """
+
+    name: str
+    rows: tuple[int, int, int] | None = None
+    swapped: bool = False
+
+
 def read(
-    path: str | Path, table: Table, like: Any, ignore: Sequence[str] = ()
+    path: str | Path,
+    table: Table,
+    like: Any,
+    ignore: Sequence[str] = (),
+    parts: Mapping[str, Part] | None = None,
 ) -> dict[str, Any]:
     """The tree of a .safetensors file or of a folder, in the types of `like`.
 
     `like` is a tree of jax.ShapeDtypeStruct: a leaf with a sharding is placed there
-    and only this host's part of it is read, others stay numpy. UserError, naming the
-    tensor, if one is missing, damaged or of another shape, or if the file has one that
-    no leaf takes and no regular expression of `ignore` matches.
+    and only this host's part of it is read, others stay numpy. `parts`: where tensors
+    of the table are, if not under their names. UserError, naming the tensor, if one is
+    missing, damaged or of another shape, or if the file has one that no leaf takes and
+    no regular expression of `ignore` matches.
     """
-    found, leaves = weight_folders.contents(path), _leaves(table, like)
-    wanted = names(table, like)
-    for name, shape in wanted.items():
-        if name not in found:
+    flat = dict(leaves(path, table, like, ignore, parts))
+    return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def leaves(
+    path: str | Path,
+    table: Table,
+    like: Any,
+    ignore: Sequence[str] = (),
+    parts: Mapping[str, Part] | None = None,
+) -> Iterator[tuple[str, Any]]:
+    """The leaves that `read` makes a tree of, with their paths, one after the other."""
+    made, wanted = _leaves(table, like), names(table, like)
+    places = {name: Part(name) for name in wanted} | dict(parts or {})
+    held = dict.fromkeys(places[name].name for name in wanted)
+    stored = quantized.with_scales(weight_folders.contents(path), held)
+    for name in held:
+        if name not in stored:
             raise UserError(
-                f"weights: {path}: tensor {name}: missing{_instead(name, found)}"
+                f"weights: {path}: tensor {name}: missing{_instead(name, stored)}"
             )
-        if found[name].shape != shape:
-            raise UserError(
-                f"weights: {path}: tensor {name}: shape {list(found[name].shape)}: the "
-                f"configuration asks for {list(shape)}"
-            )
-    for name in found.keys() - wanted.keys():
+    found = {
+        name: _cut(stored[places[name].name], places[name], shape, path)
+        for name, shape in wanted.items()
+    }
+    for name in stored.keys() - held.keys():
         if not any(re.fullmatch(pattern, name) for pattern in ignore):
             raise UserError(
                 f"weights: {path}: tensor {name}: nothing in the network takes it; is "
@@ -186,10 +216,23 @@ def read(
         files.check_sum(file)
     targets = traverse_util.flatten_dict(like, sep="/")
     with ThreadPoolExecutor(_threads()) as pool:
-        flat = {
-            key: _place(leaf, targets[key], found, pool) for key, leaf in leaves.items()
-        }
-    return traverse_util.unflatten_dict(flat, sep="/")
+        for key, leaf in made.items():
+            yield key, _place(leaf, targets[key], found, pool)
+
+
+def _cut(
+    tensor: files.Stored, part: Part, shape: tuple[int, ...], path: str | Path
+) -> files.Stored:
+    """The part, of this shape, of a tensor; UserError if the tensor is of another."""
+    whole = (part.rows[-1], *shape[1:]) if part.rows else shape
+    if tensor.shape != whole:
+        raise UserError(
+            f"weights: {path}: tensor {part.name}: shape {list(tensor.shape)}: the "
+            f"configuration asks for {list(whole)}"
+        )
+    if part.rows:
+        tensor = tensor.rows(*part.rows[:2])
+    return tensor._replace(name=part.name, swapped=part.swapped)
 
 
 def _instead(name: str, found: Mapping[str, Any]) -> str:
@@ -254,11 +297,14 @@ def _part(
                 copies.append((part, name, (*inner[:-1], cut)))
 
     def copy(target, name, index, rows):
-        piece = np.asarray(leaf.ours(found[name].map())[index])  # scalars are no arrays
-        files.copy(target[rows], piece[rows])
+        tensor, scale = found[name], None
+        piece = np.asarray(leaf.ours(tensor.map())[index])  # scalars are no arrays
+        if tensor.scale is not None:
+            scale = leaf.ours(tensor.whole_scale())[index][rows]
+        files.copy(target[rows], piece[rows], scale)
         if not _finite(target[rows]):
             raise UserError(
-                f"weights: {found[name].file}: tensor {name}: holds values that are "
+                f"weights: {tensor.file}: tensor {tensor.name}: holds values that are "
                 f"not finite in {dtype}: download or make the file again"
             )
 

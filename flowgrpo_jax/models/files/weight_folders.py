@@ -10,7 +10,7 @@ from pathlib import Path
 
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.models.files import config_json
-from flowgrpo_jax.models.files.safetensors_files import Stored, read_header
+from flowgrpo_jax.models.files.safetensors_files import GGUF, Stored, read_header
 
 FILE, INDEX = ".safetensors", ".safetensors.index.json"
 # What is looked for first; of an index and a single file diffusers prefers the index
@@ -25,7 +25,7 @@ def contents(path: str | Path) -> dict[str, Stored]:
     """All tensors of a .safetensors file, or of a folder with one or with an index."""
     path = Path(path)
     if path.is_file():
-        _refuse_pickle(path)
+        _refuse_others(path)
         return read_header(path).tensors
     if not path.is_dir():
         raise UserError(f"weights: {path}: no such file or folder")
@@ -82,7 +82,7 @@ def _main_file(folder: Path) -> Path:
             "tells what is where (.safetensors.index.json) is missing"
         )
     for file in held:
-        _refuse_pickle(file)
+        _refuse_others(file)
     raise UserError(
         f"weights: {folder}: no .safetensors file in it (other formats are not read)"
     )
@@ -110,7 +110,9 @@ def _files(folder: Path, pattern: str) -> list[Path]:
     )
 
 
-def _refuse_pickle(file: Path) -> None:
+def _refuse_others(file: Path) -> None:
+    if file.suffix == ".gguf":
+        raise UserError(f"weights: {file}: {GGUF}")
     if file.suffix in _PICKLES:
         raise UserError(
             f"weights: {file}: a pickle, which may run code and is not read: save the "

@@ -10,9 +10,10 @@ from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.models import vae
 from flowgrpo_jax.models.diffusers_code import Classes, DiffusersCode, check_latents
 from flowgrpo_jax.models.files import scheduler, tensors
+from flowgrpo_jax.models.files.lora_names import OriginalNames
 from flowgrpo_jax.models.flow_model import FlowModel
 from flowgrpo_jax.models.flux import folder as flux_folder
-from flowgrpo_jax.models.flux import presets, transformer_config
+from flowgrpo_jax.models.flux import original_names, presets, transformer_config
 from flowgrpo_jax.models.flux.denoiser import FluxDenoiser
 from flowgrpo_jax.models.flux.prompts import FluxPromptEncoders
 from flowgrpo_jax.models.flux.transformer_config import PATCH, FluxConfig
@@ -38,7 +39,7 @@ class FluxCode(DiffusersCode):
             coder, prompts = vae.FLUX, None
         else:
             flux_folder.check_index(place)
-            config = FluxConfig.from_folder(place / "transformer")
+            config = FluxConfig.from_folder(self.config_folder(spec, place))
             coder = vae.VAEConfig.from_folder(place / "vae")
             kind = jnp.dtype(spec.dtype).name
             prompts = FluxPromptEncoders(str(place), spec.max_sequence_length, kind)
@@ -65,10 +66,15 @@ class FluxCode(DiffusersCode):
             prompts=prompts,
             # The pipeline gives the scheduler its sigmas: from 1 to 1 / num_steps.
             shift=dataclasses.replace(shift, steps="even"),
+            transformer_path=spec.transformer_path,
         )
 
     def table(self, model: FlowModel) -> tensors.Table:
         return transformer_config.table(_config(model))
+
+    def original_names(self, model: FlowModel) -> OriginalNames:
+        del model  # the same whatever the sizes
+        return original_names.NAMES
 
     def config_json(self, model: FlowModel) -> dict[str, Any]:
         config, names = _config(model), transformer_config.file_fields()

@@ -12,17 +12,15 @@ from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.models import vae
 from flowgrpo_jax.models.diffusers_code import Classes, DiffusersCode, check_latents
 from flowgrpo_jax.models.files import scheduler, tensors
+from flowgrpo_jax.models.files.lora_names import OriginalNames
 from flowgrpo_jax.models.flow_model import FlowModel, Shift, Variables, overlay
 from flowgrpo_jax.models.folder_encoders import CLIP_TOKENS
 from flowgrpo_jax.models.sd3 import folder as sd3_folder
-from flowgrpo_jax.models.sd3 import presets, transformer_config
+from flowgrpo_jax.models.sd3 import original_names, presets, transformer_config
 from flowgrpo_jax.models.sd3.denoiser import SD3Denoiser
 from flowgrpo_jax.models.sd3.prompts import SD3PromptEncoders
 from flowgrpo_jax.models.sd3.transformer_config import MMDiTConfig
 from flowgrpo_jax.models.spec import ModelSpec
-
-# Read by itself: the transformer does not learn it.
-_POSITIONS = (r"pos_embed\.pos_embed",)
 
 
 class SD3Code(DiffusersCode):
@@ -41,7 +39,7 @@ class SD3Code(DiffusersCode):
             coder, prompts = vae.SD3, None
         else:
             sd3_folder.check_index(place)
-            config = MMDiTConfig.from_folder(place / "transformer")
+            config = MMDiTConfig.from_folder(self.config_folder(spec, place))
             coder = vae.VAEConfig.from_folder(place / "vae")
             kind = jnp.dtype(spec.dtype).name
             prompts = SD3PromptEncoders(str(place), spec.max_sequence_length, kind)
@@ -64,32 +62,28 @@ class SD3Code(DiffusersCode):
             text_tokens=CLIP_TOKENS + spec.max_sequence_length,
             prompts=prompts,
             shift=Shift() if place is None else scheduler.shift(place, patches**2),
+            transformer_path=spec.transformer_path,
         )
 
     def table(self, model: FlowModel) -> tensors.Table:
         return transformer_config.table(_config(model))
 
-    def read(self, place: Path, model: FlowModel, like: Variables) -> Variables:
-        """The variables of a folder, in the types and at the places of `like`."""
-        table, network = self.table(model), place / "transformer"
-        learned = tensors.read(network, table, like["transformer"], _POSITIONS)
-        return {
-            "transformer": learned,
-            "buffers": tensors.read(network, table, like["buffers"], (".*",)),
-            "vae": tensors.read(place / "vae", vae.TABLE, like["vae"]),
-        }
+    def original_names(self, model: FlowModel) -> OriginalNames:
+        return original_names.names(_config(model).num_layers)
 
     def folded(self, variables: Variables, model: FlowModel) -> Variables:
         """All that the transformer's file holds, on the host.
 
         Here is a crop of the positional table: all of it is in the base model.
         """
-        config, table = _config(model), self.table(model)
+        config = _config(model)
         size = config.pos_embed_max_size
         whole = jax.ShapeDtypeStruct((size, size, config.width), np.dtype(np.float32))
         assert isinstance(model.prompts, SD3PromptEncoders)
-        base = Path(model.prompts.folder) / "transformer"
-        positions = tensors.read(base, table, {"pos_embed": {"table": whole}}, (".*",))
+        buffers = {"pos_embed": {"table": whole}}
+        like = {"transformer": variables["transformer"], "buffers": buffers}
+        source = self.source(Path(model.prompts.folder), model, like)
+        positions = source.read(buffers, alone=False)
         return overlay(super().folded(variables, model), positions)
 
     def config_json(self, model: FlowModel) -> dict[str, Any]:

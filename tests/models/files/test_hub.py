@@ -67,6 +67,17 @@ def test_only_what_is_read_is_downloaded(asked):
     }
 
 
+def test_a_transformer_from_elsewhere_is_not_downloaded_too(asked):
+    """Oracle: huggingface_hub's own filter; its configuration is read all the same."""
+    held = ["config.json", "a-00001-of-00002.safetensors", "a.safetensors.index.json"]
+    held = [f"transformer/{name}" for name in held] + ["vae/model.safetensors"]
+    hub.folder("a/b", {}, transformer=False)
+    kept = huggingface_hub.utils.filter_repo_objects(
+        held, allow_patterns=asked["allow_patterns"]
+    )
+    assert set(held) - set(kept) == {"transformer/a-00001-of-00002.safetensors"}
+
+
 @pytest.mark.parametrize(
     "kind, line",
     [
@@ -95,6 +106,11 @@ def test_folders(tmp_path):
         hub.folder(str(tmp_path), {})
     (tmp_path / "model_index.json").write_text("{}")
     assert hub.folder(str(tmp_path), {}) == tmp_path
+    (tmp_path / "flux1-dev.gguf").write_bytes(b"GGUF")
+    with pytest.raises(
+        UserError, match="in one file: give it as transformer_path, and"
+    ):
+        hub.folder(str(tmp_path / "flux1-dev.gguf"), {})
     for name in ("sd4", str(tmp_path / "gone"), "./a/b", "a/"):
         with pytest.raises(
             UserError, match="no such folder: must be sprites, words, a"
