@@ -72,6 +72,7 @@ setup(
             "hypothesis",
             "import-linter",
             "mypy",
+            "open_clip_torch==3.3.0",
             "peft",
             "pytest",
             "pytest-xdist",

@@ -62,6 +62,40 @@ def notes(
     return told
 
 
+def cut(
+    encoders: text.PromptEncoders | None,
+    names: Iterable[str],
+    context: registry.Context,
+    prompts: Sequence[str],
+    key: str,
+) -> list[str]:
+    """A line for each text encoder that does not read all of the prompts.
+
+    Of the model, and of those rewards whose networks read the prompt. Encoders that
+    cut the same texts by as much share a line.
+    """
+    texts = list(dict.fromkeys(prompts))
+    found = [] if encoders is None else encoders.cut(texts)
+    for name in names:
+        of_reward = getattr(registry.make(name, context), "cut", None)
+        for one in of_reward(texts) if of_reward else ():
+            encoder = f"{one.encoder} of the reward {name}"
+            found.append(dataclasses.replace(one, encoder=encoder))
+    readers: dict[tuple, list[str]] = {}
+    for one in found:
+        what = (one.limit, tuple(one.tokens.items()))
+        readers.setdefault(what, []).append(one.encoder)
+    told = []
+    for (limit, tokens), alike in readers.items():
+        such, most = max(tokens, key=lambda one: one[1])
+        told.append(
+            f"warning: {key}: {len(tokens)} of {len(texts)} prompts lose tokens in "
+            f"{' and '.join(alike)} (at most {most - limit} of {most} tokens cut), "
+            f"such as {such[:60]!r}"
+        )
+    return told
+
+
 def _unread(tokenizer: text.Tokenizer, texts: Sequence[str], key: str) -> list[str]:
     """What an embedded model does not read of its prompts."""
     length = tokenizer.max_length

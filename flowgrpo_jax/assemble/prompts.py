@@ -42,12 +42,16 @@ def check_prompts(
     key: str = "prompts",
 ) -> None:
     """UserError for a prompt of `key` that a reward which sees it cannot score."""
-    names, source = list(config.reward), config.prompts
-    if key == "eval.prompts":
-        held_out = [name for name in config.monitors if registry.is_known(name)]
-        names = [*(config.eval.reward or config.reward), *held_out]
-        source = config.eval.prompts
-    prompt_checks.check(names, context, prompts, source, key)
+    source = config.eval.prompts if key == "eval.prompts" else config.prompts
+    prompt_checks.check(judges(config, key), context, prompts, source, key)
+
+
+def judges(config: ml_collections.ConfigDict, key: str) -> list[str]:
+    """Names of the rewards that see the images of `key`'s prompts."""
+    if key != "eval.prompts":
+        return list(config.reward)
+    held_out = [name for name in config.monitors if registry.is_known(name)]
+    return [*(config.eval.reward or config.reward), *held_out]
 
 
 def judgeable(

@@ -10,7 +10,7 @@ import jax
 import ml_collections
 
 from flowgrpo_jax import config as configs
-from flowgrpo_jax.assemble import base_weights
+from flowgrpo_jax.assemble import base_weights, prompt_checks
 from flowgrpo_jax.assemble.model import load_model, starting_model, trainable_part
 from flowgrpo_jax.assemble.sampler import make_eval_sampler
 from flowgrpo_jax.assemble.specs import image_spec
@@ -21,6 +21,7 @@ from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.inference.pipeline import Pipeline
 from flowgrpo_jax.models.files import lora_files
 from flowgrpo_jax.models.flow_model import FlowModel, Variables, overlay
+from flowgrpo_jax.rewards import registry
 from flowgrpo_jax.runtime import mesh as meshes
 from flowgrpo_jax.runtime.checkpoint import Checkpointer
 from flowgrpo_jax.runtime.workdir import read_config
@@ -165,6 +166,9 @@ def place(
     config: ml_collections.ConfigDict, restored: Restored, texts: Sequence[str]
 ) -> Placed:
     """Put the weights on all devices here, whatever mesh they were trained on."""
+    encoders = restored.model.prompts
+    for line in prompt_checks.cut(encoders, (), registry.Context(), texts, "prompts"):
+        print(line, file=sys.stderr)
     mesh = meshes.make_mesh({"data": -1})
     specs = meshes.specs(
         restored.variables, restored.model.denoiser.sharding_rules, mesh

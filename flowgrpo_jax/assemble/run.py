@@ -16,7 +16,7 @@ from flowgrpo_jax.assemble.model import (
     trainable_part,
     warm_start,
 )
-from flowgrpo_jax.assemble.prompts import check_prompts, load_prompt_set
+from flowgrpo_jax.assemble.prompts import check_prompts, judges, load_prompt_set
 from flowgrpo_jax.assemble.rewards import (
     make_eval_reward,
     make_monitor,
@@ -96,13 +96,22 @@ class Run:
             self._prompts = load_prompt_set(config.prompts, "train")
             self._texts += self._first_texts()
         # Before hours of encoding: can the rewards score them, and what is to be told.
+        told = prompt_checks.notes(
+            self.model.tokenizer, self._prompts, self._eval_prompts
+        )
         for key, prompts in (
             ("prompts", self._prompts),
             ("eval.prompts", self._eval_prompts),
         ):
             check_prompts(config, self._reward_context, prompts, key)
-        tokenizer = self.model.tokenizer
-        for line in prompt_checks.notes(tokenizer, self._prompts, self._eval_prompts):
+            told += prompt_checks.cut(
+                self.model.prompts,
+                judges(config, key),
+                self._reward_context,
+                [prompt.text for prompt in prompts],
+                key,
+            )
+        for line in told:
             print(line, file=sys.stderr)
 
     def _first_texts(self) -> list[str]:

@@ -68,6 +68,13 @@ _DANCE_FLUX = {
     "train.learning_rate": 1e-5,
     "train.use_lora": False,
 }
+_G2RPO_FLUX = {
+    **_DANCE_FLUX,
+    "prompts_per_iteration": 16,
+    "num_iterations": 301,
+    "train.learning_rate": 2e-6,
+}
+_MIX_FLUX = {**_DANCE_FLUX, "prompts_per_iteration": 32, "num_iterations": 300}
 _FLOW_SDE: Values = {
     "sample.plan": "all",
     "sample.sde_type": "sde",
@@ -174,27 +181,13 @@ RECIPES: dict[str, Recipe] = {
         when="preference rewards on large models: each branch step gets its own credit, "
         "rated at three granularities; dear sampling, cheap updates",
         values=_G2RPO,
-        authors={
-            "flux.1-dev": {
-                **_DANCE_FLUX,
-                "prompts_per_iteration": 16,
-                "num_iterations": 301,
-                "train.learning_rate": 2e-6,
-            }
-        },
+        authors={"flux.1-dev": _G2RPO_FLUX},
     ),
     "g2rpo_released": Recipe(
         paper="G2RPO as in the authors' scripts, arXiv 2510.01982",
         when="as g2rpo with granularities 1 and 2: a fifth less sampling",
         values={**_G2RPO, "sample.granularities": (1, 2)},
-        authors={
-            "flux.1-dev": {
-                **_DANCE_FLUX,
-                "prompts_per_iteration": 16,
-                "num_iterations": 301,
-                "train.learning_rate": 2e-6,
-            }
-        },
+        authors={"flux.1-dev": _G2RPO_FLUX},
     ),
     "e_grpo": Recipe(
         paper="E-GRPO, arXiv 2601.00423",
@@ -217,19 +210,28 @@ RECIPES: dict[str, Recipe] = {
             "sample.num_steps": 16,
             "train.timestep_fraction": 0.6,
         },
-        authors={"flux.1-dev": _DANCE_FLUX},
+        authors={
+            "flux.1-dev": {
+                **_DANCE_FLUX,
+                "prompts_per_iteration": 16,
+                # Theirs are three, of four of the twelve images of all prompts; here an
+                # update has whole groups, and its number divides that of prompts.
+                "updates_per_iteration": 4,
+                "num_iterations": 300,
+            }
+        },
     ),
     "mix_grpo": Recipe(
         paper="MixGRPO, arXiv 2507.21802",
         when="half of DanceGRPO's cost: a window slides from noisy to clean steps",
         values=_MIX,
-        authors={"flux.1-dev": _DANCE_FLUX},
+        authors={"flux.1-dev": _MIX_FLUX},
     ),
     "mix_grpo_flash": Recipe(
         paper="MixGRPO-Flash, arXiv 2507.21802",
         when="as mix_grpo; after the window DPM-Solver++ takes 40% of the steps",
         values={**_MIX, "sample.finish_ratio": 0.4, "sample.window_every": 20},
-        authors={"flux.1-dev": _DANCE_FLUX},
+        authors={"flux.1-dev": _MIX_FLUX},
     ),
     "tempflow_grpo": Recipe(
         paper="TempFlow-GRPO, arXiv 2508.04324",

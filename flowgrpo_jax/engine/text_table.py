@@ -141,7 +141,6 @@ class CachedTable:
         files = embedding_cache.fingerprint(encoders.files(), folder)
         self._cache = EmbeddingCache(folder, encoders.key() | {"files": files}, fields)
         self._encoders, self._negative, self._batch = encoders, negative, batch
-        self._cut_told = False
         self.add([negative, *texts])
 
     def lacks(self, texts: Sequence[str]) -> bool:
@@ -162,7 +161,6 @@ class CachedTable:
                 flush=True,
             )
             encode = self._encoders.encoding()
-            self._tell_cut(left)
             tell = _teller(len(left))
             for start in range(0, len(left), self._batch):
                 check()
@@ -177,19 +175,6 @@ class CachedTable:
     @property
     def empty(self) -> TextEmbedding:
         return self.rows([self._negative])
-
-    def _tell_cut(self, texts: Sequence[str]) -> None:
-        """Says once that encoders do not see the end of some prompts."""
-        cut = {} if self._cut_told else self._encoders.cut(texts)
-        if cut:
-            self._cut_told = True
-            counts = ", ".join(f"{len(cut[name])} by {name}" for name in cut)
-            such = next(iter(cut.values()))[0]
-            print(
-                f"warning: of {len(texts)} prompts the end is not read of {counts}, "
-                f"such as {such[:60]!r}",
-                flush=True,
-            )
 
 
 def _teller(total: int) -> Callable[[int], None]:

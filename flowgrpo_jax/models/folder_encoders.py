@@ -17,7 +17,7 @@ from jaxtyping import Int
 
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.models.files.tokenizers import Tokenizer
-from flowgrpo_jax.models.text import TextEmbedding
+from flowgrpo_jax.models.text import Cut, TextEmbedding
 
 CLIP_TOKENS = 77
 _LONGEST = 512  # what T5 was trained with, and the most that diffusers allows
@@ -81,13 +81,11 @@ class JoinedTokenizer:
                     f"{known} (vocab_size)"
                 )
 
-    def cut(self, prompts: Sequence[str]) -> dict[str, list[str]]:
-        """The prompts of which an encoder does not see the end, by that encoder."""
-        found: dict[str, list[str]] = {}
-        for name, part in self._parts:
-            if longer := part.cut(prompts):
-                found[f"{name} ({part.length} tokens)"] = longer
-        return found
+    def cut(self, prompts: Sequence[str]) -> list[Cut]:
+        """What the encoders do not read of these prompts."""
+        return [
+            found for name, part in self._parts for found in part.cut(name, prompts)
+        ]
 
 
 def check_length(max_sequence_length: int) -> None:
@@ -150,7 +148,7 @@ class FolderEncoders:
 
         return encode
 
-    def cut(self, texts: Sequence[str]) -> dict[str, list[str]]:
+    def cut(self, texts: Sequence[str]) -> list[Cut]:
         return self._tokenizer().cut(texts)
 
     def _tokenizer(self) -> JoinedTokenizer:

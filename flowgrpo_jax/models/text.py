@@ -1,6 +1,7 @@
 """What a flow model sees of a prompt, whatever made it: its embedding, its token ids."""
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -34,6 +35,19 @@ class Tokenizer(Protocol):
     def __call__(self, prompts: Sequence[str]) -> Int[np.ndarray, "prompt token"]: ...
 
 
+@dataclasses.dataclass(frozen=True)
+class Cut:
+    """The texts of which an encoder does not see the end.
+
+    `tokens`: how many each would have, those of start and end included, of which the
+    encoder takes `limit`.
+    """
+
+    encoder: str
+    limit: int
+    tokens: Mapping[str, int]
+
+
 @runtime_checkable
 class PromptEncoders(Protocol):
     """Text encoders that are too large to stay: in memory only while `encoding`."""
@@ -54,6 +68,6 @@ class PromptEncoders(Protocol):
         """Loads the encoders; what it returns embeds prompts and holds them."""
         ...
 
-    def cut(self, texts: Sequence[str]) -> dict[str, list[str]]:
-        """The texts of which an encoder does not see the end, by that encoder."""
+    def cut(self, texts: Sequence[str]) -> list[Cut]:
+        """What the encoders do not read of these texts, one of the list an encoder."""
         ...

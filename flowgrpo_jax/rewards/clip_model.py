@@ -19,7 +19,8 @@ from flowgrpo_jax.data.prompts import Prompt
 from flowgrpo_jax.errors import UserError, not_one_of
 from flowgrpo_jax.models.encoders import clip_weights
 from flowgrpo_jax.models.encoders.clip import CLIP
-from flowgrpo_jax.models.files import hub
+from flowgrpo_jax.models.files import hub, tokenizers
+from flowgrpo_jax.models.text import Cut
 from flowgrpo_jax.rewards.preprocess import Preprocess
 
 CLIP_L = "openai/clip-vit-large-patch14"
@@ -48,9 +49,17 @@ class ClipModel:
             list(texts),
             padding="max_length",
             truncation=True,
-            max_length=self.network.config.text.max_position_embeddings,
+            max_length=self._length,
         )
         return np.asarray(encoded["input_ids"], np.int32)
+
+    def cut(self, texts: Sequence[str]) -> list[Cut]:
+        """What the text tower does not read of these texts."""
+        return tokenizers.cut("CLIP", self.tokenizer, texts, self._length)
+
+    @property
+    def _length(self) -> int:
+        return self.network.config.text.max_position_embeddings
 
     def embed_images(
         self, params: Any, images: Float[Array, "image height width 3"]
@@ -85,13 +94,14 @@ def load(
     weights: str,
     processor: str | None,
     dtype: str,
-    fit: str = "crop",
+    fit: str = "",
     option: str = "weights",
 ) -> ClipModel:
     """The model that a reward's options name; a UserError names the option at fault.
 
-    `option` is what the reward calls its option `weights`. Parameters from the same
-    files are shared by rewards, and by training and evaluation.
+    `option` is what the reward calls its option `weights`; `fit` is how a rectangle
+    becomes a square, if not as the folder says. Parameters from the same files are
+    shared by rewards, and by training and evaluation.
     """
     where = f"reward_options.{reward}"
     check_dtype(where, dtype)
@@ -104,8 +114,11 @@ def load(
             f"configuration of {weights} is needed"
         )
     network, params = _towers(weights_path, folder, dtype)
-    preprocess = Preprocess.from_folder(folder, network.config.vision.image_size)
-    preprocess = dataclasses.replace(preprocess, fit=fit)
+    theirs = clip_weights.is_open_clip(weights_path)
+    steps = Preprocess.from_open_clip if theirs else Preprocess.from_folder
+    preprocess = steps(folder, network.config.vision.image_size)
+    if fit:
+        preprocess = dataclasses.replace(preprocess, fit=fit)
     return ClipModel(
         network, params, preprocess, tokenizer(f"{where}.processor", folder)
     )

@@ -25,4 +25,4 @@ def make(
     def score(params, images, ids):
         return clip.logits(params, images, ids) / SCALE
 
-    return Scorer("pickscore", clip.params, score, clip.ids, microbatch)
+    return Scorer("pickscore", clip.params, score, clip.ids, microbatch, cut=clip.cut)

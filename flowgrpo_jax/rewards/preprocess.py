@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from flowgrpo_jax.errors import UserError, not_one_of
+from flowgrpo_jax.models.encoders.clip_weights import OPEN_CLIP_JSON
 from flowgrpo_jax.models.files import config_json
 
 # Those of OpenAI's CLIP, which OpenCLIP and BLIP also use.
@@ -83,6 +84,8 @@ def resize(
 
 
 BYTE = (1 / 255,)  # the only factor that brings bytes to [0, 1]
+# How open_clip makes a square -> how `Preprocess` calls it.
+RESIZE_MODES = {"shortest": "crop", "longest": "pad", "squash": "squash"}
 _KEYS = (
     *("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb"),
     *("size", "crop_size", "resample", "image_mean", "image_std", "default_to_square"),
@@ -95,7 +98,9 @@ class Preprocess:
     """Makes an image a square of `size` pixels and normalises it.
 
     With `fit` "crop" the shorter side gets `size` pixels and the middle is kept; with
-    "pad" the longer side gets them and black bars fill the rest.
+    "pad" the longer side gets them and black bars fill the rest; with "squash" both
+    sides get them, whatever the shape. Where the middle is no whole pixel, transformers
+    rounds down and torchvision, which open_clip uses, to the even one (`to_even`).
     """
 
     size: int = 224
@@ -103,6 +108,7 @@ class Preprocess:
     mean: tuple[float, ...] = MEAN
     std: tuple[float, ...] = STD
     fit: str = "crop"
+    to_even: bool = False
 
     @classmethod
     def from_folder(cls, folder: str | Path, size: int) -> "Preprocess":
@@ -139,6 +145,36 @@ class Preprocess:
             config_json.numbers(values, "image_std", STD, where),
         )
 
+    @classmethod
+    def from_open_clip(cls, folder: str | Path, size: int) -> "Preprocess":
+        """The steps in `preprocess_cfg` of the folder's open_clip_config.json.
+
+        UserError for a step that is not implemented, or for another size than the
+        network takes.
+        """
+        where = f"model: {Path(folder) / OPEN_CLIP_JSON}: preprocess_cfg"
+        given = config_json.read(folder, OPEN_CLIP_JSON).get("preprocess_cfg") or {}
+        if not isinstance(given, Mapping):
+            raise UserError(f"{where}: must be an object")
+        # What is null is as by default there.
+        values = {key: value for key, value in given.items() if value is not None}
+        only = {
+            "size": (size, [size, size]),
+            "mode": ("RGB",),
+            "interpolation": tuple(FILTERS),
+            "resize_mode": tuple(RESIZE_MODES),
+            "fill_color": (0,),
+        }
+        config_json.check_known(values, only, ("mean", "std"), where)
+        return cls(
+            size,
+            values.get("interpolation", "bicubic"),
+            config_json.numbers(values, "mean", MEAN, where),
+            config_json.numbers(values, "std", STD, where),
+            RESIZE_MODES[values.get("resize_mode", "shortest")],
+            to_even=True,
+        )
+
     def __call__(
         self, images: Float[Array, "image height width 3"]
     ) -> Float[Array, "image size size 3"]:
@@ -146,21 +182,23 @@ class Preprocess:
         sides = images.shape[1:3]
         if self.fit == "crop":  # the longer side is rounded down to whole pixels
             height, width = (self.size * side // min(sides) for side in sides)
-        else:
+        elif self.fit == "pad":
             height, width = (round(side * self.size / max(sides)) for side in sides)
+        else:
+            height, width = self.size, self.size
         images = resize(images, height, width, self.filter_name)
-        images = _centre(images, self.size)
+        images = _centre(images, self.size, self.to_even)
         return (images - jnp.asarray(self.mean)) / jnp.asarray(self.std)
 
 
 def _centre(
-    images: Float[Array, "image height width 3"], size: int
+    images: Float[Array, "image height width 3"], size: int, to_even: bool
 ) -> Float[Array, "image size size 3"]:
     """The square in the middle, with black bars where an image is smaller."""
     for axis in (1, 2):
         spare = images.shape[axis] - size
         if spare >= 0:
-            start = spare // 2
+            start = round(spare / 2) if to_even else spare // 2
             images = jax.lax.slice_in_dim(images, start, start + size, axis=axis)
         else:
             bars = [(0, 0)] * 4

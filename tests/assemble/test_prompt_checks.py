@@ -9,6 +9,7 @@ from flowgrpo_jax import config as configs
 from flowgrpo_jax.assemble import prompt_checks
 from flowgrpo_jax.data.prompts import Prompt
 from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.models.text import Cut
 from flowgrpo_jax.rewards import ocr, registry
 from flowgrpo_jax.rewards.service import replay
 from flowgrpo_jax.worlds.text import LetterTokenizer, WordTokenizer
@@ -116,3 +117,40 @@ def test_what_an_embedded_model_does_not_read_is_counted():
     cut, unknown = prompt_checks.notes(letters, [], held_out)
     assert cut.startswith("warning: eval.prompts: 1 of 3 are cut") and "abca" in cut
     assert "1 of 3" in unknown and "xyz" in unknown
+
+
+class Reads:
+    """Stands for text encoders, or for a reward that reads: a letter is a token."""
+
+    key = files = shapes = encoding = None  # of `PromptEncoders`, and not asked
+
+    def __init__(self, **limits):
+        self.limits = limits
+
+    def cut(self, texts):
+        found = [
+            Cut(name, limit, {text: len(text) for text in texts if len(text) > limit})
+            for name, limit in self.limits.items()
+        ]
+        return [one for one in found if one.tokens]
+
+
+def test_what_text_encoders_do_not_read_is_counted(monkeypatch):
+    """Oracle: by hand; a line an encoder, one for those that cut alike."""
+    for name, limit in (("alike", 4), ("short", 2)):
+        monkeypatch.setitem(
+            registry.REWARDS, name, lambda context, limit=limit: Reads(CLIP=limit)
+        )
+    monkeypatch.setitem(registry.REWARDS, "blind", lambda context: len)
+    context, prompts = registry.Context(), ["ab", "abcdef", "abcde", "ab", "abcde", ""]
+    lines = prompt_checks.cut(
+        Reads(CLIP=4, T5=9), ("alike", "short", "blind"), context, prompts, "prompts"
+    )
+    lost = "warning: prompts: 2 of 4 prompts lose tokens in CLIP"
+    assert lines == [
+        f"{lost} and CLIP of the reward alike (at most 2 of 6 tokens cut), such as "
+        "'abcdef'",
+        f"{lost} of the reward short (at most 4 of 6 tokens cut), such as 'abcdef'",
+    ]
+    for encoders in (None, Reads(T5=9)):
+        assert prompt_checks.cut(encoders, ("blind",), context, prompts, "x") == []

@@ -29,10 +29,6 @@ class Encoders(SD3PromptEncoders):
         like = {"context": (2, 3), "pooled": (4,)}
         return {k: jax.ShapeDtypeStruct(v, np.float32) for k, v in like.items()}
 
-    def cut(self, texts):
-        long = [text for text in texts if len(text) > 9]
-        return {"CLIP (9 tokens)": long} if long else {}
-
     def encoding(self):
         type(self).loads += 1
 
@@ -157,13 +153,3 @@ def test_the_plan_tells_what_the_prompts_take():
     config.num_iterations = 10_000
     line = line_of(config)
     assert line.startswith("at most 50,003 prompts to encode, 1.68 MB each, 84.1")
-
-
-def test_prompts_that_are_cut_are_told_once(encoders, tmp_path, capsys):
-    """Oracle: counting; one line for all, with one of them, and no second line."""
-    table = text_table.CachedTable(encoders, str(tmp_path), ["x" * 10, "y" * 99, "z"])
-    out = capsys.readouterr().out
-    assert "of 4 prompts the end is not read of 2 by CLIP (9 tokens), such as" in out
-    assert "x" * 10 in out and "y" * 61 not in out and out.count("warning") == 1
-    table.add(["x" * 11])
-    assert "warning" not in capsys.readouterr().out

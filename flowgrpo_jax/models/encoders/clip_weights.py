@@ -121,6 +121,7 @@ OPEN_CLIP_TABLE: Table = [
 ]
 
 
+OPEN_CLIP_JSON = "open_clip_config.json"
 # Of open_clip's configuration: what is read, and what only training looks at.
 _OPEN_CLIP_KEYS = {
     "model": ("embed_dim", "quick_gelu", "text_cfg", "vision_cfg", "init_logit_scale"),
@@ -161,13 +162,20 @@ def read(
     """
     folder = Path(folder)
     file = paths.local(weights) if weights else _weights_file(folder)
-    if "visual.conv1.weight" in weight_folders.contents(file):
-        values = config_json.read(folder, "open_clip_config.json")
+    if is_open_clip(file):
+        values = config_json.read(folder, OPEN_CLIP_JSON)
         config, table = open_clip_config(values), OPEN_CLIP_TABLE
     else:
         config, table = CLIPConfig.from_folder(folder), TABLE
     network = CLIP(config.with_dtype(dtype))
     return network, tensors.read(file, table, shapes(network), IGNORE)
+
+
+def is_open_clip(weights: str | Path) -> bool:
+    """Whether this file, or what `read` takes from this folder, is of open_clip."""
+    path = Path(weights)
+    file = _weights_file(path) if path.is_dir() else path
+    return "visual.conv1.weight" in weight_folders.contents(file)
 
 
 def _weights_file(folder: Path) -> Path:

@@ -60,6 +60,11 @@ def files(where: str, path: str, needed: Sequence[str]) -> Path:
     local = paths.local(path)
     if local.exists():
         return local
+    if local.suffix == ".safetensors":
+        raise UserError(
+            f"{where}: {path}: no such file: docs/rewards.md says how published weights "
+            "become one"
+        )
     if not _may_be_an_id(path):
         raise UserError(f"{where}: {path}: no such file or folder, nor a hub id")
     return _download(f"{where}: {path}", path, needed)

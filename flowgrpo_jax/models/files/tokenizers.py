@@ -3,12 +3,14 @@
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.models.files import config_json
+from flowgrpo_jax.models.text import Cut
 
 # Class in transformers, and the sets of files that it can be read from. Without one of
 # them transformers would make an empty vocabulary and say nothing.
@@ -16,6 +18,8 @@ _KINDS = {
     "clip": ("CLIPTokenizerFast", (("tokenizer.json",), ("vocab.json", "merges.txt"))),
     "t5": ("T5TokenizerFast", (("tokenizer.json",), ("spiece.model",))),
 }
+
+_AT_ONCE = 4096  # texts; their tokens take memory until they are counted
 
 
 class Tokenizer:
@@ -66,14 +70,26 @@ class Tokenizer:
         ).input_ids
         return ids.astype(np.int32)
 
-    def cut(self, prompts: Sequence[str]) -> list[str]:
-        """The prompts that have more tokens than `length`, start and end included."""
-        ids = self._tokenizer(list(prompts), verbose=False).input_ids
-        return [
-            prompt
-            for prompt, tokens in zip(prompts, ids, strict=True)
-            if len(tokens) > self.length
-        ]
+    def cut(self, encoder: str, prompts: Sequence[str]) -> list[Cut]:
+        """What `encoder` does not read of the prompts, see `cut`."""
+        return cut(encoder, self._tokenizer, prompts, self.length)
+
+
+def cut(encoder: str, tokenizer: Any, texts: Sequence[str], length: int) -> list[Cut]:
+    """What an encoder of `length` tokens does not read of the texts; [] if it reads all.
+
+    `tokenizer` is one of transformers. What is short enough whatever its words is not
+    tokenized: a character of ASCII makes at most one token, and two are added around
+    them.
+    """
+    suspects = [text for text in texts if len(text) + 2 > length or not text.isascii()]
+    found = {}
+    for start in range(0, len(suspects), _AT_ONCE):
+        part = suspects[start : start + _AT_ONCE]
+        ids = tokenizer(part, verbose=False, return_attention_mask=False).input_ids
+        counts = map(len, ids)
+        found |= {text: n for text, n in zip(part, counts, strict=True) if n > length}
+    return [Cut(encoder, length, found)] if found else []
 
 
 def _check_files(folder: Path) -> None:

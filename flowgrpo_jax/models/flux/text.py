@@ -118,7 +118,7 @@ def flux_tokenizer(folder: str | Path, max_sequence_length: int) -> JoinedTokeni
     check_length(max_sequence_length)
     folder = Path(folder)
     parts = [
-        ("CLIP", Tokenizer(folder / "tokenizer", "clip", CLIP_TOKENS)),
+        ("CLIP-L", Tokenizer(folder / "tokenizer", "clip", CLIP_TOKENS)),
         ("T5", Tokenizer(folder / "tokenizer_2", "t5", max_sequence_length)),
     ]
     return JoinedTokenizer(parts, CLIP_TOKENS + max_sequence_length)

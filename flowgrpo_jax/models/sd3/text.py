@@ -119,8 +119,8 @@ def sd3_tokenizer(
     check_length(max_sequence_length)
     folder = Path(folder)
     parts = [
-        ("CLIP", Tokenizer(folder / name, "clip", CLIP_TOKENS))
-        for name in ("tokenizer", "tokenizer_2")
+        (encoder, Tokenizer(folder / name, "clip", CLIP_TOKENS))
+        for encoder, name in (("CLIP-L", "tokenizer"), ("CLIP-G", "tokenizer_2"))
     ]
     if sd3_folder.has_t5(folder):
         large = Tokenizer(folder / "tokenizer_3", "t5", max_sequence_length)
