@@ -7,6 +7,7 @@ from pathlib import Path
 from flowgrpo_jax.data.prompts import Prompt
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.models import text
+from flowgrpo_jax.models.files import tokenizers
 from flowgrpo_jax.rewards import registry
 
 
@@ -71,28 +72,30 @@ def cut(
 ) -> list[str]:
     """A line for each text encoder that does not read all of the prompts.
 
-    Of the model, and of those rewards whose networks read the prompt. Encoders that
-    cut the same texts by as much share a line.
+    Of the model, and of those rewards whose networks read the prompt. Encoders of the
+    same tokens and length share a line.
     """
-    texts = list(dict.fromkeys(prompts))
-    found = [] if encoders is None else encoders.cut(texts)
+    readers = [] if encoders is None else encoders.readers()
     for name in names:
-        of_reward = getattr(registry.make(name, context), "cut", None)
-        for one in of_reward(texts) if of_reward else ():
-            encoder = f"{one.encoder} of the reward {name}"
-            found.append(dataclasses.replace(one, encoder=encoder))
-    readers: dict[tuple, list[str]] = {}
-    for one in found:
-        what = (one.limit, tuple(one.tokens.items()))
-        readers.setdefault(what, []).append(one.encoder)
+        reader = getattr(registry.make(name, context), "reader", None)
+        if reader is not None:
+            encoder = f"{reader.encoder} of the reward {name}"
+            readers.append(dataclasses.replace(reader, encoder=encoder))
+    texts = list(dict.fromkeys(prompts))
+    alike: dict[tuple, list[text.Reader]] = {}
+    for reader in readers:
+        what = (tokenizers.identity(reader.tokenizer), reader.limit)
+        alike.setdefault(what, []).append(reader)
     told = []
-    for (limit, tokens), alike in readers.items():
-        such, most = max(tokens, key=lambda one: one[1])
-        told.append(
-            f"warning: {key}: {len(tokens)} of {len(texts)} prompts lose tokens in "
-            f"{' and '.join(alike)} (at most {most - limit} of {most} tokens cut), "
-            f"such as {such[:60]!r}"
-        )
+    for (_, limit), some in alike.items():
+        if tokens := tokenizers.longer(some[0].tokenizer, texts, limit):
+            such = max(tokens, key=lambda one: tokens[one])
+            told.append(
+                f"warning: {key}: {len(tokens)} of {len(texts)} prompts lose tokens in "
+                f"{' and '.join(reader.encoder for reader in some)} (at most "
+                f"{tokens[such] - limit} of {tokens[such]} tokens cut), such as "
+                f"{such[:60]!r}"
+            )
     return told
 
 

@@ -17,7 +17,7 @@ from jaxtyping import Int
 
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.models.files.tokenizers import Tokenizer
-from flowgrpo_jax.models.text import Cut, TextEmbedding
+from flowgrpo_jax.models.text import Reader, TextEmbedding
 
 CLIP_TOKENS = 77
 _LONGEST = 512  # what T5 was trained with, and the most that diffusers allows
@@ -81,11 +81,9 @@ class JoinedTokenizer:
                     f"{known} (vocab_size)"
                 )
 
-    def cut(self, prompts: Sequence[str]) -> list[Cut]:
-        """What the encoders do not read of these prompts."""
-        return [
-            found for name, part in self._parts for found in part.cut(name, prompts)
-        ]
+    def readers(self) -> list[Reader]:
+        """The encoders and their tokenizers."""
+        return [part.reader(name) for name, part in self._parts]
 
 
 def check_length(max_sequence_length: int) -> None:
@@ -148,8 +146,8 @@ class FolderEncoders:
 
         return encode
 
-    def cut(self, texts: Sequence[str]) -> list[Cut]:
-        return self._tokenizer().cut(texts)
+    def readers(self) -> list[Reader]:
+        return self._tokenizer().readers()
 
     def _tokenizer(self) -> JoinedTokenizer:
         return self.networks.tokenizer(self.folder, self.max_sequence_length)

@@ -1,7 +1,7 @@
 """What a flow model sees of a prompt, whatever made it: its embedding, its token ids."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -36,16 +36,15 @@ class Tokenizer(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class Cut:
-    """The texts of which an encoder does not see the end.
+class Reader:
+    """A text encoder, how many tokens it takes, and its tokenizer of transformers.
 
-    `tokens`: how many each would have, those of start and end included, of which the
-    encoder takes `limit`.
+    Those of start and end are among the `limit`; what is longer is cut.
     """
 
     encoder: str
     limit: int
-    tokens: Mapping[str, int]
+    tokenizer: Any
 
 
 @runtime_checkable
@@ -68,6 +67,6 @@ class PromptEncoders(Protocol):
         """Loads the encoders; what it returns embeds prompts and holds them."""
         ...
 
-    def cut(self, texts: Sequence[str]) -> list[Cut]:
-        """What the encoders do not read of these texts, one of the list an encoder."""
+    def readers(self) -> list[Reader]:
+        """The encoders and their tokenizers."""
         ...

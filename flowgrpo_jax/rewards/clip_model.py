@@ -19,8 +19,8 @@ from flowgrpo_jax.data.prompts import Prompt
 from flowgrpo_jax.errors import UserError, not_one_of
 from flowgrpo_jax.models.encoders import clip_weights
 from flowgrpo_jax.models.encoders.clip import CLIP
-from flowgrpo_jax.models.files import hub, tokenizers
-from flowgrpo_jax.models.text import Cut
+from flowgrpo_jax.models.files import hub
+from flowgrpo_jax.models.text import Reader
 from flowgrpo_jax.rewards.preprocess import Preprocess
 
 CLIP_L = "openai/clip-vit-large-patch14"
@@ -49,17 +49,15 @@ class ClipModel:
             list(texts),
             padding="max_length",
             truncation=True,
-            max_length=self._length,
+            max_length=self.reader.limit,
         )
         return np.asarray(encoded["input_ids"], np.int32)
 
-    def cut(self, texts: Sequence[str]) -> list[Cut]:
-        """What the text tower does not read of these texts."""
-        return tokenizers.cut("CLIP", self.tokenizer, texts, self._length)
-
     @property
-    def _length(self) -> int:
-        return self.network.config.text.max_position_embeddings
+    def reader(self) -> Reader:
+        """The text tower and its tokenizer."""
+        length = self.network.config.text.max_position_embeddings
+        return Reader("CLIP", length, self.tokenizer)
 
     def embed_images(
         self, params: Any, images: Float[Array, "image height width 3"]

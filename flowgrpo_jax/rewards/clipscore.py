@@ -30,4 +30,6 @@ def make(
             return clip.cosine(params, images, ids)
         return clip.logits(params, images, ids) / SCALE
 
-    return Scorer("clipscore", clip.params, score, clip.ids, microbatch, cut=clip.cut)
+    return Scorer(
+        "clipscore", clip.params, score, clip.ids, microbatch, reader=clip.reader
+    )

@@ -27,4 +27,6 @@ def make(
             "says how to make it of HPS_v2.1_compressed.pt"
         )
     clip = clip_model.load("hpsv2", weights, processor, dtype, fit="pad")
-    return Scorer("hpsv2", clip.params, clip.cosine, clip.ids, microbatch, cut=clip.cut)
+    return Scorer(
+        "hpsv2", clip.params, clip.cosine, clip.ids, microbatch, reader=clip.reader
+    )

@@ -17,8 +17,8 @@ from flowgrpo_jax.data.prompts import Prompt
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.models.encoders import blip
 from flowgrpo_jax.models.encoders.blip import Blip, BlipConfig
-from flowgrpo_jax.models.files import hub, tensors, tokenizers
-from flowgrpo_jax.models.text import Cut
+from flowgrpo_jax.models.files import hub, tensors
+from flowgrpo_jax.models.text import Reader
 from flowgrpo_jax.rewards import clip_model, linear_head
 from flowgrpo_jax.rewards.preprocess import Preprocess
 from flowgrpo_jax.rewards.registry import Context
@@ -75,7 +75,5 @@ def scorer(config: BlipConfig, file: Path, words: Any, microbatch: int) -> Score
         ids = np.asarray(encoded["input_ids"], np.int32)
         return ids, np.asarray(encoded["attention_mask"], bool)
 
-    def cut(texts: Sequence[str]) -> list[Cut]:
-        return tokenizers.cut("BERT", words, texts, TOKENS)
-
-    return Scorer("imagereward", params, score, tokens, microbatch, cut=cut)
+    reader = Reader("BERT", TOKENS, words)
+    return Scorer("imagereward", params, score, tokens, microbatch, reader=reader)

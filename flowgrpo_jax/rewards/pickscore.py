@@ -25,4 +25,6 @@ def make(
     def score(params, images, ids):
         return clip.logits(params, images, ids) / SCALE
 
-    return Scorer("pickscore", clip.params, score, clip.ids, microbatch, cut=clip.cut)
+    return Scorer(
+        "pickscore", clip.params, score, clip.ids, microbatch, reader=clip.reader
+    )

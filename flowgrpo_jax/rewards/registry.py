@@ -16,7 +16,7 @@ from flowgrpo_jax.rewards.detection import Detector, Images
 # (images, prompts) -> measurements, each with one number per image. The one with the
 # reward's own name is the reward; the others are only reported. An attribute
 # `check_prompt` (see `prompt_checks`) refuses, before a run, prompts it cannot score;
-# `cut` (see `Scorer`) tells what of their texts it does not read.
+# `reader` is the encoder of their texts, where it has one.
 Reward = Callable[[Images, Sequence[Prompt]], dict[str, np.ndarray]]
 # The largest score: the sum of a few hundred of its squares still fits into float32.
 LARGEST = 1e18

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from flowgrpo_jax.data.prompts import Prompt
 from flowgrpo_jax.errors import UserError
-from flowgrpo_jax.models.text import Cut
+from flowgrpo_jax.models.text import Reader
 from flowgrpo_jax.rewards.detection import Images
 
 
@@ -23,8 +23,8 @@ class Scorer:
     `score` is pure and differentiable in the images: (params, images in [0, 1],
     conditions) -> scores. `conditions` computes its third argument from the prompts: a
     tree of arrays with a row for each prompt, such as tokens. `check_prompt` raises
-    ValueError for a prompt from which that cannot be computed. `cut` tells what of the
-    prompts' texts is not read, if the network reads them.
+    ValueError for a prompt from which that cannot be computed. `reader` is the encoder
+    of the prompts' texts, if the network reads them.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Scorer:
     conditions: Callable[[Sequence[Prompt]], Any]
     microbatch: int = 16
     check_prompt: Callable[[Prompt], None] | None = None
-    cut: Callable[[Sequence[str]], list[Cut]] | None = None
+    reader: Reader | None = None
 
     def __post_init__(self):
         if self.microbatch < 1:

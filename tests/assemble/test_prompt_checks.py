@@ -1,6 +1,7 @@
 """Prompts of a run: what its rewards cannot score, and what is worth a line."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -9,7 +10,8 @@ from flowgrpo_jax import config as configs
 from flowgrpo_jax.assemble import prompt_checks
 from flowgrpo_jax.data.prompts import Prompt
 from flowgrpo_jax.errors import UserError
-from flowgrpo_jax.models.text import Cut
+from flowgrpo_jax.models.folder_encoders import FolderEncoders
+from flowgrpo_jax.models.text import Reader
 from flowgrpo_jax.rewards import ocr, registry
 from flowgrpo_jax.rewards.service import replay
 from flowgrpo_jax.worlds.text import LetterTokenizer, WordTokenizer
@@ -119,38 +121,48 @@ def test_what_an_embedded_model_does_not_read_is_counted():
     assert "1 of 3" in unknown and "xyz" in unknown
 
 
-class Reads:
-    """Stands for text encoders, or for a reward that reads: a letter is a token."""
+class Letters:
+    """A tokenizer of transformers: a letter is a token; `state` makes it another one."""
 
-    key = files = shapes = encoding = None  # of `PromptEncoders`, and not asked
+    def __init__(self, state=""):
+        self.backend_tokenizer, self.state, self.calls = self, state, 0
 
-    def __init__(self, **limits):
-        self.limits = limits
+    def to_str(self):
+        return json.dumps({"state": self.state, "padding": id(self)})
 
-    def cut(self, texts):
-        found = [
-            Cut(name, limit, {text: len(text) for text in texts if len(text) > limit})
-            for name, limit in self.limits.items()
-        ]
-        return [one for one in found if one.tokens]
+    def __call__(self, texts, **_):
+        self.calls += 1
+        return SimpleNamespace(input_ids=[list(text) for text in texts])
+
+
+class Encoders(FolderEncoders):
+    def readers(self):
+        return [Reader("CLIP-L", 4, LETTERS), Reader("T5", 9, LETTERS)]
+
+
+LETTERS = Letters()
 
 
 def test_what_text_encoders_do_not_read_is_counted(monkeypatch):
-    """Oracle: by hand; a line an encoder, one for those that cut alike."""
-    for name, limit in (("alike", 4), ("short", 2)):
-        monkeypatch.setitem(
-            registry.REWARDS, name, lambda context, limit=limit: Reads(CLIP=limit)
-        )
-    monkeypatch.setitem(registry.REWARDS, "blind", lambda context: len)
+    """Oracle: by hand; a line an encoder, one for those of the same tokens."""
+    others = {
+        "alike": Reader("CLIP", 4, Letters()),
+        "other": Reader("CLIP", 4, Letters("other")),
+        "short": Reader("CLIP", 3, LETTERS),
+        "blind": None,
+    }
+    for name, reader in others.items():
+        reward = SimpleNamespace(reader=reader)
+        monkeypatch.setitem(registry.REWARDS, name, lambda context, it=reward: it)
     context, prompts = registry.Context(), ["ab", "abcdef", "abcde", "ab", "abcde", ""]
-    lines = prompt_checks.cut(
-        Reads(CLIP=4, T5=9), ("alike", "short", "blind"), context, prompts, "prompts"
-    )
+    encoders = Encoders("nowhere", 9, "float32")
+    lines = prompt_checks.cut(encoders, others, context, prompts, "prompts")
     lost = "warning: prompts: 2 of 4 prompts lose tokens in CLIP"
+    two = "(at most 2 of 6 tokens cut), such as 'abcdef'"
     assert lines == [
-        f"{lost} and CLIP of the reward alike (at most 2 of 6 tokens cut), such as "
-        "'abcdef'",
-        f"{lost} of the reward short (at most 4 of 6 tokens cut), such as 'abcdef'",
+        f"{lost}-L and CLIP of the reward alike {two}",
+        f"{lost} of the reward other {two}",
+        f"{lost} of the reward short (at most 3 of 6 tokens cut), such as 'abcdef'",
     ]
-    for encoders in (None, Reads(T5=9)):
-        assert prompt_checks.cut(encoders, ("blind",), context, prompts, "x") == []
+    assert others["alike"].tokenizer.calls == 0
+    assert prompt_checks.cut(None, ("blind",), context, prompts, "x") == []

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.models.files import tokenizers
 from flowgrpo_jax.models.files.tokenizers import Tokenizer
 from flowgrpo_jax.models.sd3 import text as sd3_text
 from flowgrpo_jax.models.sd3.prompts import SD3PromptEncoders
@@ -143,18 +144,32 @@ def test_what_is_cut_is_known(made):
         for _ in range(20)
     ]
     texts = list(dict.fromkeys([*PROMPTS, exact, exact + " red", *odd]))
-    found = {one.encoder: one for one in sd3_tokenizer(folder, 20).cut(texts)}
+    readers = {one.encoder: one for one in sd3_tokenizer(folder, 20).readers()}
     for name, tokenizer, most in (
         ("CLIP-L", pipeline.tokenizer, 77),
         ("CLIP-G", pipeline.tokenizer_2, 77),
         ("T5", pipeline.tokenizer_3, 20),
     ):
+        ours = readers[name]
+        assert ours.limit == most
         tokens = {text: len(tokenizer(text).input_ids) for text in texts}
-        assert found[name].limit == most
-        assert found[name].tokens == {t: n for t, n in tokens.items() if n > most}
-    assert found["CLIP-L"].tokens[exact + " red"] == 78
-    assert exact not in found["CLIP-L"].tokens
-    assert sd3_tokenizer(folder, 20).cut(["red", ""]) == []
+        found = tokenizers.longer(ours.tokenizer, texts, most)
+        assert found == {text: n for text, n in tokens.items() if n > most}
+        assert tokenizers.longer(ours.tokenizer, ["red", ""], most) == {}
+    clip = [readers[name].tokenizer for name in ("CLIP-L", "CLIP-G")]
+    found = tokenizers.longer(clip[0], texts, 77)
+    assert found[exact + " red"] == 78 and exact not in found
+
+
+def test_tokenizers_of_the_same_tokens(made, tmp_path):
+    """Oracle: an invariance; how they cut and pad does not tell them apart."""
+    folder = made[1]
+    one, other = (Tokenizer(folder / "tokenizer", "clip", n) for n in (77, 5))
+    one(["red"])
+    other(["red " * 9])
+    large = Tokenizer(folder / "tokenizer_3", "t5")
+    names = [tokenizers.identity(t.reader("x").tokenizer) for t in (one, other, large)]
+    assert names[0] == names[1] != names[2]
 
 
 @pytest.mark.parametrize("length", [0, 513])

@@ -1,6 +1,7 @@
 """Tokenizers of a diffusers folder, by way of transformers' fast ones."""
 
 import importlib.util
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from jaxtyping import Int
 
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.models.files import config_json
-from flowgrpo_jax.models.text import Cut
+from flowgrpo_jax.models.text import Reader
 
 # Class in transformers, and the sets of files that it can be read from. Without one of
 # them transformers would make an empty vocabulary and say nothing.
@@ -70,13 +71,13 @@ class Tokenizer:
         ).input_ids
         return ids.astype(np.int32)
 
-    def cut(self, encoder: str, prompts: Sequence[str]) -> list[Cut]:
-        """What `encoder` does not read of the prompts, see `cut`."""
-        return cut(encoder, self._tokenizer, prompts, self.length)
+    def reader(self, encoder: str) -> Reader:
+        """The encoder of that name, which takes these tokens."""
+        return Reader(encoder, self.length, self._tokenizer)
 
 
-def cut(encoder: str, tokenizer: Any, texts: Sequence[str], length: int) -> list[Cut]:
-    """What an encoder of `length` tokens does not read of the texts; [] if it reads all.
+def longer(tokenizer: Any, texts: Sequence[str], length: int) -> dict[str, int]:
+    """The texts of more than `length` tokens, start and end included, and how many.
 
     `tokenizer` is one of transformers. What is short enough whatever its words is not
     tokenized: a character of ASCII makes at most one token, and two are added around
@@ -89,7 +90,17 @@ def cut(encoder: str, tokenizer: Any, texts: Sequence[str], length: int) -> list
         ids = tokenizer(part, verbose=False, return_attention_mask=False).input_ids
         counts = map(len, ids)
         found |= {text: n for text, n in zip(part, counts, strict=True) if n > length}
-    return [Cut(encoder, length, found)] if found else []
+    return found
+
+
+def identity(tokenizer: Any) -> str | int:
+    """Equal for tokenizers that make the same tokens, however they cut and pad them."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return id(tokenizer)
+    told = json.loads(backend.to_str())
+    rest = {key: told[key] for key in told if key not in ("padding", "truncation")}
+    return json.dumps(rest, sort_keys=True)
 
 
 def _check_files(folder: Path) -> None:

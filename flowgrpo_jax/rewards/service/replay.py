@@ -47,7 +47,7 @@ class Replay:
         self._reward, self._lock = reward, threading.Lock()
         self.on_device = getattr(reward, "on_device", False)
         self.check_prompt = getattr(reward, "check_prompt", None)
-        self.cut = getattr(reward, "cut", None)
+        self.reader = getattr(reward, "reader", None)
         kept = {k: v for k, v in options.items() if k not in _NO_MATTER}
         self._config = json.dumps([name, kept], sort_keys=True, default=repr)
         self._where = f"reward_options.{name}.replay: {path}"
