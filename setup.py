@@ -21,6 +21,7 @@ setup(
     packages=[
         *find_packages(include=["flowgrpo_jax", "flowgrpo_jax.*"]),
         "flowgrpo_jax.configs",
+        *find_packages(include=["launch", "launch.*"]),
     ],
     package_dir={"flowgrpo_jax.configs": "configs"},
     package_data={

@@ -6,7 +6,7 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -63,9 +63,10 @@ def _status(main: Callable[[], int | None], values: flags.FlagValues) -> int:
         return _INTERRUPTED
 
 
-def parse(values: flags.FlagValues) -> None:
-    """Fill `values` from sys.argv; UserError for anything that is wrong there."""
-    argv = overrides.at_home(values.read_flags_from_files(sys.argv, force_gnu=False))
+def parse(values: flags.FlagValues, argv: Sequence[str] | None = None) -> None:
+    """Fill `values` from sys.argv or `argv`; UserError for anything that is wrong there."""
+    argv = values.read_flags_from_files(argv or sys.argv, force_gnu=False)
+    argv = overrides.at_home(argv)
     argv = overrides.from_package(argv)
     overrides.check(argv)
     try:

@@ -63,44 +63,65 @@ def main() -> None:
     config = cli.required_config(_CONFIG)
     if _TOPOLOGY.value is None:
         raise UserError("--topology: missing: give chips, such as v5e:2x4")
-    chip, _ = topology.parse(_TOPOLOGY.value, flops.CHIPS)
+    work, chip, why_not = workload(config, _TOPOLOGY.value)
+    costs = budget.of(work)
+    print(*describe(config, work, costs, chip), sep="\n")
+    if work.model.tokenizer is None:  # its encoders do not learn: a cache on disk
+        print(f"text            {text(config, work.model)}", flush=True)
+    answer = ""
+    for needed, answer in answers(config, work, costs, chip, why_not):
+        if _TABLE.value:  # the next program may take long
+            write_row(Path(_TABLE.value), table_row(costs, chip, needed, answer))
+    print(answer)
+
+
+def fit(config: ConfigDict, name: str) -> str:
+    """A line that begins with "fits", or tells what to change, for chips by their name."""
+    work, chip, why_not = workload(config, name)
+    *_, (_, answer) = answers(config, work, budget.of(work), chip, why_not)
+    return answer
+
+
+def workload(config: ConfigDict, name: str) -> tuple[PolicyWork, str, str | None]:
+    """(what runs on chips of this name, their kind, why it cannot be compiled here)."""
+    chip, _ = topology.parse(name, flops.CHIPS)
     # Chips of this machine are not needed, and another process may hold them.
     jax.config.update("jax_platforms", "cpu")
     checks.check(config)
-    mesh, why_not = topology.make_mesh(_TOPOLOGY.value, config.mesh.to_dict())
+    mesh, why_not = topology.make_mesh(name, config.mesh.to_dict())
     if assemble.pretrains(config):
         raise UserError(
             f"train.objective: {config.train.objective}: what pretraining costs is not "
             "estimated: give a config that learns from rewards"
         )
     work = assemble.make_policy_work(config, mesh, *assemble.abstract_model(config))
-    costs = budget.of(work)
-    print(*describe(config, work, costs, chip), sep="\n")
-    if work.model.tokenizer is None:  # its encoders do not learn: a cache on disk
-        print(f"text            {text(config, work.model)}", flush=True)
+    return work, chip, why_not
+
+
+def answers(
+    config: ConfigDict,
+    work: PolicyWork,
+    costs: budget.Budget,
+    chip: str,
+    why_not: str | None,
+) -> Iterator[tuple[dict[str, float], str]]:
+    """(bytes by program so far, "" or the answer): the last one has the answer."""
     memory = flops.CHIPS[chip].memory
-
-    def finish(needed: dict[str, float], answer: str) -> None:
-        if _TABLE.value:
-            write_row(Path(_TABLE.value), table_row(costs, chip, needed, answer))
-
     if why_not:
         print(f"compiled        no: {why_not}")
         needed = {"formula": float(sum(costs.bytes.values()))}
-        answer = verdict(config, mesh, needed, memory)
-    else:
-        needed = {}
-        try:
-            for name, size, taken in compile_programs(work):
-                needed[name] = size
-                figures = f"{budget.gigabytes(size)} ({taken:.0f} s)"
-                print(f"compiled        {name}: {figures}", flush=True)
-                finish(needed, "")  # the next one may take long
-            answer = verdict(config, mesh, needed, memory)
-        except topology.DoesNotFit as refusal:
-            answer = f"does not fit: {refusal}: {remedy(config, mesh)}"
-    print(answer)
-    finish(needed, answer)
+        yield needed, verdict(config, work.mesh, needed, memory)
+        return
+    needed = {}
+    try:
+        for name, size, taken in compile_programs(work):
+            needed[name] = size
+            figures = f"{budget.gigabytes(size)} ({taken:.0f} s)"
+            print(f"compiled        {name}: {figures}", flush=True)
+            yield needed, ""
+        yield needed, verdict(config, work.mesh, needed, memory)
+    except topology.DoesNotFit as refusal:
+        yield needed, f"does not fit: {refusal}: {remedy(config, work.mesh)}"
 
 
 def describe(

@@ -21,7 +21,7 @@ class Series:
     Attributes:
       name: for the legend and the tooltips.
       points: (x, y), x rising; y that is not finite is left out.
-      colour: 1, 2 or 3, of the colours of the style sheet.
+      colour: 1 to 8, of the colours of the style sheet.
       noisy: draw a running mean and the raw values faintly behind it.
     """
 

@@ -1,0 +1,13 @@
+"""Sweeps: many runs from one description, on any machine; nothing of a run is here.
+
+hyper.py       product, zipit, chainit, sweep, fixed: what a sweep is made of
+units.py       from a sweep to its units: what each is called and started with
+checks.py      every unit, looked at before anything starts
+sweep_dir.py   ROOT/XID: what was launched there
+unit.py        what a back end starts: one unit, its log, and how it ended
+states.py      how far each unit is, read from its workdir alone
+table.py       what came of it: text and one page
+command.py     the flags that all back ends share
+local.py xm.py slurm.py tpu_vm.py gke.py sky.py    the back ends
+sweeps/        ready sweeps
+"""

@@ -1,0 +1,1 @@
+"""Ready sweeps, by their file: --sweep=launch/sweeps/seeds.py. No code but sweep(hyper)."""

@@ -1,0 +1,46 @@
+"""Chips by the names of `estimate`, and what other programs call them."""
+
+from dataclasses import dataclass
+
+from flowgrpo_jax.cost import flops, topology
+from flowgrpo_jax.errors import UserError
+
+CPU = "cpu"
+
+
+@dataclass(frozen=True)
+class Chips:
+    """Chips that one unit gets.
+
+    Attributes:
+      kind: v5e, v6e, H100, ... or cpu.
+      count: how many chips.
+      sizes: of a TPU's torus, "2x4"; else their count.
+      estimated: the name for `estimate`, "" where it has no figures (cpu).
+    """
+
+    kind: str
+    count: int
+    sizes: str
+    estimated: str
+
+    @property
+    def is_tpu(self) -> bool:
+        return self.kind != CPU and flops.CHIPS[self.kind].matrix_unit is not None
+
+
+def parse(name: str) -> Chips:
+    """Chips of a name such as v5e:2x4, h100:8 or cpu; UserError for one there is not."""
+    if name.lower() == CPU:
+        return Chips(CPU, 0, "", "")
+    kind, colon, sizes = name.partition(":")
+    known = {chip.lower(): chip for chip in flops.CHIPS}
+    spelled = f"{known.get(kind.lower(), kind)}{colon}{sizes}"
+    try:
+        chip, _ = topology.parse(spelled, flops.CHIPS)
+    except UserError as error:
+        raise UserError(f"{error}; or cpu") from error
+    count = 1
+    for size in sizes.split("x"):
+        count *= int(size)
+    return Chips(chip, count, sizes, spelled)
