@@ -63,6 +63,11 @@ setup(
         # A protocol of uvicorn's is subclassed: the version that the tests passed on.
         "server": ["starlette>=1", "uvicorn>=0.54,<1"],
         "wandb": ["wandb"],
+        # Back ends of launch/, each for its own file.
+        "gke": ["xpk>=1.16"],
+        "sky": ["skypilot[gcp]>=0.14"],
+        "slurm": ["submitit>=1.5"],
+        "xm": ["xmanager>=0.8.5"],
         # Coverage-guided bytes beside hypothesis' drawn inputs (benchmarks/fuzz).
         "fuzz": ["atheris>=3", "hypothesis"],
         # torch (its CPU build where the index has one), diffusers and transformers are
@@ -80,6 +85,7 @@ setup(
             "pyyaml",
             "ruff",
             "starlette>=1",
+            "submitit>=1.5",
             "torch==2.13.0",
             "uvicorn>=0.54,<1",
         ],

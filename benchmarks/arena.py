@@ -1,12 +1,10 @@
 """Every recipe on the embedded world, under one budget of network evaluations.
 
 Command: python benchmarks/arena.py --recipes=flow_grpo,g2rpo --seeds=42,43,44
-A training pass (forward and backward) counts as three evaluations, every fixed policy
-that a loss asks as one. Iterations of all recipes cost about the same, so prompts per
-iteration differ. What learns is what configs/geneval.py names; the learning rate is
-RATE over the updates of an iteration, so that all may move as far. Runs that
-docs/arena.json holds are not made again; the table and the curves are written anew. A
-run there that is marked as of an earlier preset is made again once it is taken out.
+What the runs are, and what counts as an evaluation, is in launch/sweeps/arena.py. Runs
+that docs/arena.json holds are not made again; the table and the curves are written anew.
+A run there that is marked as of an earlier preset is made again once it is taken out.
+--sweep=ROOT/XID takes the finished units of a sweep that a launcher made of that file.
 """
 
 import json
@@ -16,115 +14,64 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
-import numpy as np
 from absl import app, flags
 
-from flowgrpo_jax import assemble, train
 from flowgrpo_jax import config as configs
-from flowgrpo_jax.assemble import specs
-from flowgrpo_jax.config import recipes
-from flowgrpo_jax.engine import credit
-from flowgrpo_jax.engine.planner import Planner
+from flowgrpo_jax import train
 from flowgrpo_jax.report.charts import Series, chart
 from flowgrpo_jax.report.templating import render
-from flowgrpo_jax.rl.objectives.table import OBJECTIVES
-from flowgrpo_jax.runtime import metric_names, platform
+from flowgrpo_jax.runtime import metric_names, platform, workdir
 from flowgrpo_jax.runtime.metrics import read_metrics
+from launch import states, sweep_dir
+from launch.sweeps import arena
 
-ROWS = [name for name in recipes.RECIPES if name != "pretrain"]
-_RECIPES = flags.DEFINE_list("recipes", ROWS, "Rows that take part.")
+_RECIPES = flags.DEFINE_list("recipes", arena.ROWS, "Rows that take part.")
 _SEEDS = flags.DEFINE_list("seeds", ["42", "43", "44"], "One run each.")
-_BUDGET = flags.DEFINE_integer("budget", 75_000, "Network evaluations of a run.")
-_ITERATION = flags.DEFINE_integer("iteration", 3_000, "And of one iteration, about.")
+_BUDGET = flags.DEFINE_integer("budget", arena.BUDGET, "Network evaluations of a run.")
+_ITERATION = flags.DEFINE_integer(
+    "iteration", arena.ITERATION, "And of one iteration, about."
+)
 _VALUES = flags.DEFINE_string("values", "{}", "JSON: what every run gets beside.")
+_SWEEP = flags.DEFINE_string("sweep", None, "ROOT/XID of runs made by a launcher.")
 _RESULTS = flags.DEFINE_string("results", "docs/arena.json", "Where runs are kept.")
 
 ACCURACY, DIVERSITY = (
     metric_names.accuracy(metric_names.OVERALL),
     metric_names.monitor("diversity"),
 )
-RATE = 4e-4  # learning rate times updates of an iteration
-BACKWARD = 3  # a forward and a backward pass, in forward passes
-EVALUATIONS = 3  # during a run, the last one included
-
-
-def config_of(recipe: str, seed: int, prompts: int = 2, iterations: int = 1):
-    """The embedded world's task with the row of a recipe."""
-    row = recipes.RECIPES[recipe].values
-    updates = row.get("updates_per_iteration", configs.base().updates_per_iteration)
-    if row.get("train.update_order") == "steps":
-        updates *= len(row["sample.branch_steps"])
-    return configs.make(
-        recipe=recipe,
-        task={
-            "group_size": 16,
-            "sample.guidance_scale": 1.0,
-            "reward_options": {"geneval": {"extra_object_penalty": 0.35}},
-            "train.use_lora": False,
-            "train.parameters": "add_|context|time_text",
-            "train.learning_rate": RATE / updates,
-            "train.adam_eps": 1e-10,
-            "train.weight_decay": 0.0,
-        },
-        by_recipe={recipe: json.loads(_VALUES.value)},
-        seed=seed,
-        num_iterations=iterations,
-        prompts_per_iteration=prompts,
-        checkpoint__every=10_000,
-        log__tensorboard=False,
-        eval__guidance_scale=1.0,
-        eval__images_per_task=50,
-        eval__every=max(1, iterations // EVALUATIONS),
-        eval__sde=False,
-        sample__eval_num_steps=20,
-    )
-
-
-def price(config) -> tuple[float, float]:
-    """(network evaluations, trained passes) of an iteration, per prompt."""
-    planner = Planner(specs.plan_spec(config), devices=1)
-    jobs = planner.jobs(0)
-    packed = planner.pack(jobs)
-    plans = [job.plan for job in jobs]
-    rollout = sum(len(made.evaluated) for made in plans)
-    objective = OBJECTIVES[config.train.objective]
-    if objective.consumes == "transitions":
-        edges = np.ones(sum(len(made.trained) for made in plans))
-        update_batch = credit.batch_of_actions(
-            specs.update_spec(config), jobs, packed, edges, 1
-        )
-        passes = update_batch.weight.any(-1).sum()
-    else:
-        rewards = np.tile(np.arange(config.group_size, dtype=float), (len(jobs), 1))
-        update_batch = credit.batch_of_samples(
-            specs.update_spec(config), packed, rewards, rewards, objective.grouping, 1
-        )
-        passes = update_batch.weight.sum()
-    asked = assemble.fixed_policies(config) - {"old_velocity"}
-    each = BACKWARD + len(asked)
-    return (rollout + passes * each) / len(jobs), passes / len(jobs)
-
-
-def settle(recipe: str, seed: int):
-    """(config, evaluations of an iteration) that fit the budget."""
-    updates = config_of(recipe, seed).updates_per_iteration
-    per_prompt, _ = price(config_of(recipe, seed, prompts=updates))
-    prompts = max(1, round(_ITERATION.value / per_prompt / updates)) * updates
-    iterations = max(EVALUATIONS, round(_BUDGET.value / (prompts * per_prompt)))
-    return config_of(recipe, seed, prompts, iterations), prompts * per_prompt
 
 
 def run(recipe: str, seed: int) -> dict:
     """One run; its curve over the budget."""
-    config, cost = settle(recipe, seed)
+    config, cost = arena.settle(
+        recipe, seed, _BUDGET.value, _ITERATION.value, json.loads(_VALUES.value)
+    )
     with tempfile.TemporaryDirectory() as folder:
         assert train.train(config, folder)
-        rows = read_metrics(folder)
+        return result(config, cost, folder)
+
+
+def launched(place: str) -> list[dict]:
+    """The results of the finished units in ROOT/XID of launch/sweeps/arena.py."""
+    sweep = sweep_dir.read(place)
+    found = []
+    for state in states.of(sweep):
+        if state.is_done:
+            folder = sweep.workdir(state.unit)
+            config = configs.from_json(workdir.read_config(folder))
+            _, cost = arena.settle(config.recipe, config.seed)
+            found.append(result(config, cost, folder))
+    return found
+
+
+def result(config, cost: float, folder: str | Path) -> dict:
+    """What is kept of a finished run."""
+    rows = read_metrics(folder)
     evals = [row for row in rows if row["kind"] == "eval"]
     steps = [row for row in rows if row["kind"] == "train"]
     return {
-        "recipe": recipe,
-        "seed": seed,
+        "recipe": config.recipe,
+        "seed": config.seed,
         "budget": _BUDGET.value,
         "prompts_per_iteration": config.prompts_per_iteration,
         "iterations": config.num_iterations,
@@ -172,7 +119,7 @@ def report(results: Sequence[dict], folder: Path) -> None:
         "diversity | iterations x prompts | seconds | seeds |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    order = [name for name in ROWS if name in by_recipe]
+    order = [name for name in arena.ROWS if name in by_recipe]
     for name in order:
         runs = by_recipe[name]
         last = [100 * one["accuracy"][-1] for one in runs]
@@ -223,10 +170,21 @@ def report(results: Sequence[dict], folder: Path) -> None:
     (folder / "arena.html").write_text(page)
 
 
+def _key(one: dict) -> tuple[str, int, int]:
+    return one["recipe"], one["seed"], one["budget"]
+
+
 def main(_):
     path = Path(_RESULTS.value)
     results = json.loads(path.read_text()) if path.exists() else []
-    done = {(one["recipe"], one["seed"], one["budget"]) for one in results}
+    if _SWEEP.value:
+        new = launched(_SWEEP.value)
+        made = set(map(_key, new))
+        results = [one for one in results if _key(one) not in made] + new
+        path.write_text(json.dumps(results, indent=1) + "\n")
+        report(results, path.parent)
+        return
+    done = set(map(_key, results))
     for seed in map(int, _SEEDS.value):
         for recipe in _RECIPES.value:
             if (recipe, seed, _BUDGET.value) in done:

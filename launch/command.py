@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NoReturn
 
 from absl import flags
@@ -16,6 +17,7 @@ from flowgrpo_jax.errors import UserError
 from launch import sweep_dir, units
 from launch.sweep_dir import SweepDir
 
+REPOSITORY = Path(__file__).parents[1]  # of this package, for machines that lack it
 Main = Callable[[list[str]], int | None]
 
 
@@ -77,6 +79,15 @@ def run(main: Main, values: flags.FlagValues, named: bool = False) -> NoReturn:
         return main(rest)
 
     cli.run(with_rest, values)
+
+
+def one_line(call: Callable[[], int | None]) -> int:
+    """What `call` returns; wrong input is one line and 2. For programs that parse flags."""
+    try:
+        return call() or 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return cli.WRONG_INPUT
 
 
 def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:

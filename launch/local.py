@@ -14,7 +14,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 from absl import flags
 
@@ -86,10 +85,8 @@ class Pool:
     def _start(self, unit: Unit) -> None:
         slot = self._free.pop(0)
         self._starts[unit.wid] = self._starts.get(unit.wid, 0) + 1
-        root = Path(__file__).parents[
-            1
-        ]  # where `launch` is, from wherever it was called
-        path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
+        places = [str(command.REPOSITORY), os.environ.get("PYTHONPATH")]
+        path = os.pathsep.join(filter(None, places))
         process = subprocess.Popen(
             [sys.executable, "-m", "launch.unit", *self._sweep.words(unit)],
             env=os.environ

@@ -6,6 +6,8 @@ from flowgrpo_jax.cost import flops, topology
 from flowgrpo_jax.errors import UserError
 
 CPU = "cpu"
+# The most chips of one machine.
+_HOST = {"v5e": 8, "v5p": 4, "v6e": 8, "tpu7x": 4, "H100": 8, "H200": 8}
 
 
 @dataclass(frozen=True)
@@ -44,3 +46,13 @@ def parse(name: str) -> Chips:
     for size in sizes.split("x"):
         count *= int(size)
     return Chips(chip, count, sizes, spelled)
+
+
+def one_machine(name: str, chips: Chips) -> None:
+    """UserError for chips of several machines: a unit is one process today."""
+    most = _HOST.get(chips.kind, chips.count)
+    if chips.count > most:
+        raise UserError(
+            f"--topology: {name}: {chips.count} chips are several machines, and a unit "
+            f"is one process today: give at most {most} of {chips.kind}"
+        )
