@@ -1,5 +1,8 @@
 """Train: `python -m flowgrpo_jax.main --config=configs/geneval.py`."""
 
+import shlex
+import sys
+
 from absl import flags
 from ml_collections import config_flags
 
@@ -49,7 +52,8 @@ def main() -> int:
     from flowgrpo_jax.train import train
 
     config = base_weights.at(config, _MODEL.value)
-    return 0 if train(config, workdir) else stopping.status()
+    command = shlex.join(["python", "-m", "flowgrpo_jax.main", *sys.argv[1:]])
+    return 0 if train(config, workdir, command) else stopping.status()
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ writes the rows that an undisturbed one writes.
 """
 
 import json
-import shlex
 import sys
 import time
 import types
@@ -35,11 +34,14 @@ from flowgrpo_jax.runtime.stopping import GracefulStop, Stopped
 from flowgrpo_jax.runtime.workdir import atomic_write, finished_line, open_workdir
 
 
-def train(config: ml_collections.ConfigDict, workdir: str | Path) -> bool:
+def train(
+    config: ml_collections.ConfigDict, workdir: str | Path, command: str = ""
+) -> bool:
     """Run to `num_iterations` (True), or until asked to stop by a signal (False).
 
-    Starts from the newest checkpoint of `workdir` if there is one. UserError for a
-    config that cannot run or a workdir that cannot be used.
+    Starts from the newest checkpoint of `workdir` if there is one. `command` is the
+    line that started it, if one did: the report shows it. UserError for a config that
+    cannot run or a workdir that cannot be used.
     """
     checks.check(config)
     for line in checks.remarks(config):
@@ -87,7 +89,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> bool:
         finished = finished and not stop.requested
         if finished:
             run.save(state, place.path)
-        _report(place.path, finished)
+        _report(place.path, finished, command)
         if finished:
             run.warn_if_unmoved(state)
     return finished
@@ -169,9 +171,8 @@ def _evaluate(run, state, iteration, final, writer, progress, place) -> None:
     progress.skip()
 
 
-def _report(workdir: Path, finished: bool) -> None:
+def _report(workdir: Path, finished: bool, command: str) -> None:
     """Write report.html; tell a finished run's scores before and after."""
-    command = shlex.join(["python", "-m", "flowgrpo_jax.main", *sys.argv[1:]])
     atomic_write(workdir / "report.json", json.dumps({"command": command}))
     path = page.write_report(workdir)
     if finished:
@@ -194,8 +195,10 @@ def _show_samples(run, state, iteration, writer, place) -> None:
 class _Callable(types.ModuleType):
     """`flowgrpo_jax.train(config, workdir)` is the function of this file."""
 
-    def __call__(self, config: ml_collections.ConfigDict, workdir: str | Path) -> bool:
-        return train(config, workdir)
+    def __call__(
+        self, config: ml_collections.ConfigDict, workdir: str | Path, command: str = ""
+    ) -> bool:
+        return train(config, workdir, command)
 
 
 sys.modules[__name__].__class__ = _Callable
