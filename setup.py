@@ -68,6 +68,8 @@ setup(
         "sky": ["skypilot[gcp]>=0.14"],
         "slurm": ["submitit>=1.5"],
         "xm": ["xmanager>=0.8.5"],
+        # colabs/: to run them, and to make the .ipynb of their sources.
+        "notebooks": ["ipykernel", "jupytext", "matplotlib", "nbclient"],
         # Coverage-guided bytes beside hypothesis' drawn inputs (benchmarks/fuzz).
         "fuzz": ["atheris>=3", "hypothesis"],
         # torch (its CPU build where the index has one), diffusers and transformers are
@@ -77,7 +79,11 @@ setup(
             "diffusers==0.42.1",
             "hypothesis",
             "import-linter",
+            "ipykernel",
+            "jupytext",
+            "matplotlib",
             "mypy",
+            "nbclient",
             "open_clip_torch==3.3.0",
             "peft",
             "pytest",

@@ -32,6 +32,7 @@ def test_citations_can_be_followed():
     golden = (ROOT / "docs" / "golden_numbers.md").read_text()
     sections = set(re.findall(r"^## (\d+) ", golden, re.MULTILINE))
     folders = ("tests", "benchmarks", "examples", "flowgrpo_jax", "configs", "docs")
+    folders += ("colabs",)
     files = [file for folder in folders for file in (ROOT / folder).rglob("*.*")]
     cited = set()
     for file in files:
@@ -50,6 +51,7 @@ def test_citations_can_be_followed():
 
 def test_links_between_documents_lead_somewhere():
     """Oracle: the files; a link goes out from the folder of its document."""
-    for file in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")):
+    folders = (ROOT, ROOT / "docs", ROOT / "colabs")
+    for file in (one for folder in folders for one in folder.glob("*.md")):
         for link in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", file.read_text()):
             assert (file.parent / link).exists(), f"{file}: {link}"
