@@ -44,6 +44,7 @@ WRONG = [
     ("--config.seed.x=1", "seed.x: unknown config key: did you mean seed?"),
     ("--config.zzzz=1", "zzzz: unknown config key: the keys are checkpoint, dtype"),
     ("--config.group_size=abc", "group_size: abc: must be a whole number, such as 16"),
+    ("--config.resolution=0x512", "resolution: 0x512: must be 0, pixels of a square"),
     ("--config.group_size=1.5", "group_size: 1.5: must be a whole number, such as 16"),
     ("--config.train.beta=x", "train.beta: x: must be a number, such as 0.4"),
     ("--config.train.ema=maybe", "train.ema: maybe: must be true or false"),
@@ -120,6 +121,9 @@ def test_right_values_arrive(parse):
     assert config.train.beta == 1.0 and config.sample.sde_window_range == (1, 3)
     other = parse(CONFIG, "--config.train.lora_targets=attn")["config"].value
     assert other.train.lora_targets == ("attn",)
+    for given, held in (("64x96", "64x96"), ("512", 512)):
+        other = parse(CONFIG, f"--config.resolution={given}")["config"].value
+        assert other.resolution == held
     other = parse(CONFIG, "--config.reward={'geneval': 2.0}")["config"].value
     assert other.reward.to_dict() == {"geneval": 2.0}
 

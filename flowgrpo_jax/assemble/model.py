@@ -2,6 +2,7 @@
 
 import functools
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,24 @@ from flowgrpo_jax.models.flow_model import FlowModel, Variables
 from flowgrpo_jax.models.spec import ModelSpec
 from flowgrpo_jax.rl.objectives.table import PRETRAINING
 from flowgrpo_jax.runtime import mesh as meshes
+from flowgrpo_jax.runtime.resolution import Size
 from flowgrpo_jax.worlds.registry import WORLDS
 
 
-def model_spec(config: ml_collections.ConfigDict) -> ModelSpec:
-    """Which model the config names, and how its networks are to be."""
+def model_spec(
+    config: ml_collections.ConfigDict, sizes: Sequence[Size] = ()
+) -> ModelSpec:
+    """Which model the config names, and how its networks are to be.
+
+    `sizes`: what prompts ask for beside the config's `resolution`.
+    """
     train = config.train
     return ModelSpec(
         name=config.model,
         path=config.model_path,
         transformer_path=config.transformer_path,
         resolution=config.resolution,
+        sizes=tuple(sizes),
         max_sequence_length=config.max_sequence_length,
         dtype=config.dtype,
         lora_rank=train.lora_rank if train.use_lora else 0,
@@ -36,13 +44,16 @@ def model_spec(config: ml_collections.ConfigDict) -> ModelSpec:
 
 
 def load_model(
-    config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh | None = None
+    config: ml_collections.ConfigDict,
+    mesh: jax.sharding.Mesh | None = None,
+    sizes: Sequence[Size] = (),
 ) -> tuple[FlowModel, Variables]:
     """The networks and pretrained weights that `model` names.
 
-    On the host; or large ones straight on the `mesh`, if one is given.
+    On the host; or large ones straight on the `mesh`, if one is given. `sizes` as in
+    `model_spec`.
     """
-    spec, code = model_spec(config), families.of(config.model).code
+    spec, code = model_spec(config, sizes), families.of(config.model).code
     place = code.find(spec)
     model = code.plan(spec, place)
     like = code.shapes(model, weights_dtype(config))
@@ -53,13 +64,20 @@ def load_model(
 
 
 def abstract_model(
-    config: ml_collections.ConfigDict,
+    config: ml_collections.ConfigDict, sizes: Sequence[Size] = ()
 ) -> tuple[FlowModel, Variables]:
     """The networks and the shapes of their weights; aliases need no download."""
-    spec, family = model_spec(config), families.of(config.model)
-    planned = bool(family.aliases.get(config.model)) and not config.model_path
-    model = family.code.plan(spec, None if planned else family.code.find(spec))
-    return model, family.code.shapes(model, weights_dtype(config))
+    code = families.of(config.model).code
+    model = code.plan(model_spec(config, sizes), place_of(config))
+    return model, code.shapes(model, weights_dtype(config))
+
+
+def place_of(config: ml_collections.ConfigDict) -> Path | None:
+    """Where the model's files lie; None for a released one, whose networks are known."""
+    family = families.of(config.model)
+    if family.aliases.get(config.model) and not config.model_path:
+        return None
+    return family.code.find(model_spec(config))
 
 
 def weights_dtype(config: ml_collections.ConfigDict) -> Any:
@@ -79,7 +97,9 @@ def new_model(config: ml_collections.ConfigDict) -> tuple[FlowModel, Variables]:
 
 
 def starting_model(
-    config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh | None = None
+    config: ml_collections.ConfigDict,
+    mesh: jax.sharding.Mesh | None = None,
+    sizes: Sequence[Size] = (),
 ) -> tuple[FlowModel, Variables]:
     """What a run begins with: pretraining with nothing, unless `model` is a file."""
     pretraining = config.train.objective == PRETRAINING
@@ -91,7 +111,9 @@ def starting_model(
             why=f"train.objective {PRETRAINING} learns from scenes of an embedded "
             "world",
         )
-    return new_model(config) if starts_fresh(config) else load_model(config, mesh)
+    if starts_fresh(config):
+        return new_model(config)
+    return load_model(config, mesh, sizes)
 
 
 def starts_fresh(config: ml_collections.ConfigDict) -> bool:

@@ -13,6 +13,7 @@ from flowgrpo_jax.config import families
 from flowgrpo_jax.models.flow_model import Variables
 from flowgrpo_jax.rewards import geneval, monitors, registry, scoring
 from flowgrpo_jax.rl.objectives.table import PRETRAINING
+from flowgrpo_jax.runtime import resolution
 from flowgrpo_jax.worlds.registry import WORLDS, World
 from flowgrpo_jax.worlds.sprites import detector
 
@@ -71,8 +72,8 @@ def try_rewards(
 
 def _image_size(config: ml_collections.ConfigDict) -> tuple[int, int]:
     """Height and width of the images that the config's model makes."""
-    if config.resolution:
-        return config.resolution, config.resolution
+    if size := resolution.parse(config.resolution):
+        return size
     if starts_fresh(config):  # there are no weights to ask
         model, variables = fresh_networks(config), Variables()
     else:

@@ -99,7 +99,8 @@ def base() -> ml_collections.ConfigDict:
             # Its transformer from here: a .safetensors file (ComfyUI's, its makers' or
             # diffusers') or a diffusers transformer folder; "" = the model's own
             "transformer_path": "",
-            "resolution": 0,  # pixels along a side; 0 = the model's own
+            # 512 pixels along both sides, or HEIGHTxWIDTH; 0 = the model's own
+            "resolution": ml_collections.FieldReference(0, field_type=object),
             "max_sequence_length": 256,  # T5 tokens of a prompt
             "negative_prompt": "",  # what guidance leads away from
             "embedding_cache": "~/.cache/flowgrpo_jax/embeddings",
@@ -317,6 +318,9 @@ def assign(config: ml_collections.ConfigDict, key: str, value: Any) -> None:
         node[last] = _group(dict(value))
         return
     group = isinstance(current, ml_collections.ConfigDict)
+    if key == "resolution" and isinstance(value, str):  # or a number
+        node[last] = int(value) if value.isdecimal() else value
+        return
     if isinstance(value, str) and not isinstance(current, str):
         inner = group and next(iter(current), "NAME")
         flag = f"--config.{key}.{inner}" if inner else f"--config.{key}"

@@ -19,7 +19,7 @@ from ml_collections.config_flags import tuple_parser
 
 from flowgrpo_jax.config import keys, recipes
 from flowgrpo_jax.errors import UserError, not_one_of, shown
-from flowgrpo_jax.runtime import paths
+from flowgrpo_jax.runtime import paths, resolution
 
 # Dotted key, the text after "=" if there is one, the next word of the command line.
 Override = tuple[str, str | None, str | None]
@@ -189,6 +189,11 @@ def _wanted(key: str, current: Any, text: str | None) -> str | None:
         return None if fits else "must be true or false"
     if text is None:
         return f"must have a value: --config.{key}=..."
+    if key == "resolution":
+        # absl would read 0x512 as another number.
+        return (
+            None if _parses(resolution.parse, text) else f"must be {resolution.WANTED}"
+        )
     if isinstance(current, ConfigDict):
         given = _literal(text)
         # An empty one takes anything that can be read: `values` looks at it.

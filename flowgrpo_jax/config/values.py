@@ -34,6 +34,7 @@ from flowgrpo_jax.rl.objectives.table import OBJECTIVES
 from flowgrpo_jax.rl.regularizer import KL_FORMS, REFERENCES
 from flowgrpo_jax.rl.step_weight import STEP_WEIGHTS
 from flowgrpo_jax.runtime import mesh as meshes
+from flowgrpo_jax.runtime import resolution
 
 WINDOWS = ("window", "random_window", "progressive_window")
 PLANS = ("all", "subset", *WINDOWS, "branch", "tree", "ode")
@@ -68,12 +69,20 @@ def _target(pattern: Any) -> rules.Fault | None:
     return fault and fault._replace(value=pattern)
 
 
+def _resolution(value: Any) -> rules.Fault | None:
+    try:
+        resolution.parse(value)
+    except ValueError:
+        return rules.Fault("", value, resolution.WANTED)
+    return None
+
+
 RULES: dict[str, Rule] = {
     "seed": _SEED,
     "model": text("a model: sprites, words, a folder or a hub id", empty=False),
     "model_path": text(),
     "transformer_path": text(),
-    "resolution": whole(0, 8192),
+    "resolution": _resolution,
     "max_sequence_length": whole(1, 512),
     "negative_prompt": text(),
     "embedding_cache": text("a folder", empty=False),

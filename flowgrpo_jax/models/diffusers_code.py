@@ -23,6 +23,8 @@ from flowgrpo_jax.models.files.lora_names import LayerNames, OriginalNames
 from flowgrpo_jax.models.flow_model import FlowModel, Variables
 from flowgrpo_jax.models.spec import ModelSpec
 from flowgrpo_jax.runtime import paths
+from flowgrpo_jax.runtime import resolution as resolutions
+from flowgrpo_jax.runtime.resolution import Resolution, Size
 
 
 class Classes(NamedTuple):
@@ -164,6 +166,20 @@ pipeline = {pipeline}.from_pretrained(base, transformer=transformer)"""
 base = {where}
 pipeline = {pipeline}.from_pretrained(base)
 pipeline.load_lora_weights(".")"""
+
+
+def picture_size(resolution: Resolution, own: int, step: int, most: int) -> Size:
+    """Height and width in pixels; `own` is a side of the square that the model draws.
+
+    UserError for sides that are no multiples of `step`, or above `most`.
+    """
+    size = resolutions.parse(resolution) or Size(own, own)
+    if any(side % step or side > most for side in size):
+        raise UserError(
+            f"resolution: {resolution}: must be 0 (the model's own, {own}) or multiples "
+            f"of {step}, at most {most}"
+        )
+    return size
 
 
 def check_latents(

@@ -9,7 +9,7 @@ reads and never learns), `vae` or `text` where the model has one, and for a LoRA
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, Literal, Protocol, cast, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, cast, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int
 from flowgrpo_jax.flow import schedule
 from flowgrpo_jax.models.denoiser import Denoiser, LatentShape
 from flowgrpo_jax.models.text import PromptEncoders, TextEmbedding, Tokenizer
+from flowgrpo_jax.runtime.resolution import Size
 
 Variables = dict[str, Any]
 
@@ -69,6 +70,11 @@ Latents = Float[Array, "sample row column latent"]
 class Autoencoder(Protocol):
     """Images in [0, 1] to latents and back, with weights of its own or none."""
 
+    @property
+    def downscale(self) -> int:
+        """Pixels along one side of what becomes one latent pixel."""
+        ...
+
     def encode(self, params: Variables, images: Images) -> Latents: ...
 
     def decode(self, params: Variables, latents: Latents) -> Images: ...
@@ -81,6 +87,8 @@ class Autoencoder(Protocol):
 @dataclasses.dataclass(frozen=True)
 class IdentityAutoencoder:
     """Latents are pixels in [-1, 1]; no weights."""
+
+    downscale: ClassVar[int] = 1
 
     def encode(self, params: Variables, images: Images) -> Latents:
         """Images in [0, 1] to latents."""
@@ -124,6 +132,14 @@ class FlowModel:
     predicts: Literal["velocity", "sample"] = "velocity"  # or the clean latent
     shift: Shift = Shift()
     transformer_path: str = ""  # of its weights, if not in the folder of the others
+
+    @property
+    def size(self) -> Size:
+        """Of the pictures, in pixels."""
+        height, width = (
+            side * self.autoencoder.downscale for side in self.latent_shape[:2]
+        )
+        return Size(height, width)
 
     @property
     def image_tokens(self) -> int:

@@ -107,6 +107,10 @@ class VAE:
 
     config: VAEConfig
 
+    @property
+    def downscale(self) -> int:
+        return self.config.downscale
+
     def encode(
         self, params: Params, images: Images, key: Array | None = None
     ) -> Latents:

@@ -11,7 +11,7 @@ from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.models.files.lora_files import Adapter
 from flowgrpo_jax.models.flow_model import FlowModel, Variables
 from flowgrpo_jax.models.spec import ModelSpec
-from flowgrpo_jax.runtime import paths
+from flowgrpo_jax.runtime import paths, resolution
 from flowgrpo_jax.worlds import embedded
 from flowgrpo_jax.worlds.registry import WORLDS
 
@@ -21,7 +21,6 @@ class EmbeddedCode:
 
     def find(self, spec: ModelSpec) -> Path:
         """The weights file of a world, or the file of that name; UserError for none."""
-        _check(spec)
         name = spec.name
         own = WORLDS[name].model.WEIGHTS if name in WORLDS else name
         path = paths.local(spec.path or own)
@@ -32,7 +31,6 @@ class EmbeddedCode:
 
     def plan(self, spec: ModelSpec, place: Path | None) -> FlowModel:
         """The networks in the file's size or, without a file, in a world's default size."""
-        _check(spec)
         if place is None:
             return _of_size(spec, WORLDS[spec.name].model.Size())
         try:
@@ -84,20 +82,18 @@ def _of_size(spec: ModelSpec, size: embedded.Size) -> FlowModel:
     model = WORLDS[size.world].model.make_model(
         size, spec.lora_rank, spec.lora_alpha, jnp.dtype(spec.dtype)
     )
-    network = model.denoiser.with_options(lora_targets=spec.lora_targets or None)
-    return dataclasses.replace(model, denoiser=network)
-
-
-def _check(spec: ModelSpec) -> None:
-    if spec.resolution:
+    if resolution.parse(spec.resolution) not in (None, model.size):
         raise UserError(
-            f"resolution: {spec.resolution}: must be 0: the embedded model has one"
+            f"resolution: {spec.resolution}: must be 0 or {model.size}, the one size of "
+            f"the embedded model {size.world}"
         )
     if spec.transformer_path:
         raise UserError(
             f"transformer_path: {spec.transformer_path}: the embedded model is one file: "
             "give that as model"
         )
+    network = model.denoiser.with_options(lora_targets=spec.lora_targets or None)
+    return dataclasses.replace(model, denoiser=network)
 
 
 def _not_of_diffusers(model: FlowModel) -> UserError:

@@ -51,6 +51,8 @@ def test_a_wrong_argument_is_named(argument, line):
     [
         ("group_size", 1, "must be at least 2"),
         ("recipe", "g2", "must be one of flow_grpo"),
+        ("resolution", "768x", "must be 0, pixels of a square such as 512, or HEIGHTx"),
+        ("resolution", 0.5, "must be 0, pixels"),
         ("dtype", "float8", "must be one of float32, bfloat16"),
         ("train.learning_rate", float("nan"), "must be above 0"),
         ("train.ema_decay", 1.5, "must be at least 0, below 1"),
@@ -83,6 +85,17 @@ def test_a_config_survives_the_workdir():
     held["train"]["gone"] = 1
     with pytest.raises(UserError, match=r"^train\.gone: unknown config key"):
         configs.from_json(held)
+
+
+def test_a_resolution_is_a_number_or_a_text():
+    """Oracle: by hand; a number is one wherever it comes from, for config.json."""
+    for given, held in (("768x1344", "768x1344"), ("512", 512)):
+        config = configs.make(f"resolution={given}")
+        assert config.resolution == held
+        checks.check(config)
+        assert configs.from_json(config.to_dict()).resolution == held
+    config.resolution = "64x96"
+    config.resolution = 512
 
 
 def test_a_dotted_path_names_a_reward():

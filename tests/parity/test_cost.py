@@ -25,8 +25,8 @@ def counted(network, *args, **kwargs) -> int:
 
 
 @pytest.mark.parametrize("config", [MEDIUM, LARGE, ODD], ids=["medium", "large", "odd"])
-@pytest.mark.parametrize("side, text", [(64, 205), (128, 333)])
-def test_transformer(config, side, text):
+@pytest.mark.parametrize("rows, columns, text", [(64, 64, 205), (96, 168, 333)])
+def test_transformer(config, rows, columns, text):
     """Oracle: FlopCounterMode over SD3Transformer2DModel on the meta device."""
     fields = {f.name for f in dataclasses.fields(config)}
     theirs = {
@@ -39,17 +39,18 @@ def test_transformer(config, side, text):
         network = SD3Transformer2DModel(**theirs)
         want = counted(
             network,
-            hidden_states=torch.empty(1, config.in_channels, side, side),
+            hidden_states=torch.empty(1, config.in_channels, rows, columns),
             encoder_hidden_states=torch.empty(1, text, config.joint_attention_dim),
             pooled_projections=torch.empty(1, config.pooled_projection_dim),
             timestep=torch.empty(1),
         )
-    made = cost.forward(config, (side // config.patch_size) ** 2, text)
+    made = cost.forward(config, rows * columns // config.patch_size**2, text)
     assert made.total == pytest.approx(want, rel=1e-3)
 
 
+@pytest.mark.parametrize("rows, columns", [(64, 64), (96, 40)])
 @pytest.mark.parametrize("widths, layers", [((128, 256, 512, 512), 2), ((32, 64), 1)])
-def test_decode(widths, layers):
+def test_decode(widths, layers, rows, columns):
     """Oracle: FlopCounterMode over AutoencoderKL's decoder on the meta device."""
     with torch.device("meta"):
         network = AutoencoderKL(
@@ -60,8 +61,8 @@ def test_decode(widths, layers):
             latent_channels=16,
             use_post_quant_conv=False,
         )
-        want = counted(network.decoder, torch.empty(1, 16, 64, 64))
+        want = counted(network.decoder, torch.empty(1, 16, rows, columns))
     made = operations.vae_decode(
-        64, 64, latent_channels=16, widths=widths, layers=layers
+        rows, columns, latent_channels=16, widths=widths, layers=layers
     )
     assert made == pytest.approx(want, rel=1e-3)

@@ -18,6 +18,7 @@ from flowgrpo_jax.engine.planner import Planner
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.inference import sampling
 from flowgrpo_jax.models.spec import ModelSpec
+from flowgrpo_jax.runtime import resolution
 from tests.parity import tiny_flux
 from tests.parity.test_pipeline import PROMPTS, assert_same_images
 from tests.parity.test_pipeline_run import WORDS, assert_reward_rises
@@ -35,18 +36,19 @@ def pipeline(request, tmp_path_factory):
     return made, folder, request.param
 
 
-def config_of(folder, cache, guidance=None, steps=None):
+def config_of(folder, cache, guidance=None, steps=None, resolution=64):
     config = configs.make(f"model={folder}")
     for key, value in families.of(str(folder)).sampling.items():
         configs.assign(config, key, value)
     config.embedding_cache = str(cache)
-    config.dtype, config.resolution, config.microbatch = "float32", 64, 2
+    config.dtype, config.resolution, config.microbatch = "float32", resolution, 2
     config.max_sequence_length = TOKENS
     return variants.with_options(config, 3, guidance, steps)
 
 
-def theirs(pipeline, config, height=64, width=64):
+def theirs(pipeline, config):
     """Images of diffusers from the noise that our package gives these prompts."""
+    height, width = resolution.parse(config.resolution)
     images = []
     for number, prompt in enumerate(PROMPTS):
         key = jax.random.key(config.eval.seed)
@@ -69,14 +71,14 @@ def theirs(pipeline, config, height=64, width=64):
     return np.stack(images)
 
 
-@pytest.mark.parametrize("guidance", [None, 1.0])
-def test_images(pipeline, tmp_path, guidance):
+@pytest.mark.parametrize("guidance, size", [(None, 64), (1.0, "48x96")])
+def test_images(pipeline, tmp_path, guidance, size):
     """Oracle: diffusers' FluxPipeline, fp32, its own default steps and guidance.
 
     schnell takes no guidance: its pipeline ignores the scale, and so do we.
     """
     made, folder, _ = pipeline
-    config = config_of(folder, tmp_path, guidance)
+    config = config_of(folder, tmp_path, guidance, resolution=size)
     assert families.of(str(folder)).name == "flux"
     assert config.sample.eval_num_steps == 28
     images = sampling.sample(
@@ -93,12 +95,12 @@ SIGMAS = {
 }
 
 
-@pytest.mark.parametrize("resolution", SIGMAS)
-def test_sigmas_depend_on_the_size(resolution):
+@pytest.mark.parametrize("side", SIGMAS)
+def test_sigmas_depend_on_the_size(side):
     """Oracle: sigmas printed from diffusers' scheduler, to their six digits."""
     row = families.of("flux.1-dev")
-    model = row.code.plan(ModelSpec("flux.1-dev", resolution=resolution), None)
-    wanted = np.array(SIGMAS[resolution].split(), float)
+    model = row.code.plan(ModelSpec("flux.1-dev", resolution=side), None)
+    wanted = np.array(SIGMAS[side].split(), float)
     np.testing.assert_allclose(model.sigmas(6), wanted, atol=6e-7)
     config = configs.make("model=flux.1-dev")
     config.sample.schedule = "by_tokens"
@@ -119,9 +121,12 @@ def test_schnell_and_the_fixed_shift():
 def test_what_cannot_be(pipeline, tmp_path):
     """Oracle: the lines, by hand."""
     config = config_of(pipeline[1], tmp_path)
-    config.resolution = 72
-    with pytest.raises(UserError, match="resolution: 72: must be 0 .*1024.* of 16"):
-        restore.base(config)
+    for wrong in (72, "64x72", "4112x64"):
+        config.resolution = wrong
+        with pytest.raises(
+            UserError, match=f"n: {wrong}: must be 0 .*1024.* of 16, at"
+        ):
+            restore.base(config)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.flow import schedule
 from flowgrpo_jax.inference import sampling
 from flowgrpo_jax.models.folder_encoders import FolderEncoders
+from flowgrpo_jax.runtime import resolution
 from tests.parity import tiny_sd3
 
 PROMPTS = ["a photo of the red circle", "the sign that reads hello"]
@@ -31,10 +32,12 @@ def pipeline(tmp_path_factory):
     return tiny_sd3.write_pipeline(folder), folder
 
 
-def config_of(folder, cache, guidance=4.5, negative="", recipe="flow_grpo"):
+def config_of(
+    folder, cache, guidance=4.5, negative="", recipe="flow_grpo", resolution=64
+):
     config = configs.make(f"model={folder},recipe={recipe}")
     config.embedding_cache = str(cache)
-    config.dtype, config.resolution = "float32", 64
+    config.dtype, config.resolution = "float32", resolution
     config.max_sequence_length, config.negative_prompt = TOKENS, negative
     config.microbatch = 2
     return variants.with_options(config, 3, guidance, STEPS)
@@ -42,18 +45,19 @@ def config_of(folder, cache, guidance=4.5, negative="", recipe="flow_grpo"):
 
 def theirs(pipeline, config, guidance):
     """Images of diffusers from the noise that our package gives these prompts."""
-    side, images = config.resolution // 8, []
+    height, width = resolution.parse(config.resolution)
+    images = []
     for number, prompt in enumerate(PROMPTS):
         key = jax.random.key(config.eval.seed)
         for counter in (number, 0, 0):  # prompt, member, step
             key = jax.random.fold_in(key, counter)
-        noise = jax.random.normal(key, (side, side, 16))
+        noise = jax.random.normal(key, (height // 8, width // 8, 16))
         latents = torch.from_numpy(np.array(noise)).permute(2, 0, 1)[None]
         made = pipeline(
             prompt,
             negative_prompt=config.negative_prompt,
-            height=config.resolution,
-            width=config.resolution,
+            height=height,
+            width=width,
             num_inference_steps=STEPS,
             guidance_scale=guidance,
             latents=latents,
@@ -73,11 +77,14 @@ def assert_same_images(ours, wanted):
     assert difference.mean() <= 1 / 255 and difference.max() <= 3 / 255
 
 
-@pytest.mark.parametrize("guidance, negative", [(4.5, ""), (1.0, ""), (4.5, NEGATIVE)])
-def test_images(pipeline, tmp_path, guidance, negative):
+@pytest.mark.parametrize(
+    "guidance, negative, size",
+    [(4.5, "", 64), (1.0, "", 64), (4.5, NEGATIVE, "48x96")],
+)
+def test_images(pipeline, tmp_path, guidance, negative, size):
     """Oracle: diffusers' StableDiffusion3Pipeline, fp32."""
     theirs_pipeline, folder = pipeline
-    config = config_of(folder, tmp_path, guidance, negative)
+    config = config_of(folder, tmp_path, guidance, negative, resolution=size)
     images = sampling.sample(
         *restore.make_pipeline(config, restore.base(config), PROMPTS), len(PROMPTS), 1
     )[:, 0]
@@ -136,6 +143,9 @@ def test_what_cannot_be(pipeline, tmp_path):
     config = config_of(pipeline[1], tmp_path)
     config.resolution = 72
     with pytest.raises(UserError, match="resolution: 72: must be 0 .*own, 64.* of 16"):
+        restore.base(config)
+    config.resolution = "64x208"  # its positional table has 12 x 12 patches
+    with pytest.raises(UserError, match="resolution: 64x208: .* of 16, at most 192"):
         restore.base(config)
     config.resolution = 64
     config.train.lora_path, config.train.use_lora = "x", False

@@ -6,9 +6,13 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.models import vae
-from flowgrpo_jax.models.diffusers_code import Classes, DiffusersCode, check_latents
+from flowgrpo_jax.models.diffusers_code import (
+    Classes,
+    DiffusersCode,
+    check_latents,
+    picture_size,
+)
 from flowgrpo_jax.models.files import scheduler, tensors
 from flowgrpo_jax.models.files.lora_names import OriginalNames
 from flowgrpo_jax.models.flow_model import FlowModel
@@ -44,14 +48,15 @@ class FluxCode(DiffusersCode):
             kind = jnp.dtype(spec.dtype).name
             prompts = FluxPromptEncoders(str(place), spec.max_sequence_length, kind)
         check_latents((config.latent_channels,) * 2, coder, place)
-        side = _latent_side(coder, spec.resolution)
+        step = coder.downscale * PATCH
+        size = picture_size(spec.resolution, _OWN_RESOLUTION, step, _MOST)
         network = FluxDenoiser(config).with_options(
             lora_rank=spec.lora_rank,
             lora_alpha=spec.lora_alpha,
             lora_targets=spec.lora_targets or None,
             dtype=jnp.dtype(spec.dtype),
         )
-        tokens = (side // PATCH) ** 2
+        tokens = (size.height // step) * (size.width // step)
         if place is None:
             held = presets.SCHEDULERS[spec.name]
             shift = scheduler.read_shift(held, tokens, f"model: {spec.name}: scheduler")
@@ -61,7 +66,11 @@ class FluxCode(DiffusersCode):
             name=spec.name,
             denoiser=network,
             autoencoder=vae.VAE(coder),
-            latent_shape=(side, side, config.latent_channels),
+            latent_shape=(
+                size.height // coder.downscale,
+                size.width // coder.downscale,
+                config.latent_channels,
+            ),
             text_tokens=spec.max_sequence_length,
             prompts=prompts,
             # The pipeline gives the scheduler its sigmas: from 1 to 1 / num_steps.
@@ -85,16 +94,6 @@ class FluxCode(DiffusersCode):
 def _config(model: FlowModel) -> FluxConfig:
     assert isinstance(model.denoiser, FluxDenoiser)
     return model.denoiser.config
-
-
-def _latent_side(coder: vae.VAEConfig, resolution: int) -> int:
-    step = coder.downscale * PATCH
-    if resolution % step or resolution > _MOST:
-        raise UserError(
-            f"resolution: {resolution}: must be 0 (the model's own, {_OWN_RESOLUTION}) "
-            f"or a multiple of {step}, at most {_MOST}"
-        )
-    return (resolution or _OWN_RESOLUTION) // coder.downscale
 
 
 CODE = FluxCode()

@@ -8,9 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.models import vae
-from flowgrpo_jax.models.diffusers_code import Classes, DiffusersCode, check_latents
+from flowgrpo_jax.models.diffusers_code import (
+    Classes,
+    DiffusersCode,
+    check_latents,
+    picture_size,
+)
 from flowgrpo_jax.models.files import scheduler, tensors
 from flowgrpo_jax.models.files.lora_names import OriginalNames
 from flowgrpo_jax.models.flow_model import FlowModel, Shift, Variables, overlay
@@ -44,10 +48,19 @@ class SD3Code(DiffusersCode):
             kind = jnp.dtype(spec.dtype).name
             prompts = SD3PromptEncoders(str(place), spec.max_sequence_length, kind)
         check_latents((config.in_channels, config.out_channels), coder, place)
-        side = _latent_side(config, coder, spec.resolution)
-        patches = side // config.patch_size
+        step = coder.downscale * config.patch_size
+        own = config.sample_size * coder.downscale
+        most = config.pos_embed_max_size * step
+        size = picture_size(spec.resolution, own, step, most)
+        rows, columns = size.height // step, size.width // step
+        others = [picture_size(str(one), own, step, most) for one in spec.sizes]
+        # Of the positional table, what the highest and the widest picture need.
+        crop = (
+            max(one.height for one in (size, *others)) // step,
+            max(one.width for one in (size, *others)) // step,
+        )
         network = SD3Denoiser(
-            dataclasses.replace(config, position_crop=(patches, patches))
+            dataclasses.replace(config, position_crop=crop)
         ).with_options(
             lora_rank=spec.lora_rank,
             lora_alpha=spec.lora_alpha,
@@ -58,10 +71,14 @@ class SD3Code(DiffusersCode):
             name=spec.name,
             denoiser=network,
             autoencoder=vae.VAE(coder),
-            latent_shape=(side, side, config.in_channels),
+            latent_shape=(
+                size.height // coder.downscale,
+                size.width // coder.downscale,
+                config.in_channels,
+            ),
             text_tokens=CLIP_TOKENS + spec.max_sequence_length,
             prompts=prompts,
-            shift=Shift() if place is None else scheduler.shift(place, patches**2),
+            shift=Shift() if place is None else scheduler.shift(place, rows * columns),
             transformer_path=spec.transformer_path,
         )
 
@@ -97,18 +114,6 @@ class SD3Code(DiffusersCode):
 def _config(model: FlowModel) -> MMDiTConfig:
     assert isinstance(model.denoiser, SD3Denoiser)
     return model.denoiser.config
-
-
-def _latent_side(config: MMDiTConfig, coder: vae.VAEConfig, resolution: int) -> int:
-    step = coder.downscale * config.patch_size
-    most = config.pos_embed_max_size * step
-    own = config.sample_size * coder.downscale
-    if resolution % step or resolution > most:
-        raise UserError(
-            f"resolution: {resolution}: must be 0 (the model's own, {own}) or a "
-            f"multiple of {step}, at most {most}"
-        )
-    return (resolution or own) // coder.downscale
 
 
 CODE = SD3Code()

@@ -141,3 +141,16 @@ def test_pretraining_paints_the_words_of_its_captions():
         2 * np.asarray(WORLDS["words"].render(scenes))[numbers] - 1,
         atol=1e-6,
     )
+
+
+def test_a_world_has_one_size():
+    """Oracle: the lines, by hand; height first."""
+    config = config_of("pretrain_words.py")
+    config.resolution = "12x24"
+    assert assemble.fresh_networks(config).latent_shape == (12, 24, 3)
+    for wrong in ("24x12", 512):
+        config.resolution = wrong
+        with pytest.raises(
+            UserError, match=f"^resolution: {wrong}: must be 0 or 12x24"
+        ):
+            assemble.fresh_networks(config)
