@@ -7,7 +7,8 @@ Expected: HPS 0.305 to 0.376 and CLIP 0.388 to 0.406 on HPDv2's 400 test prompts
 Needs: FLUX.1-dev from the hub; HPSv2.1 and DFN's ViT-H/14, which are published as
 pickles, converted into reward_models (docs/rewards.md says how); prompts of HPDv2, one
 a line, in dataset/hpsv2: train.txt is prompts.txt of DanceGRPO's repository, of which
-the authors take the first 50,000, test.txt is data/prompts_test.txt of MixGRPO's.
+the authors take the first 50,000 without Chinese, test.txt is data/prompts_test.txt of
+MixGRPO's.
 Command: python -m flowgrpo_jax.main --config=configs/hpsv2.py
 Choose:  configs/hpsv2.py:recipe=g2rpo_released (granularities 1 and 2: a fifth less)
          configs/hpsv2.py:recipe=dance_grpo, or mix_grpo (what G2RPO is compared with)

@@ -152,8 +152,13 @@ def test_what_text_encoders_do_not_read_is_counted(monkeypatch):
         "blind": None,
     }
     for name, reader in others.items():
-        reward = SimpleNamespace(reader=reader)
-        monkeypatch.setitem(registry.REWARDS, name, lambda context, it=reward: it)
+
+        def make(context, reader=reader):
+            reward = lambda images, prompts: {}  # noqa: E731
+            reward.reader = reader
+            return reward
+
+        monkeypatch.setitem(registry.REWARDS, name, make)
     context, prompts = registry.Context(), ["ab", "abcdef", "abcde", "ab", "abcde", ""]
     encoders = Encoders("nowhere", 9, "float32")
     lines = prompt_checks.cut(encoders, others, context, prompts, "prompts")
