@@ -82,7 +82,7 @@ def cut(
             encoder = f"{reader.encoder} of the reward {name}"
             readers.append(dataclasses.replace(reader, encoder=encoder))
     texts = list(dict.fromkeys(prompts))
-    alike: dict[tuple, list[text.Reader]] = {}
+    alike: dict[tuple[str | int, int], list[text.Reader]] = {}
     for reader in readers:
         what = (tokenizers.identity(reader.tokenizer), reader.limit)
         alike.setdefault(what, []).append(reader)

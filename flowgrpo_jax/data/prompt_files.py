@@ -58,7 +58,11 @@ def _lines(path: Path, key: str) -> list[str]:
         ) from error
     except (OSError, ValueError) as error:  # ValueError for a NUL in a path
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{key}: {path}: cannot be read ({reason})") from error
+        absent = isinstance(error, FileNotFoundError)
+        where = (
+            ": a config says at its top where its prompts are from" if absent else ""
+        )
+        raise UserError(f"{key}: {path}: cannot be read ({reason}){where}") from error
     # Not splitlines(): it also cuts at separators that may stand inside a prompt.
     text = text.rstrip()
     lines = [line.strip().removeprefix(_BOM).strip() for line in text.split("\n")]

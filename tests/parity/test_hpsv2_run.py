@@ -81,7 +81,10 @@ def test_two_iterations(config, capsys):
             {"reward_options.clipscore.weights": "reward_models/DFN5B.safetensors"},
             "reward_options.clipscore.weights: .*DFN5B.safetensors: no such file: docs",
         ),
-        ({"prompts": "dataset/hpsv2/train.txt"}, "^prompts: dataset/hpsv2/train.txt: "),
+        (
+            {"prompts": "dataset/hpsv2/train.txt"},
+            "^prompts: dataset/hpsv2/train.txt: cannot be read .*: a config says at its top",
+        ),
     ],
 )
 def test_what_is_missing_is_told(change, line, config, tmp_path):

@@ -84,7 +84,7 @@ def longer(tokenizer: Any, texts: Sequence[str], length: int) -> dict[str, int]:
     them.
     """
     suspects = [text for text in texts if len(text) + 2 > length or not text.isascii()]
-    found = {}
+    found: dict[str, int] = {}
     for start in range(0, len(suspects), _AT_ONCE):
         part = suspects[start : start + _AT_ONCE]
         ids = tokenizer(part, verbose=False, return_attention_mask=False).input_ids
