@@ -77,15 +77,13 @@ class Pool:
             self._live.show()
             time.sleep(_TURN)
         self._live.show(at_once=True)
-        for number, handler in zip(
-            (signal.SIGINT, signal.SIGTERM), before, strict=True
-        ):
+        for number, handler in zip(_SIGNALS, before, strict=True):
             signal.signal(number, handler)
 
     def _start(self, unit: Unit) -> None:
         slot = self._free.pop(0)
         self._starts[unit.wid] = self._starts.get(unit.wid, 0) + 1
-        places = [str(command.REPOSITORY), os.environ.get("PYTHONPATH")]
+        places = [os.environ.get("PYTHONPATH"), str(command.REPOSITORY)]
         path = os.pathsep.join(filter(None, places))
         process = subprocess.Popen(
             [sys.executable, "-m", "launch.unit", *self._sweep.words(unit)],

@@ -38,7 +38,8 @@ _TURN = 0.1  # seconds between two looks at the run
 _PIDS = ("pid", "child")
 _PR_SET_PDEATHSIG = 1
 
-_children: list[subprocess.Popen] = []  # that `run` has started here
+# What `run` has started in this process: the run, its workdir and its record.
+_running: list[tuple[subprocess.Popen, Path, dict[str, Any]]] = []
 
 
 def run(
@@ -75,7 +76,7 @@ def run(
             start_new_session=not shared,
             preexec_fn=lambda: _prepare(here, cpus),
         )
-    _children.append(child)
+    _running.append((child, workdir, record))
     if not shared:
         _pass_on(child)
     if launcher := os.environ.get(LAUNCHER):
@@ -104,10 +105,15 @@ def is_running(workdir: Path) -> bool:
 
 
 def stop() -> None:
-    """Ask the runs that `run` started in this process to save, and wait until they end."""
-    for child in _children:
+    """Ask the runs that `run` started in this process to save, and wait until they end.
+
+    May be called by a handler of a signal that interrupted `run`, which may hold the
+    lock of its Popen: hence not `child.wait`.
+    """
+    for child, workdir, record in _running:
         child.terminate()
-        child.wait()
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        _write(workdir, record | {"code": 128 + signal.SIGTERM, "ended": time.time()})
 
 
 def by_hand(
