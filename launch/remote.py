@@ -47,7 +47,17 @@ def chips(options: Options) -> Chips:
 
 
 def unfinished(sweep: SweepDir) -> list[Unit]:
-    """Units that are not finished, as far as their workdirs are here to tell."""
+    """Units that are not finished, as far as their workdirs are here to tell.
+
+    UserError for a config that only this machine has.
+    """
+    for unit in sweep.units:
+        source = unit.words[0].removeprefix("--config=")
+        if Path(source.partition(":")[0]).is_absolute():
+            raise UserError(
+                f"unit {unit.wid}: --config: {source}: is a path of this machine: give "
+                "one inside the checkout, such as configs/geneval.py"
+            )
     return [one.unit for one in states.of(sweep) if not one.is_done]
 
 

@@ -53,7 +53,7 @@ def run(
     workdir = Path(_workdir(words))
     workdir.mkdir(parents=True, exist_ok=True)
     before = read(workdir) or {}
-    while any(_is_running(before.get(pid), before, workdir) for pid in _PIDS):
+    while is_running(workdir):
         time.sleep(_TURN)  # that of a launcher that was killed is still saving
     here = os.getpid()
     record = {
@@ -101,7 +101,7 @@ def read(workdir: Path) -> dict[str, Any] | None:
 def is_running(workdir: Path) -> bool:
     """Whether a process works on the unit now, here or on a host that still writes."""
     record = read(workdir) or {}
-    return _is_running(record.get("pid"), record, workdir)
+    return any(_is_running(record.get(pid), record, workdir) for pid in _PIDS)
 
 
 def stop() -> None:

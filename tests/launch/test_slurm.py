@@ -128,10 +128,10 @@ def test_an_array_on_two_nodes_goes_on_after_a_requeue(
     flags(["slurm", "--cpus=1", "--minutes=30"])
     assert slurm.main([]) == 0
     job = capsys.readouterr().out.split("job ")[1].split("_")[0]
-    wait_for(lambda: words(sweep) == ["running", *["finished"] * 3], 120)
+    wait_for(lambda: words(sweep) == ["running", *["finished"] * 3], 300)
     run("scancel", "--signal=TERM", f"{job}_0")
-    wait_for(lambda: words(sweep)[0] == "stopped")
-    wait_for(lambda: not run("squeue", "--noheader", f"--jobs={job}").strip())
+    wait_for(lambda: words(sweep)[0] == "stopped", 300)
+    wait_for(lambda: not run("squeue", "--noheader", f"--jobs={job}").strip(), 300)
     (tmp_path / "gate").touch()
     run("scontrol", "requeue", f"{job}_0")
     wait_for(lambda: words(sweep) == ["finished"] * 4, 300)
@@ -148,7 +148,7 @@ def test_a_job_whose_time_is_up_saves_and_is_queued_again(
     flags(["slurm", "--cpus=1", "--minutes=30"])
     assert slurm.main([]) == 0
     job = capsys.readouterr().out.split("job ")[1].split("_")[0]
-    wait_for(lambda: words(sweep) == ["running", *["finished"] * 3], 120)
+    wait_for(lambda: words(sweep) == ["running", *["finished"] * 3], 300)
     run("scancel", "--signal=USR2", f"{job}_0")
     name = sweep.units[0].name
     wait_for(lambda: f"saved {name}" in fakes.events(tmp_path))
