@@ -3,11 +3,13 @@
 hyper.py       product, zipit, chainit, sweep, fixed: what a sweep is made of
 units.py       from a sweep to its units: what each is called and started with
 checks.py      every unit, looked at before anything starts
+topologies.py  chips by the names of `estimate`, and what others call them
 sweep_dir.py   ROOT/XID: what was launched there
 unit.py        what a back end starts: one unit, its log, and how it ended
 states.py      how far each unit is, read from its workdir alone
-table.py       what came of it: text and one page
-command.py     the flags that all back ends share
+live.py        the table that a launcher shows while it waits
+results.py table.py page.py    what came of it: text and one page
+command.py slots.py remote.py  what back ends share: flags, devices, other machines
 local.py xm.py slurm.py tpu_vm.py gke.py sky.py    the back ends
 sweeps/        ready sweeps
 """

@@ -17,7 +17,7 @@ from pathlib import Path
 from absl import flags
 
 from flowgrpo_jax.errors import UserError
-from launch import command, remote
+from launch import command, remote, topologies
 from launch.sweep_dir import SweepDir
 from launch.topologies import Chips
 from launch.units import Unit
@@ -39,11 +39,8 @@ _RETRIES = flags.DEFINE_integer(
     "retries", 20, "Starts again of a unit that a signal ended.", 0, flag_values=FLAGS
 )
 _GRACE = 300  # seconds from a SIGTERM to the end of a pod: a checkpoint's time
-# Cores, not chips, are counted in a v5p's name; a tpu7x is named by its torus.
+# What is named by its torus, or is no TPU.
 _DEVICES = {
-    "v5e": "v5litepod-{count}",
-    "v5p": "v5p-{cores}",
-    "v6e": "v6e-{count}",
     "tpu7x": "tpu7x-{sizes}",
     "H100": "h100-80gb-{count}",
     "H200": "h200-141gb-{count}",
@@ -52,11 +49,11 @@ _DEVICES = {
 
 def device_type(chips: Chips) -> str:
     """What xpk calls these chips; UserError for a CPU."""
+    if chips.kind in topologies.TPU_IMAGES:
+        return chips.accelerator_type
     if chips.kind not in _DEVICES:
         raise UserError(f"--topology: {chips.kind}: GKE is for chips: give v6e:2x2")
-    return _DEVICES[chips.kind].format(
-        count=chips.count, cores=2 * chips.count, sizes=chips.sizes
-    )
+    return _DEVICES[chips.kind].format(count=chips.count, sizes=chips.sizes)
 
 
 def argv(sweep: SweepDir, unit: Unit, chips: Chips) -> list[str]:
@@ -94,9 +91,7 @@ def main(extra: list[str]) -> None:
     command.program("xpk", "pip install 'flowgrpo_jax[gke]'")
     chips = remote.chips(_OPTIONS)
     device_type(chips)
-    for flag in (_CLUSTER, _PROJECT, _ZONE, _IMAGE):
-        if not flag.value:
-            raise UserError(f"--{flag.name}: missing: xpk needs it")
+    remote.required("xpk", _CLUSTER, _PROJECT, _ZONE, _IMAGE)
     sweep = command.prepared(_OPTIONS, extra)
     todo = remote.unfinished(sweep)
     for unit in todo:

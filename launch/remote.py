@@ -46,6 +46,13 @@ def chips(options: Options) -> Chips:
     return topologies.parse(options.topology.value)
 
 
+def required(program: str, *holders: flags.FlagHolder) -> None:
+    """UserError for the first of these flags that has no value."""
+    for holder in holders:
+        if not holder.value:
+            raise UserError(f"--{holder.name}: missing: {program} needs it")
+
+
 def unfinished(sweep: SweepDir) -> list[Unit]:
     """Units that are not finished, as far as their workdirs are here to tell.
 

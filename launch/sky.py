@@ -28,12 +28,6 @@ _BUCKET = flags.DEFINE_string(
 )
 _SPOT = flags.DEFINE_bool("spot", True, "Machines that may be taken away.", FLAGS)
 _PYTHON = "~/env/bin/python"
-# Of a TPU's own image; for a v5e SkyPilot's default is that of older chips.
-_RUNTIMES = {
-    "v5e": "v2-alpha-tpuv5-lite",
-    "v5p": "v2-alpha-tpuv5",
-    "v6e": "v2-alpha-tpuv6e",
-}
 
 
 def task(sweep: SweepDir, unit: Unit, chips: Chips, repository: str) -> dict[str, Any]:
@@ -63,15 +57,18 @@ def resources(chips: Chips) -> dict[str, Any]:
         return {"cpus": "8+"}
     if not chips.is_tpu:
         return {"accelerators": f"{chips.kind}:{chips.count}"}
-    if chips.kind not in _RUNTIMES:
+    if chips.kind not in topologies.TPU_IMAGES:
         raise UserError(
             f"--topology: {chips.kind}: SkyPilot has no such chips: give one of "
-            f"{', '.join(_RUNTIMES)}, H100 or H200"
+            f"{', '.join(topologies.TPU_IMAGES)}, H100 or H200"
         )
     count = 2 * chips.count if chips.kind == "v5p" else chips.count
     return {
         "accelerators": f"tpu-{chips.kind}-{count}",
-        "accelerator_args": {"runtime_version": _RUNTIMES[chips.kind], "tpu_vm": True},
+        "accelerator_args": {
+            "runtime_version": topologies.TPU_IMAGES[chips.kind],
+            "tpu_vm": True,
+        },
     }
 
 

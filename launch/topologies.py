@@ -8,6 +8,12 @@ from flowgrpo_jax.errors import UserError
 CPU = "cpu"
 # The most chips of one machine.
 _HOST = {"v5e": 8, "v5p": 4, "v6e": 8, "tpu7x": 4, "H100": 8, "H200": 8}
+# The image of a TPU VM; for a v5e the default of some programs is that of older chips.
+TPU_IMAGES = {
+    "v5e": "v2-alpha-tpuv5-lite",
+    "v5p": "v2-alpha-tpuv5",
+    "v6e": "v2-alpha-tpuv6e",
+}
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,12 @@ class Chips:
     @property
     def is_tpu(self) -> bool:
         return self.kind != CPU and flops.CHIPS[self.kind].matrix_unit is not None
+
+    @property
+    def accelerator_type(self) -> str:
+        """Google Cloud's name of a TPU: a v5p's counts cores, two to a chip."""
+        count = 2 * self.count if self.kind == "v5p" else self.count
+        return f"{'v5litepod' if self.kind == 'v5e' else self.kind}-{count}"
 
 
 def parse(name: str) -> Chips:

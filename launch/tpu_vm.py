@@ -5,10 +5,9 @@ python -m launch.tpu_vm --config=configs/geneval.py:model=sd3.5-medium \\
   --bucket=BUCKET --max_parallel=2 --spot
 
 For each unit: create, wait until it is there, copy this checkout, install, start, follow
-its log, delete. A VM that is preempted is created again, and the unit goes on from its
-last checkpoint in the bucket, which gcsfuse mounts where --remote_root is. --dry_run prints every
-command. Commands go to all workers of a VM, of which there is one: a unit is one process
-today.
+its log, delete. A VM that is preempted is created again, and its unit goes on from the
+bucket, which gcsfuse mounts. --dry_run prints every command. They go to all workers of a
+VM, of which there is one: a unit is one process today.
 """
 
 import shlex
@@ -33,22 +32,12 @@ _PROJECT = flags.DEFINE_string("project", None, "Project of Google Cloud.", FLAG
 _ZONE = flags.DEFINE_string("zone", None, "Zone of the VMs.", FLAGS)
 _BUCKET = flags.DEFINE_string("bucket", None, "Name of the bucket of workdirs.", FLAGS)
 _SPOT = flags.DEFINE_bool("spot", False, "VMs that may be taken away.", FLAGS)
-_PARALLEL = flags.DEFINE_integer(
-    "max_parallel", 1, "VMs at once.", 1, flag_values=FLAGS
-)
+_PARALLEL = flags.DEFINE_integer("max_parallel", 1, "VMs.", 1, flag_values=FLAGS)
 _RETRIES = flags.DEFINE_integer(
     "retries", 20, "New VMs for a unit whose VM was taken.", 0, flag_values=FLAGS
 )
-_POLL = flags.DEFINE_float(
-    "poll", 30.0, "Seconds between two questions.", flag_values=FLAGS
-)
+_POLL = flags.DEFINE_float("poll", 30.0, "Seconds of a wait.", flag_values=FLAGS)
 _PYTHON = "~/env/bin/python"
-# Type of accelerator and image; cores, not chips, are counted in a v5p's name.
-_KINDS = {
-    "v5e": ("v5litepod-{count}", "v2-alpha-tpuv5-lite"),
-    "v5p": ("v5p-{cores}", "v2-alpha-tpuv5"),
-    "v6e": ("v6e-{count}", "v2-alpha-tpuv6e"),
-}
 # What a queued resource is once no VM will come of it, or no longer is.
 _GONE = ("SUSPENDED", "SUSPENDING", "FAILED")
 _INSTALL = f"""set -e; mkdir -p {_MOUNT} repo; tar -xzf repo.tar.gz -C repo
@@ -63,11 +52,10 @@ class Machine:
     """The VM of one unit."""
 
     def __init__(self, sweep: SweepDir, unit: Unit, chips: Chips):
-        self._unit, self._chips = unit, chips
+        self._unit, self._chips, root = unit, chips, _REMOTE.root.value
         self._name = remote.name(sweep, unit)
-        run = remote.command(sweep, unit, _REMOTE.root.value, _PYTHON)
-        self._run = f"cd repo && {run}"
-        self._record = f"{_REMOTE.root.value}/{sweep.xid}/{unit.name}/unit.json"
+        self._run = f"cd repo && {remote.command(sweep, unit, root, _PYTHON)}"
+        self._record = f"{root}/{sweep.xid}/{unit.name}/unit.json"
 
     def run(self, archive: Path) -> None:
         """Create the VM and run the unit on it, again if it is taken; then delete it."""
@@ -87,13 +75,11 @@ class Machine:
                 self._queued("delete", "--quiet", "--force")
 
     def _create(self) -> None:
-        kind, image = _KINDS[self._chips.kind]
-        count = self._chips.count
         self._queued(
             "create",
             f"--node-id={self._name}",
-            f"--accelerator-type={kind.format(count=count, cores=2 * count)}",
-            f"--runtime-version={image}",
+            f"--accelerator-type={self._chips.accelerator_type}",
+            f"--runtime-version={topologies.TPU_IMAGES[self._chips.kind]}",
             *(["--spot"] if _SPOT.value else []),
         )
         while (state := self._state()) != "ACTIVE":
@@ -103,18 +89,18 @@ class Machine:
 
     def _start(self, archive: Path) -> None:
         where = f"{self._name}:repo.tar.gz"
-        self._gcloud("tpu-vm", "scp", str(archive), where, "--worker=all")
+        gcloud("tpu-vm", "scp", str(archive), where, "--worker=all")
         self._ssh(_INSTALL.format(bucket=shlex.quote(_BUCKET.value)))
-        detached = f"nohup bash -c {shlex.quote(self._run)}"
-        self._ssh(f"{detached} > unit.out 2>&1 < /dev/null &")
+        run = f"nohup bash -c {shlex.quote(self._run)} > unit.out 2>&1 < /dev/null &"
+        self._ssh(run)
 
     def _follow(self) -> None:
         """Show the log until the unit has ended; a lost connection ends nothing."""
-        ended = _REMOTE.dry_run.value
+        follow = "tail -n +1 -F unit.out --pid=$(pgrep -o -f launch.unit)"
         while True:
-            self._ssh("tail -n +1 -F unit.out --pid=$(pgrep -o -f launch.unit)", "0")
+            self._ssh(follow, "0")
             told = self._ssh(f"cat {shlex.quote(self._record)}", "0")
-            if ended or '"code"' in told:
+            if _REMOTE.dry_run.value or '"code"' in told:
                 return
             time.sleep(_POLL.value)
 
@@ -123,30 +109,30 @@ class Machine:
         return "ACTIVE" if _REMOTE.dry_run.value else told.strip()
 
     def _queued(self, verb: str, *words: str) -> str:
-        return self._gcloud("queued-resources", verb, self._name, *words)
+        return gcloud("queued-resources", verb, self._name, *words)
 
     def _ssh(self, line: str, worker: str = "all") -> str:
-        words = (self._name, f"--worker={worker}", f"--command={line}")
-        return self._gcloud("tpu-vm", "ssh", *words)
+        where = self._name, f"--worker={worker}"
+        return gcloud("tpu-vm", "ssh", *where, f"--command={line}")
 
-    def _gcloud(self, *words: str) -> str:
-        place = [f"--project={_PROJECT.value}", f"--zone={_ZONE.value}"]
-        argv = ["gcloud", "compute", "tpus", *words, *place]
-        return remote.call(argv, _REMOTE.dry_run.value)
+
+def gcloud(*words: str) -> str:
+    """What a command about TPUs prints; UserError if it fails."""
+    place = f"--project={_PROJECT.value}", f"--zone={_ZONE.value}"
+    return remote.call(
+        ["gcloud", "compute", "tpus", *words, *place], _REMOTE.dry_run.value
+    )
 
 
 def main(extra: list[str]) -> None:
     if not _REMOTE.dry_run.value:
         command.program("gcloud", "install the Google Cloud CLI, then `gcloud init`")
     chips = remote.chips(_OPTIONS)
-    if chips.kind not in _KINDS:
-        raise UserError(
-            f"--topology: {chips.kind}: must be one of {', '.join(_KINDS)} on a TPU VM"
-        )
+    if chips.kind not in topologies.TPU_IMAGES:
+        kinds = ", ".join(topologies.TPU_IMAGES)
+        raise UserError(f"--topology: {chips.kind}: must be one of {kinds} on a TPU VM")
     topologies.one_machine(_OPTIONS.topology.value, chips)
-    for flag in (_PROJECT, _ZONE, _BUCKET):
-        if not flag.value:
-            raise UserError(f"--{flag.name}: missing: gcloud needs it")
+    remote.required("gcloud", _PROJECT, _ZONE, _BUCKET)
     sweep = command.prepared(_OPTIONS, extra)
     machines = [Machine(sweep, unit, chips) for unit in remote.unfinished(sweep)]
     with tempfile.TemporaryDirectory() as folder:
