@@ -36,6 +36,12 @@ _BEAT = 15.0  # seconds between two touches of unit.json
 _SILENCE = 120.0  # of another host: longer than this, and the unit is no longer there
 _TURN = 0.1  # seconds between two looks at the run
 _PIDS = ("pid", "child")
+_DEVICES = (  # variables that give a process some of a machine's
+    "CUDA_VISIBLE_DEVICES",
+    "TPU_VISIBLE_CHIPS",
+    "TPU_CHIPS_PER_PROCESS_BOUNDS",
+    "TPU_PROCESS_BOUNDS",
+)
 _PR_SET_PDEATHSIG = 1
 
 # What `run` has started in this process: the run, its workdir and its record.
@@ -121,9 +127,7 @@ def by_hand(
 ) -> str:
     """The line for a shell that runs the same on the same devices."""
     visible = [
-        f"{name}={value}"
-        for name, value in os.environ.items()
-        if name in ("CUDA_VISIBLE_DEVICES", "TPU_VISIBLE_CHIPS")
+        f"{name}={value}" for name, value in os.environ.items() if name in _DEVICES
     ]
     pinned = ["taskset", "-c", ",".join(map(str, cpus))] if cpus else []
     start = ["env", *visible] if visible else []

@@ -4,6 +4,7 @@ import dataclasses
 import re
 import runpy
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from flowgrpo_jax import config as configs
@@ -41,7 +42,7 @@ def load(source: str | None, config: str) -> hyper.Points:
     path, _, function = (source or config.partition(":")[0]).partition(":")
     name = function or "sweep"
     try:
-        found = runpy.run_path(overrides.installed(path))
+        found = runpy.run_path(_installed(path))
         if name not in found:
             raise UserError(
                 f"--sweep: {path}: has no function {name}(hyper): give a file that "
@@ -61,6 +62,14 @@ def load(source: str | None, config: str) -> hyper.Points:
             "give the points of a sweep, as launch/sweeps/seeds.py does"
         ) from error
     return _points(points, f"--sweep: {path}: {name}")
+
+
+def _installed(path: str) -> str:
+    """A ready sweep or a config from where the package is installed, if not here."""
+    name = Path(path)
+    if name.parts[:2] == ("launch", "sweeps") and not name.exists():
+        return str(Path(__file__).parent.joinpath(*name.parts[1:]))
+    return overrides.installed(path)
 
 
 def _points(given: Any, what: str) -> hyper.Points:

@@ -32,7 +32,7 @@ def get_config(arg=None):
 def sweep(hyper):
     return hyper.product([
         hyper.sweep("config.seed", [1, 2]),
-        hyper.sweep("config.train.learning_rate", [1e-3, 1e-2]),
+        hyper.fixed("config.train.learning_rate", 1e-2),
     ])
 """
 
@@ -64,26 +64,26 @@ def same(workdir, other):
 @pytest.mark.skipif(
     sys.platform != "linux" or len(os.sched_getaffinity(0)) < 2, reason="two cores"
 )
-def test_two_by_two_with_a_launcher_that_is_killed(config, tmp_path):
+def test_a_sweep_whose_launcher_is_killed(config, tmp_path):
     """Oracle: a run by hand, by the line that the unit's log begins with."""
     root = tmp_path / "runs"
     two = "--max_parallel=2"
     first = launcher("launch.local", config, root, two)
     sweep = root / "1"
-    wait_for(lambda: len(list(sweep.glob("*/checkpoints/2"))) > 0, 300)
+    wait_for(lambda: len(list(sweep.glob("*/checkpoints/2"))) > 0, 600)
     first.kill()
     first.communicate()
     before = states.of(sweep_dir.read(sweep))
     second = launcher("launch.local", config, root, two)
-    told = second.communicate(timeout=400)[0]
+    told = second.communicate(timeout=900)[0]
     assert second.returncode == 0, told
     now = states.of(sweep_dir.read(sweep))
-    assert [one.word for one in now] == ["finished"] * 4
+    assert [one.word for one in now] == ["finished"] * 2
     for one, old in zip(now, before, strict=True):
         starts = unit.read(sweep / one.unit.name)["starts"]
         assert starts == {"finished": 1, "waiting": 1}.get(old.word, 2)
     assert (sweep / "sweep.html").stat().st_size > 10_000
-    assert "4-seed=2,learning_rate=0.01" in told
+    assert "2-seed=2" in told
     # One unit that was disturbed, by hand.
     disturbed = next(
         one for one in now if unit.read(sweep / one.unit.name)["starts"] > 1

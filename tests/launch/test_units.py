@@ -83,8 +83,10 @@ def test_the_file_of_a_sweep(tmp_path, text, line):
         units.load(str(file), "x.py")
 
 
-def test_a_file_that_is_not_there():
-    """Oracle: the line, by hand."""
+def test_a_file_that_is_not_there(tmp_path, monkeypatch):
+    """Oracle: the line, by hand; a ready sweep is the package's own."""
+    monkeypatch.chdir(tmp_path)
+    assert len(units.load("launch/sweeps/seeds.py", "x.py")) == 3
     with pytest.raises(
         UserError, match="--sweep: no.py: no such file or directory: give"
     ):
