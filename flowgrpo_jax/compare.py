@@ -70,9 +70,9 @@ _OUTPUT = flags.DEFINE_string(
     "output", None, "HTML file to write; by default WORKDIR/compare.html.", FLAGS
 )
 
-# Images [prompt, member, height, width, 3] and their measurements, name -> [prompt,
-# member].
-Side = tuple[np.ndarray, Mapping[str, np.ndarray]]
+# Images [member, height, width, 3] of every prompt and their measurements, name ->
+# [prompt, member].
+Side = tuple[Sequence[np.ndarray] | np.ndarray, Mapping[str, np.ndarray]]
 _SMALL = 128  # pixels: the browser shows smaller ones as large pixels, not blurred
 # A reward: name, means of base and tuned, share of images where tuned has more.
 Row = tuple[str, float, float, float]
@@ -80,8 +80,8 @@ Row = tuple[str, float, float, float]
 
 def main() -> None:
     from flowgrpo_jax import assemble
-    from flowgrpo_jax.assemble import restore
-    from flowgrpo_jax.inference import sampling
+    from flowgrpo_jax.assemble import restore, sizes
+    from flowgrpo_jax.inference import evaluator, sampling
     from flowgrpo_jax.runtime.workdir import atomic_write
 
     workdir = _WORKDIR.value
@@ -92,21 +92,35 @@ def main() -> None:
     prompts = assemble.judgeable(config, reward, prompts)
     output = Path(_OUTPUT.value or Path(workdir) / "compare.html")
     cli.writable_folder(output.parent, "--output")
-    restored = restore.tuned(config, workdir, _CHECKPOINT.value, _WEIGHTS.value)
+    key = "--prompts" if _PROMPTS.value else "eval.prompts"
+    source = _PROMPTS.value or config.eval.prompts
+    asked = sizes.asked(config, prompts, key, source)
+    restored = restore.tuned(config, workdir, _CHECKPOINT.value, _WEIGHTS.value, asked)
     restored.warn()
 
     def side(restored) -> Side:
-        texts = [prompt.text for prompt in prompts]
-        pipeline, variables = restore.make_pipeline(config, restored, texts)
+        pipeline, variables = restore.make_pipeline(config, restored, prompts)
         count = _NUM_IMAGES.value
-        images = sampling.sample(pipeline, variables, len(texts), count)
-        flat = images.reshape(-1, *images.shape[2:])
-        measured = reward(flat, [p for p in prompts for _ in range(_NUM_IMAGES.value)])
+        images = sampling.by_prompt(pipeline, variables, len(prompts), count)
+        owner = np.repeat(np.arange(len(prompts)), count)
+        flat = [image for members in images for image in members]
+        measured = evaluator.in_order(
+            [
+                (
+                    places,
+                    reward(
+                        np.stack([flat[place] for place in places]),
+                        [prompts[owner[place]] for place in places],
+                    ),
+                )
+                for places in pipeline.by_size(owner)
+            ]
+        )
         if len(config.eval.reward or config.reward) == 1:
             del measured["avg"]  # the weighted sum of one reward is that reward again
-        return images, {k: v.reshape(images.shape[:2]) for k, v in measured.items()}
+        return images, {k: v.reshape(-1, count) for k, v in measured.items()}
 
-    base = side(restore.base(config))
+    base = side(restore.base(config, asked))
     tuned = side(restored)
     facts = [
         f"{config.model} · {config.recipe} · {config.sample.eval_num_steps} steps · "
@@ -123,7 +137,7 @@ def main() -> None:
         print(f"{reward_name}: {means} of the images")
     if same := same_images(base, tuned):
         print(same)
-    print(f"{base[0].shape[0]} prompts, the base model and {restored}, in {output}")
+    print(f"{len(prompts)} prompts, the base model and {restored}, in {output}")
 
 
 def options(config: ConfigDict) -> ConfigDict:
@@ -173,8 +187,13 @@ def same_images(base: Side, tuned: Side) -> str:
     """How many images are the same in both, to the last pixel of a PNG; "" for none."""
     from flowgrpo_jax.runtime import images
 
-    before, after = images.to_uint8(base[0]), images.to_uint8(tuned[0])
-    same = (before == after).all(axis=(2, 3, 4))
+    pairs = zip(base[0], tuned[0], strict=True)
+    same = np.array(
+        [
+            (images.to_uint8(before) == images.to_uint8(after)).all(axis=(1, 2, 3))
+            for before, after in pairs
+        ]
+    )
     if not same.any():
         return ""
     count = "all" if same.all() else f"{same.sum()} of"
@@ -205,7 +224,7 @@ def page(
             for reward, before, after, better in summary(base, tuned)
         ],
         same_images=same_images(base, tuned),
-        is_small=base[0].shape[2] < _SMALL,
+        is_small=max(members.shape[1] for members in base[0]) < _SMALL,
         prompts=[
             (prompt.text, [_row("base", base, number), _row("tuned", tuned, number)])
             for number, prompt in enumerate(prompts)

@@ -18,7 +18,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from flowgrpo_jax import assemble, cli
-from flowgrpo_jax.assemble import specs
+from flowgrpo_jax.assemble import sizes, specs
 from flowgrpo_jax.config import checks
 from flowgrpo_jax.cost import budget, flops, topology
 from flowgrpo_jax.engine.workload import PolicyWork
@@ -94,7 +94,7 @@ def workload(config: ConfigDict, name: str) -> tuple[PolicyWork, str, str | None
             f"train.objective: {config.train.objective}: what pretraining costs is not "
             "estimated: give a config that learns from rewards"
         )
-    work = assemble.make_policy_work(config, mesh, *assemble.abstract_model(config))
+    work = assemble.make_policy_work(config, mesh, *sizes.largest_abstract(config))
     return work, chip, why_not
 
 
@@ -134,7 +134,8 @@ def describe(
     tera = budget.operations
     lines = [
         f"run             {work.model.name}, recipe {config.recipe}, microbatch "
-        f"{config.microbatch}, remat {config.remat}; mesh {mesh}",
+        f"{config.microbatch}, remat {config.remat}; mesh {mesh}; "
+        f"pictures of {work.model.size} pixels",
         f"parameters      {costs.parameters:,}; trained {costs.trained:,} ({ways})",
         f"one image       {tera(costs.total / passes.images)}: a sampled step "
         f"{tera(each.sampling)}, a trained one {tera(each.learning)}, decoding "

@@ -89,7 +89,7 @@ def main() -> None:
     if protocol is None and (_PROMPTS.value or _MAX_PROMPTS.value):
         raise UserError("--prompts, --max_prompts: need a protocol: give --protocol")
     from flowgrpo_jax import assemble
-    from flowgrpo_jax.assemble import evaluation, restore, variants
+    from flowgrpo_jax.assemble import evaluation, restore, sizes, variants
     from flowgrpo_jax.inference import evaluator, protocols
 
     workdir = _WORKDIR.value
@@ -99,10 +99,13 @@ def main() -> None:
     if _OUTPUT.value:  # fail before the work, not after it
         cli.writable_folder(Path(_OUTPUT.value).parent, "--output")
     rewards = assemble.try_rewards(config, False, monitored=protocol is None)
+    asked = sizes.of_evaluation(config)
     if workdir is None or _BASE.value:
-        restored = restore.base(config)
+        restored = restore.base(config, asked)
     else:
-        restored = restore.tuned(config, workdir, _CHECKPOINT.value, _WEIGHTS.value)
+        restored = restore.tuned(
+            config, workdir, _CHECKPOINT.value, _WEIGHTS.value, asked
+        )
     restored.warn()
     other = restored.weights if _WEIGHTS.value else ""
     output = _OUTPUT.value or default_output(

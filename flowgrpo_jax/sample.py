@@ -130,7 +130,7 @@ Judge = Callable[..., np.ndarray]
 
 def main() -> None:
     from flowgrpo_jax import config as configs
-    from flowgrpo_jax.assemble import restore, variants
+    from flowgrpo_jax.assemble import restore, sizes, variants
     from flowgrpo_jax.inference import sampling
 
     workdir = _WORKDIR.value
@@ -152,10 +152,14 @@ def main() -> None:
     _check_search(config)
     judge = _judge(config, prompts) if _SEARCH.value else None
     output = _output(workdir)
+    source = _PROMPTS_FILE.value or ""
+    asked = sizes.asked(config, prompts, "--prompts_file", source)
     if workdir is None:
-        restored = restore.base(config)
+        restored = restore.base(config, asked)
     else:
-        restored = restore.tuned(config, workdir, _CHECKPOINT.value, _WEIGHTS.value)
+        restored = restore.tuned(
+            config, workdir, _CHECKPOINT.value, _WEIGHTS.value, asked
+        )
     restored.warn()
     texts = [prompt.text for prompt in prompts]
     for text in texts:
@@ -164,15 +168,15 @@ def main() -> None:
             names = ", ".join(unknown)
             print(f"warning: {text}: unknown words: {names}", file=sys.stderr)
     if _SEARCH.value is None:
-        pipeline, variables = restore.make_pipeline(config, restored, texts)
+        pipeline, variables = restore.make_pipeline(config, restored, prompts)
         count = _NUM_IMAGES.value
-        images = sampling.sample(pipeline, variables, len(texts), count)
+        images = sampling.by_prompt(pipeline, variables, len(texts), count)
     else:
-        images = _search(config, restored, texts, judge)
+        images = _search(config, restored, prompts, judge)
     if output is None:
         output = new_folder(Path(workdir or ".") / "drawn")
     grid = sampling.save(output, images, texts)
-    count = images.shape[0] * images.shape[1]
+    count = sum(map(len, images))
     print(f"{count} images of {restored} in {output}, all in {grid}")
 
 
@@ -209,8 +213,10 @@ def new_folder(path: Path) -> Path:
             return folder
 
 
-def _search(config, restored, texts: Sequence[str], judge: Judge | None) -> np.ndarray:
-    """Images [prompt, kept, height, width, 3] that --search finds, the best first.
+def _search(
+    config, restored, prompts: Sequence[Prompt], judge: Judge | None
+) -> list[np.ndarray]:
+    """Images [kept, height, width, 3] of each prompt that --search finds, best first.
 
     Prints what they cost, and the judge's mean scores of them and of as many plain
     images. Runs on the first device.
@@ -218,12 +224,20 @@ def _search(config, restored, texts: Sequence[str], judge: Judge | None) -> np.n
     import jax
 
     from flowgrpo_jax import assemble
+    from flowgrpo_jax.assemble import sizes
     from flowgrpo_jax.inference.search import setting
 
     model, scale = restored.model, config.eval.guidance_scale
+    texts = [prompt.text for prompt in prompts]
+    models = sizes.models(config, model, [p.size for p in prompts if p.size])
+    # One for all prompts of a size: another one would compile again.
+    samplers = {
+        size: assemble.make_eval_sampler(config, one, scale)
+        for size, one in models.items()
+    }
     table = assemble.make_text_table(config, model, restored.variables, texts)
     first = setting.Setting(
-        sampler=assemble.make_eval_sampler(config, model, scale),
+        sampler=samplers[model.size],
         variables=jax.device_put(restored.variables),
         text=(),
         decode=model.decode,
@@ -237,7 +251,14 @@ def _search(config, restored, texts: Sequence[str], judge: Judge | None) -> np.n
     best = []
     for number, text in enumerate(texts):
         rows = (table.rows([text]), table.empty)
-        one = dataclasses.replace(first, text=rows, prompt=number)
+        size = prompts[number].size or model.size
+        one = dataclasses.replace(
+            first,
+            sampler=samplers[size],
+            latent_shape=models[size].latent_shape,
+            text=rows,
+            prompt=number,
+        )
         reward = judge and functools.partial(judge, prompt=number)
         result = methods.search(method, one, _BUDGET.value, reward, guidance, smooth)
         if not np.isfinite(result.images).all():
@@ -254,7 +275,7 @@ def _search(config, restored, texts: Sequence[str], judge: Judge | None) -> np.n
             outcome = f"{name} {before:.3f} plain, {after:.3f} found, {outcome}"
         print(f"{text}: {outcome}")
         best.append(result.images)
-    return np.stack(best)
+    return best
 
 
 def _check_search(config: ConfigDict) -> None:

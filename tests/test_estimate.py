@@ -11,6 +11,7 @@ import pytest
 
 from flowgrpo_jax import assemble, cli, estimate
 from flowgrpo_jax import config as configs
+from flowgrpo_jax.assemble import sizes
 from flowgrpo_jax.cost import budget, flops, topology
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.runtime import mesh as meshes
@@ -255,6 +256,20 @@ def test_prompts_are_counted_where_they_are(tmp_path):
     config.prompts = "no.txt"
     told = estimate.text(config, model)
     assert told.startswith("1.68 MB a prompt; how many is not known here: prompts: no.")
+
+
+def test_the_largest_size_of_the_prompts_is_estimated(tmp_path):
+    """Oracle: by hand; carried out as the run is, and without the file at its own size."""
+    lines = ('{"prompt": "a"}', '{"prompt": "b", "resolution": "768x1344"}')
+    (tmp_path / "train.jsonl").write_text("\n".join(lines))
+    config = configs.make(PAPER, prompts=f"{tmp_path}/train.jsonl")
+    mesh = meshes.make_abstract_mesh({"data": -1}, 8)
+    work = assemble.make_policy_work(config, mesh, *sizes.largest_abstract(config))
+    assert work.model.size == (768, 1344) and work.model.denoiser.remat == "full"
+    table = work.frozen["buffers"]["pos_embed"]["table"]
+    assert table.shape[:2] == (48, 84)  # 16 pixels a patch
+    config.prompts = "no.jsonl"
+    assert sizes.largest_abstract(config)[0].size == (512, 512)
 
 
 def test_verdict_names_the_change():

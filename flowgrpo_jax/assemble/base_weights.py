@@ -84,7 +84,7 @@ def keep(
     check(workdir, config, loaded)
     path = Path(workdir) / _FILE
     if not path.exists():
-        held = {"model": config.model, "sha256": digest(loaded)}
+        held = {"model": config.model, "sha256": digest(_weights(loaded))}
         atomic_write(path, json.dumps(held, indent=2) + "\n")
 
 
@@ -105,12 +105,17 @@ def check(
             f"workdir: {path}: cannot be read ({error}): delete it if the weights of "
             f"{config.model} are those that the run began with"
         ) from error
-    if began != digest(loaded):
+    if began != digest(_weights(loaded)):
         raise UserError(
             f"model: {config.model_path or config.model}: other weights than the run in "
             f"{workdir} began with: say where those lie now with --model=FOLDER, or "
             "take another --workdir"
         )
+
+
+def _weights(loaded: Variables) -> Variables:
+    """Without what no run learns: how much of it is read depends on the pictures' sizes."""
+    return {name: tree for name, tree in loaded.items() if name != "buffers"}
 
 
 # -- a digest of weights --------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from flowgrpo_jax.assemble import specs
+from flowgrpo_jax.assemble import sizes, specs
 from flowgrpo_jax.assemble.prompts import check_prompts, load_prompt_set
 from flowgrpo_jax.assemble.restore import Restored, make_pipeline, place
 from flowgrpo_jax.assemble.rewards import (
@@ -26,9 +26,9 @@ def evaluate(
     context = rewards or reward_context(config)
     check_prompts(config, context, prompts, "eval.prompts")
     placed = place(config, restored, [prompt.text for prompt in prompts])
+    models = sizes.models(config, restored.model, sizes.of_evaluation(config))
     evaluator = Evaluator(
-        specs.eval_spec(config, restored.model),
-        restored.model,
+        specs.eval_spec(config, *models.values()),
         placed.mesh,
         placed.specs,
         prompts,
@@ -56,7 +56,6 @@ def measure(
     context = rewards or reward_context(config)
     check_prompts(config, context, prompts, "eval.prompts")
     reward = make_eval_reward(config, context)
-    texts = [prompt.text for prompt in prompts]
-    pipeline, variables = make_pipeline(config, restored, texts)
+    pipeline, variables = make_pipeline(config, restored, prompts)
     images = protocols.PROTOCOLS[protocol].images_per_prompt
     return protocols.measure(pipeline, variables, prompts, reward, images)

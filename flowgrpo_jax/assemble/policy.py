@@ -8,10 +8,11 @@ import numpy as np
 from jaxtyping import Float
 from ml_collections import ConfigDict
 
-from flowgrpo_jax.assemble import evaluation, exporting, restore, variants
+from flowgrpo_jax.assemble import evaluation, exporting, restore, sizes, variants
 from flowgrpo_jax.config import families
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.inference import sampling
+from flowgrpo_jax.runtime.resolution import Size
 
 
 class Policy:
@@ -80,9 +81,18 @@ def load(
     given: Any = source
     if isinstance(given, ConfigDict):
         config = restore.choose_config(given, None)
-        return Policy(config, restore.base(config))
+        return Policy(config, restore.base(config, _sizes(config)))
     if (Path(given).expanduser() / "config.json").is_file():
         config = restore.choose_config(None, str(given))
-        return Policy(config, restore.tuned(config, given, checkpoint, weights))
+        asked = _sizes(config)
+        return Policy(config, restore.tuned(config, given, checkpoint, weights, asked))
     config = variants.model_config(str(given))
     return Policy(config, restore.base(config))
+
+
+def _sizes(config: ConfigDict) -> Sequence[Size]:
+    """What an evaluation will ask for; whoever only samples may lack its prompts."""
+    try:
+        return sizes.of_evaluation(config)
+    except UserError:
+        return ()

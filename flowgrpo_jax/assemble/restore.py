@@ -11,19 +11,22 @@ import ml_collections
 
 from flowgrpo_jax import config as configs
 from flowgrpo_jax.assemble import base_weights, prompt_checks
+from flowgrpo_jax.assemble import sizes as sized
 from flowgrpo_jax.assemble.model import load_model, starting_model, trainable_part
 from flowgrpo_jax.assemble.sampler import make_eval_sampler
 from flowgrpo_jax.assemble.specs import image_spec
 from flowgrpo_jax.assemble.text import make_text_table
 from flowgrpo_jax.config import checks
+from flowgrpo_jax.data.prompts import Prompt
 from flowgrpo_jax.engine.text_table import TextTable
 from flowgrpo_jax.errors import UserError
-from flowgrpo_jax.inference.pipeline import Pipeline
+from flowgrpo_jax.inference.pipeline import Pipeline, Sized
 from flowgrpo_jax.models.files import lora_files
 from flowgrpo_jax.models.flow_model import FlowModel, Variables, overlay
 from flowgrpo_jax.rewards import registry
 from flowgrpo_jax.runtime import mesh as meshes
 from flowgrpo_jax.runtime.checkpoint import Checkpointer
+from flowgrpo_jax.runtime.resolution import Size
 from flowgrpo_jax.runtime.workdir import read_config
 
 # Field of a checkpoint's state -> what --weights calls it.
@@ -91,9 +94,12 @@ def default_weights(config: ml_collections.ConfigDict) -> str:
     return "ema" if config.train.ema else "learner"
 
 
-def base(config: ml_collections.ConfigDict) -> Restored:
-    """The pretrained model that the config names."""
-    return Restored(*load_model(config))
+def base(config: ml_collections.ConfigDict, sizes: Sequence[Size] = ()) -> Restored:
+    """The pretrained model that the config names.
+
+    `sizes`: what the prompts of its pictures ask for, as `sizes.asked` gives them.
+    """
+    return Restored(*load_model(config, sizes=sizes))
 
 
 def tuned(
@@ -101,10 +107,11 @@ def tuned(
     workdir: str | Path,
     step: int | None = None,
     weights: str | None = None,
+    sizes: Sequence[Size] = (),
 ) -> Restored:
     """A run's weights at a checkpoint (default: the newest).
 
-    `weights`: ema or learner; by default what the run itself evaluates. Of the
+    `sizes` as in `base`. `weights`: ema or learner; by default what the run itself evaluates. Of the
     checkpoint only these are read; the run may still be training. UserError if there is
     no such checkpoint, or if the base model is not the one that the run began with.
     """
@@ -114,7 +121,7 @@ def tuned(
         step = checkpoints.latest() if step is None else step
         if step is None:
             raise _no_checkpoint(Path(workdir))
-        model, loaded = starting_model(config)
+        model, loaded = starting_model(config, sizes=sizes)
         base_weights.check(workdir, config, loaded)
         like = {
             _PARTS[weights]: jax.eval_shape(
@@ -182,18 +189,24 @@ def place(
 
 
 def make_pipeline(
-    config: ml_collections.ConfigDict, restored: Restored, texts: Sequence[str]
+    config: ml_collections.ConfigDict,
+    restored: Restored,
+    prompts: Sequence[str | Prompt],
 ) -> tuple[Pipeline, Variables]:
     """What draws these prompts by the sampler of evaluation, "ode", and its weights."""
-    placed, model = place(config, restored, texts), restored.model
-    sampler = make_eval_sampler(config, model, config.eval.guidance_scale)
+    listed = [Prompt(one) if isinstance(one, str) else one for one in prompts]
+    placed = place(config, restored, [prompt.text for prompt in listed])
+    wanted = {prompt.size for prompt in listed if prompt.size}
+    scale = config.eval.guidance_scale
     pipeline = Pipeline(
         image_spec(config),
-        model,
+        [
+            Sized(model, {"ode": make_eval_sampler(config, model, scale)})
+            for model in sized.models(config, restored.model, sorted(wanted)).values()
+        ],
         placed.mesh,
         placed.specs,
-        texts,
+        listed,
         placed.text,
-        {"ode": sampler},
     )
     return pipeline, placed.variables

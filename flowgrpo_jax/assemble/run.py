@@ -9,7 +9,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from flowgrpo_jax.assemble import base_weights, prompt_checks, specs
+from flowgrpo_jax.assemble import base_weights, prompt_checks, sizes, specs
 from flowgrpo_jax.assemble.model import (
     save_result,
     starting_model,
@@ -24,18 +24,21 @@ from flowgrpo_jax.assemble.rewards import (
     reward_context,
 )
 from flowgrpo_jax.assemble.text import make_text_table
-from flowgrpo_jax.assemble.work import make_work
+from flowgrpo_jax.assemble.work import make_work, make_works, pretrains
 from flowgrpo_jax.cost import budget
+from flowgrpo_jax.data import buckets
 from flowgrpo_jax.data import prompts as prompt_data
 from flowgrpo_jax.data.prompts import Prompt
 from flowgrpo_jax.engine.policy import PolicyStep, coming_texts
 from flowgrpo_jax.engine.pretraining import PretrainingStep
-from flowgrpo_jax.engine.workload import PolicyWork, PretrainingWork
+from flowgrpo_jax.engine.workload import PretrainingWork, Work, for_devices
 from flowgrpo_jax.inference.evaluator import Evaluator, evaluation_set
 from flowgrpo_jax.models.flow_model import Variables, overlay
 from flowgrpo_jax.rewards import registry
 from flowgrpo_jax.rl.update import TrainState
+from flowgrpo_jax.runtime import images as grids
 from flowgrpo_jax.runtime import mesh as meshes
+from flowgrpo_jax.runtime.resolution import Size
 from flowgrpo_jax.worlds.registry import WORLDS
 
 SAMPLES = 48  # images on the contact sheet, the same noise every time
@@ -57,9 +60,19 @@ class Run:
         self.check: Callable[[], None] = lambda: None
         self._reward_context = rewards or reward_context(config)
         self.mesh = meshes.make_mesh(config.mesh.to_dict())
-        model, self._loaded = starting_model(config, self.mesh)
-        self.work = make_work(config, self.mesh, model, self._loaded)
-        self.model = self.work.model
+        self._load_prompts()
+        asked = self._sizes()
+        model, self._loaded = starting_model(config, self.mesh, asked)
+        self.model = for_devices(model, self.mesh, config.remat)
+        self._models = sizes.models(config, self.model, asked)
+        self._buckets = buckets.by_size(self._prompts, self.model.size)
+        self._works = make_works(
+            config,
+            self.mesh,
+            {size: self._models[size] for size in self._buckets},
+            self._loaded,
+        )
+        self.work = self._main_work()
         trainable = trainable_part(config, self.model, self._loaded)
         self._initial = warm_start(config, self.model, trainable)
         frozen = self.work.frozen_part(self._loaded, self._initial)
@@ -71,8 +84,7 @@ class Run:
         judge = make_eval_reward(config, self._reward_context)
         judge.check = self._check
         self._evaluator = Evaluator(
-            specs.eval_spec(config, self.model),
-            self.model,
+            specs.eval_spec(config, *self._models.values()),
             self.mesh,
             self.work.variables_specs,
             self._eval_prompts,
@@ -85,16 +97,35 @@ class Run:
     def _check(self) -> None:
         self.check()
 
-    def _set_up_prompts(self) -> None:
+    def _load_prompts(self) -> None:
         config = self.config
         self._eval_prompts = load_prompt_set(
             config.eval.prompts, "test", "eval.prompts"
         )
-        self._texts = [prompt.text for prompt in self._eval_prompts]
         self._prompts: list[Prompt] = []
-        if isinstance(self.work, PolicyWork):
+        if not pretrains(config):
             self._prompts = load_prompt_set(config.prompts, "train")
+
+    def _sizes(self) -> list[Size]:
+        """The sizes that prompts ask for, of training and held out."""
+        config = self.config
+        found = set(sizes.asked(config, self._prompts, "prompts", config.prompts))
+        key, source = "eval.prompts", config.eval.prompts
+        return sorted(found | {*sizes.asked(config, self._eval_prompts, key, source)})
+
+    def _main_work(self) -> Work:
+        """What tells the memory that is needed: of a policy's sizes, the largest one."""
+        if not self._works:
+            return make_work(self.config, self.mesh, self.model, self._loaded)
+        return max(self._works.values(), key=lambda work: work.model.image_tokens)
+
+    def _set_up_prompts(self) -> None:
+        config = self.config
+        self._texts = [prompt.text for prompt in self._eval_prompts]
+        if self._prompts:
             self._texts += self._first_texts()
+        for line in sizes.lines(self._buckets, config.prompts_per_iteration):
+            print(line, flush=True)
         # Before hours of encoding: can the rewards score them, and what is to be told.
         told = prompt_checks.notes(
             self.model.tokenizer, self._prompts, self._eval_prompts
@@ -123,7 +154,7 @@ class Run:
             spec, self.model, self._prompts, self._eval_prompts, folder
         )
         print(f"text: {told}", flush=True)
-        return coming_texts(spec, self._prompts, 0)
+        return coming_texts(spec, self._buckets, 0)
 
     def _make_step(self) -> PolicyStep | PretrainingStep:
         config, work = self.config, self.work
@@ -139,9 +170,9 @@ class Run:
         reward.check = self._check
         return PolicyStep(
             specs.policy_spec(config),
-            work,
+            self._works,
             self._frozen,
-            self._prompts,
+            self._buckets,
             self._text,
             reward,
             self._check,
@@ -194,9 +225,10 @@ class Run:
         prompt, member = evaluation_set(
             self._eval_prompts, max(1, SAMPLES // len(tasks)), every_prompt=False
         )
-        return self._evaluator.images(
+        images = self._evaluator.images(
             self._variables(state), prompt[:SAMPLES], member[:SAMPLES]
         )
+        return grids.on_one_canvas(images)
 
     def _variables(self, state: TrainState) -> Variables:
         variables = overlay(self._frozen, self._evaluated(state))

@@ -14,7 +14,7 @@ from flowgrpo_jax.engine.policy import PolicySpec
 from flowgrpo_jax.engine.workload import LearnerSpec
 from flowgrpo_jax.flow import rollout
 from flowgrpo_jax.inference.evaluator import EvalSpec
-from flowgrpo_jax.inference.pipeline import ImageSpec
+from flowgrpo_jax.inference.pipeline import ImageSpec, Sized
 from flowgrpo_jax.models.flow_model import FlowModel
 from flowgrpo_jax.rl.advantage import AdvantageSpec
 from flowgrpo_jax.rl.objectives.table import OBJECTIVES
@@ -136,8 +136,11 @@ def image_spec(config: ml_collections.ConfigDict) -> ImageSpec:
     )
 
 
-def eval_spec(config: ml_collections.ConfigDict, model: FlowModel) -> EvalSpec:
-    """The columns of an evaluation: as the model is used, and without guidance."""
+def eval_spec(config: ml_collections.ConfigDict, *models: FlowModel) -> EvalSpec:
+    """The columns of an evaluation: as the model is used, and without guidance.
+
+    `models`: the config's model, and the same at other sizes.
+    """
     scale, trained = config.eval.guidance_scale, config.sample.guidance_scale
     scales = {metric_names.GUIDED: scale}
     if scale != 1.0 and model.denoiser.guidance != "none":
@@ -145,13 +148,21 @@ def eval_spec(config: ml_collections.ConfigDict, model: FlowModel) -> EvalSpec:
     # The deterministic column that training's sampler is compared with guides alike.
     alike = [name for name, one in scales.items() if one == trained]
     stochastic = config.eval.sde and config.sample.plan != "ode"
+
+    def samplers(model: FlowModel) -> dict[str, rollout.Sampler]:
+        made = {
+            name: make_eval_sampler(config, model, one) for name, one in scales.items()
+        }
+        if stochastic:
+            made[metric_names.STOCHASTIC] = make_sampler(config, model)
+        return made
+
     return EvalSpec(
         images=image_spec(config),
-        columns={
-            name: make_eval_sampler(config, model, one) for name, one in scales.items()
-        },
+        sized=[Sized(model, samplers(model)) for model in models],
+        columns=tuple(scales),
         images_per_task=config.eval.images_per_task,
         final_images_per_task=config.eval.final_images_per_task,
-        stochastic=make_sampler(config, model) if stochastic else None,
+        stochastic=stochastic,
         deterministic=(alike or list(scales))[0],
     )

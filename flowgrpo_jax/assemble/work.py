@@ -4,6 +4,7 @@ import ml_collections
 
 from flowgrpo_jax.assemble import specs
 from flowgrpo_jax.assemble.sampler import check_actions, make_sampler
+from flowgrpo_jax.assemble.sizes import Models
 from flowgrpo_jax.engine.workload import (
     PolicyWork,
     PretrainingWork,
@@ -13,6 +14,7 @@ from flowgrpo_jax.engine.workload import (
 from flowgrpo_jax.models.flow_model import FlowModel, Variables
 from flowgrpo_jax.rl.objectives.table import PRETRAINING
 from flowgrpo_jax.runtime import mesh as meshes
+from flowgrpo_jax.runtime.resolution import Size
 from flowgrpo_jax.worlds.registry import WORLDS
 
 
@@ -43,6 +45,19 @@ def make_work(
             scenes_per_iteration=config.prompts_per_iteration,
         )
     return make_policy_work(config, mesh, model, loaded)
+
+
+def make_works(
+    config: ml_collections.ConfigDict,
+    mesh: meshes.AnyMesh,
+    models: Models,
+    loaded: Variables,
+) -> dict[Size, PolicyWork]:
+    """The workload of a policy at every size; they compile one by one, when first used."""
+    return {
+        size: make_policy_work(config, mesh, model, loaded)
+        for size, model in models.items()
+    }
 
 
 def make_policy_work(

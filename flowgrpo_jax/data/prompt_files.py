@@ -10,7 +10,7 @@ from typing import Any
 
 from flowgrpo_jax.data.prompts import Prompt
 from flowgrpo_jax.errors import UserError
-from flowgrpo_jax.runtime import paths
+from flowgrpo_jax.runtime import paths, resolution
 
 DEEPEST = 32  # levels of objects and lists within each other
 _TOO_DEEP = f"values nested more than {DEEPEST} deep"
@@ -23,6 +23,7 @@ def load_prompts(path: str | Path, key: str = "prompts") -> list[Prompt]:
     """Reads a `.txt` (a prompt per line) or `.jsonl` (an object with "prompt").
 
     The metadata of a JSON line is the whole object, and `index` counts lines from 0.
+    Its "resolution", if it has one, is the size of the prompt's pictures.
     Blank lines at the end of the file are ignored. A UserError names `key`, the file
     and, where there is one, the line. Rewards check what they need in a record themselves
     (`prompt_checks`).
@@ -93,6 +94,10 @@ def _parse_json(line: str) -> tuple[str, Mapping[str, Any]]:
         raise ValueError('must be an object with a non-empty "prompt" text')
     if not isinstance(record.get("tag", ""), str):
         raise ValueError('its "tag", the task, must be a text; or leave it out')
+    try:
+        resolution.parse(record.get("resolution", 0))
+    except ValueError as error:
+        raise ValueError(f'its "resolution" {error}; or leave it out') from error
     return text, record
 
 

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from flowgrpo_jax.errors import UserError
+from flowgrpo_jax.runtime import resolution
+from flowgrpo_jax.runtime.resolution import Size
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,11 @@ class Prompt:
     text: str
     metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
     index: int = 0
+
+    @property
+    def size(self) -> Size | None:
+        """The size of picture that its line asks for; None for the run's own."""
+        return resolution.parse(self.metadata.get("resolution", 0))
 
 
 def digest(prompts: Sequence[Prompt]) -> str:
@@ -55,7 +62,7 @@ def batch(
     texts = tuple(prompt.text for prompt in prompts)
     iterations_per_epoch = max(len(prompts) // prompts_per_iteration, 1)
     epoch, step = divmod(iteration, iterations_per_epoch)
-    order = _epoch_order(texts, seed, epoch)
+    order = epoch_order(texts, seed, epoch)
     start = step * prompts_per_iteration
 
     chosen: list[int] = []
@@ -72,8 +79,8 @@ def batch(
     return [prompts[index] for index in chosen]
 
 
-@functools.lru_cache(maxsize=4)
-def _epoch_order(texts: tuple[str, ...], seed: int, epoch: int) -> tuple[int, ...]:
+@functools.lru_cache(maxsize=32)  # more than a run has buckets
+def epoch_order(texts: tuple[str, ...], seed: int, epoch: int) -> tuple[int, ...]:
     """A random order in which the copies of one text are spread evenly.
 
     Copy j of a text with m copies is put at (j + u) / m, with one uniform u per text.

@@ -5,13 +5,14 @@ prompts(seed, i) -> embeddings -> rollout -> decode -> rewards -> advantages -> 
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from flowgrpo_jax.data import prompts as prompt_data
+from flowgrpo_jax.data import buckets
+from flowgrpo_jax.data.buckets import Buckets
 from flowgrpo_jax.data.prompts import Prompt
 from flowgrpo_jax.engine import credit, overlap, programs, text_table
 from flowgrpo_jax.engine.finite import check_finite
@@ -25,6 +26,7 @@ from flowgrpo_jax.rl import measurements
 from flowgrpo_jax.rl.update import TrainState
 from flowgrpo_jax.runtime import mesh as meshes
 from flowgrpo_jax.runtime import metric_names
+from flowgrpo_jax.runtime.resolution import Size
 
 MOST_LOST = 3  # iterations in a row without any reward, where failures are skipped
 
@@ -40,7 +42,7 @@ class PolicySpec:
 
 
 class PolicyStep:
-    """Iterations of a policy on its prompts.
+    """Iterations of a policy on its prompts, each of them of one size of picture.
 
     `check` is called wherever a step may be given up: what it raises comes out, and the
     state is as it was.
@@ -51,17 +53,21 @@ class PolicyStep:
     def __init__(
         self,
         spec: PolicySpec,
-        work: PolicyWork,
+        works: Mapping[Size, PolicyWork],
         frozen: Variables,
-        prompts: Sequence[Prompt],
+        prompts: Buckets,
         text: TextTable,
         reward: Scorer,
         check: Callable[[], None],
     ):
-        """`frozen`, placed, is what does not move; `text` may lack coming prompts."""
-        self.spec, self.work, self._frozen = spec, work, frozen
+        """`works`: what is compiled for the prompts of every size.
+
+        `frozen`, placed, is what does not move; `text` may lack coming prompts.
+        """
+        self.spec, self.works, self._frozen = spec, works, frozen
         self._prompts, self._text, self._reward = prompts, text, reward
         self._check = check
+        work = next(iter(works.values()))  # they plan and place alike
         self._empty = work.place(text.empty)
         self._lost = 0
         self._seen: set[str] = set()
@@ -74,15 +80,17 @@ class PolicyStep:
         self, state: TrainState, iteration: int
     ) -> tuple[TrainState, dict[str, Any]]:
         """Iteration `iteration`: (new state, metrics)."""
-        spec, work = self.spec, self.work
+        spec = self.spec
         begin = time.monotonic()
-        prompts = self._batch(iteration)
+        size, prompts = self._batch(iteration)
+        work = self.works[size]
         text = work.place(self._rows(prompts, iteration))
         key = meshes.random_key(work.mesh, spec.seed, iteration)
         jobs = work.planner.jobs(iteration)
         packed = work.planner.pack(jobs)
         leaves = work.leaves(jobs)
         variables = overlay(self._frozen, work.sampling_part(state))
+        learning_rate = work.learner.optimizer.learning_rate
 
         def start(tables):
             tables = work.place(tables, programs.PACKS)
@@ -90,7 +98,7 @@ class PolicyStep:
             return made, work.decode(decoding(self._frozen), made.clean)
 
         def score(images, first):
-            self._check_finite(iteration, {"images": images})
+            check_finite(learning_rate, iteration, {"images": images})
             numbers = leaves.prompt[first : first + len(images)]
             return self._reward.start(images, [prompts[k] for k in numbers])
 
@@ -120,12 +128,15 @@ class PolicyStep:
             for name, values in measured.items()
         }
         metrics |= failed | stats | self._count_prompts(iteration)
-        metrics |= self._count_work(jax.device_get((made.evaluations, made.rounds)))
+        if len(self.works) > 1:
+            metrics |= {"height": size.height, "width": size.width}
+        counted = jax.device_get((made.evaluations, made.rounds))
+        metrics |= _count_work(counted, work.learner.microbatch)
         metrics["decoded_images"] = len(images)
         metrics["nfe_update"] = int(update_batch.weight.any(axis=-1).sum())
         metrics["actual_batch_size"] = int(np.count_nonzero(update_batch.weight))
         learned = measurements.of_iteration(jax.device_get(info), update_batch.weight)
-        self._check_finite(iteration, learned)
+        check_finite(learning_rate, iteration, learned)
         metrics |= learned
         seconds = time.monotonic() - begin
         return state, metrics | {
@@ -134,9 +145,6 @@ class PolicyStep:
             metric_names.UPDATE: time.monotonic() - scored,
             metric_names.IMAGES_PER_SECOND: self.images_per_iteration / seconds,
         }
-
-    def _check_finite(self, iteration: int, values) -> None:
-        check_finite(self.work.learner.optimizer.learning_rate, iteration, values)
 
     def _finish_rewards(self, scores, leaves):
         """The rewards, the leaves that have them, and what share of prompts has not."""
@@ -153,25 +161,17 @@ class PolicyStep:
             )
         return measured, leaves, {"reward_failed": failed}
 
-    def _batch(self, iteration: int) -> list[Prompt]:
-        """The prompts of an iteration: a pure function of (seed, iteration)."""
-        size = self.spec.prompts_per_iteration
-        return prompt_data.batch(self._prompts, self.spec.seed, iteration, size)
+    def _batch(self, iteration: int) -> tuple[Size, list[Prompt]]:
+        """Size and prompts of an iteration: a pure function of (seed, iteration)."""
+        count = self.spec.prompts_per_iteration
+        return buckets.batch(self._prompts, self.spec.seed, iteration, count)
 
     def _count_prompts(self, iteration: int) -> dict[str, int]:
         """How many different prompts the run has trained on: recounted on resume."""
         for earlier in range(self._seen_until, iteration + 1):
-            self._seen.update(prompt.text for prompt in self._batch(earlier))
+            self._seen.update(prompt.text for prompt in self._batch(earlier)[1])
         self._seen_until = iteration + 1
         return {"trained_prompt_num": len(self._seen)}
-
-    def _count_work(self, counted) -> dict[str, float]:
-        """Evaluations of the network in the rollout, and how full microbatches were."""
-        evaluations, rounds = (float(np.sum(values)) for values in counted)
-        return {
-            "nfe_rollout": evaluations,
-            "nfe_occupancy": evaluations / (rounds * self.work.learner.microbatch),
-        }
 
     def _rows(self, prompts: list[Prompt], iteration: int) -> TextEmbedding:
         """The embeddings of an iteration's prompts; of the next ones too, if need be."""
@@ -183,9 +183,16 @@ class PolicyStep:
         return self._text.rows(texts)
 
 
-def coming_texts(
-    spec: PolicySpec, prompts: Sequence[Prompt], iteration: int
-) -> list[str]:
+def _count_work(counted, microbatch: int) -> dict[str, float]:
+    """Evaluations of the network in the rollout, and how full microbatches were."""
+    evaluations, rounds = (float(np.sum(values)) for values in counted)
+    return {
+        "nfe_rollout": evaluations,
+        "nfe_occupancy": evaluations / (rounds * microbatch),
+    }
+
+
+def coming_texts(spec: PolicySpec, prompts: Buckets, iteration: int) -> list[str]:
     """The prompts to embed at one time: those of the iterations from this one on."""
     size, last = spec.prompts_per_iteration, spec.num_iterations
     return text_table.coming(prompts, spec.seed, iteration, size, last)

@@ -8,10 +8,9 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import numpy as np
 
-from flowgrpo_jax.data import embedding_cache
-from flowgrpo_jax.data import prompts as prompt_data
+from flowgrpo_jax.data import buckets, embedding_cache
+from flowgrpo_jax.data.buckets import Buckets
 from flowgrpo_jax.data.embedding_cache import EmbeddingCache, Field
-from flowgrpo_jax.data.prompts import Prompt
 from flowgrpo_jax.models.flow_model import FlowModel, Variables
 from flowgrpo_jax.models.text import PromptEncoders, TextEmbedding
 
@@ -193,7 +192,7 @@ def _teller(total: int) -> Callable[[int], None]:
 
 
 def coming(
-    prompts: Sequence[Prompt], seed: int, iteration: int, size: int, last: int
+    prompts: Buckets, seed: int, iteration: int, size: int, last: int
 ) -> list[str]:
     """The prompts of the iterations from `iteration` on, at least `BLOCK` of them.
 
@@ -203,5 +202,5 @@ def coming(
     return [
         prompt.text
         for number in range(iteration, stop)
-        for prompt in prompt_data.batch(prompts, seed, number, size)
+        for prompt in buckets.batch(prompts, seed, number, size)[1]
     ]

@@ -14,9 +14,7 @@ import numpy as np
 
 from flowgrpo_jax.data.prompts import Prompt
 from flowgrpo_jax.engine.text_table import TextTable
-from flowgrpo_jax.flow import rollout
-from flowgrpo_jax.inference.pipeline import ImageSpec, Pipeline
-from flowgrpo_jax.models.flow_model import FlowModel
+from flowgrpo_jax.inference.pipeline import ImageSpec, Pipeline, Sized
 from flowgrpo_jax.rewards import geneval
 from flowgrpo_jax.rewards.monitors import Monitor
 from flowgrpo_jax.rewards.registry import Reward
@@ -48,28 +46,29 @@ def evaluation_set(
 class EvalSpec:
     """How many images, and which samplers make them.
 
-    `columns`: name -> sampler of the deterministic columns, the first of which is the
-    model as it is used; names go before those of the scores. `stochastic`: training's
-    sampler, if its reward is measured too, against the column named `deterministic`,
-    which is guided alike. Images per task are of an evaluation during training, and of
+    `sized`: the model at every size, with the samplers of all columns. `columns`: names
+    of the deterministic ones, the first of which is the model as it is used; they go
+    before those of the scores. `stochastic`: whether the reward of training's sampler
+    is measured too, against the column named `deterministic`, which is guided alike.
+    Images per task are of an evaluation during training, and of
     the first and the last one.
     """
 
     images: ImageSpec
-    columns: Mapping[str, rollout.Sampler]
+    sized: Sequence[Sized]
+    columns: tuple[str, ...]
     images_per_task: int
     final_images_per_task: int
-    stochastic: rollout.Sampler | None = None
+    stochastic: bool = False
     deterministic: str = metric_names.GUIDED
 
 
 class Evaluator:
-    """Evaluates weights on one prompt list; compiles once per column."""
+    """Evaluates weights on one prompt list; compiles once per column and size."""
 
     def __init__(
         self,
         spec: EvalSpec,
-        model: FlowModel,
         mesh: jax.sharding.Mesh,
         variable_specs: Any,
         prompts: Sequence[Prompt],
@@ -81,12 +80,8 @@ class Evaluator:
         self._spec, self._prompts = spec, prompts
         self._check = check  # called between parts; what it raises comes out
         self._reward, self._monitor = reward, monitor
-        samplers = dict(spec.columns)
-        if spec.stochastic is not None:
-            samplers[metric_names.STOCHASTIC] = spec.stochastic
-        texts = [prompt.text for prompt in prompts]
         self._pipeline = Pipeline(
-            spec.images, model, mesh, variable_specs, texts, text, samplers
+            spec.images, spec.sized, mesh, variable_specs, prompts, text
         )
 
     def set_text(self, text: TextTable) -> None:
@@ -100,18 +95,29 @@ class Evaluator:
         scores: dict[str, float] = {}
         for column in self._spec.columns:
             self._check()
-            images = self._pipeline.images(variables, prompt, member, column)
+            measured, monitored = [], []
+            parts = self._pipeline.parts(variables, prompt, member, column)
+            for places, images in parts:
+                self._check()
+                judged = [prompts[place] for place in places]
+                measured.append((places, self._reward(images, judged)))
+                found = self._monitor(images, judged, prompt[places])
+                monitored.append((len(places), found))
+            scores |= summarize(in_order(measured), prompts, column)
+            scores |= {
+                metric_names.monitor(name, column): value
+                for name, value in mean(monitored).items()
+            }
+        if self._spec.stochastic:
             self._check()
-            measured = self._reward(images, prompts)
-            scores |= summarize(measured, prompts, column)
-            monitored = self._monitor(images, prompts, prompt)
-            scores |= {metric_names.monitor(k, column): v for k, v in monitored.items()}
-        if self._spec.stochastic is not None:
-            self._check()
-            images = self._pipeline.images(
+            parts = self._pipeline.parts(
                 variables, prompt, member, metric_names.STOCHASTIC
             )
-            reward = float(np.mean(self._reward(images, prompts)["avg"]))
+            rewards = [
+                self._reward(images, [prompts[place] for place in places])["avg"]
+                for places, images in parts
+            ]
+            reward = float(np.mean(np.concatenate(rewards)))
             ours = metric_names.reward(metric_names.AVERAGE, metric_names.STOCHASTIC)
             theirs = metric_names.reward(metric_names.AVERAGE, self._spec.deterministic)
             scores |= {ours: reward, metric_names.GAP: reward - scores[theirs]}
@@ -125,9 +131,45 @@ class Evaluator:
 
     def images(
         self, variables: Any, prompt: np.ndarray, member: np.ndarray
-    ) -> np.ndarray:
-        """Guided images [sample, height, width, 3] of prompt numbers and members."""
-        return self._pipeline.images(variables, prompt, member, metric_names.GUIDED)
+    ) -> list[np.ndarray]:
+        """A guided image [height, width, 3] of every prompt number and member."""
+        column = metric_names.GUIDED
+        parts = self._pipeline.parts(variables, prompt, member, column)
+        found = {
+            place: image
+            for places, images in parts
+            for place, image in zip(places.tolist(), images, strict=True)
+        }
+        return [found[place] for place in range(len(prompt))]
+
+
+def in_order(
+    parts: Sequence[tuple[np.ndarray, Mapping[str, np.ndarray]]],
+) -> dict[str, np.ndarray]:
+    """Measurements [sample] of all images, from (places, measurements) of some each."""
+    order = np.argsort(np.concatenate([places for places, _ in parts]))
+    return {
+        name: np.concatenate([measured[name] for _, measured in parts])[order]
+        for name in parts[0][1]
+    }
+
+
+def mean(parts: Sequence[tuple[int, Mapping[str, float]]]) -> dict[str, float]:
+    """Means over all images, from (number of images, means) of some each.
+
+    A part in which a value is NaN has nothing to tell of it.
+    """
+    if len(parts) == 1:  # as it was measured, to the last bit
+        return dict(parts[0][1])
+    means = {}
+    for name in parts[0][1]:
+        counts = np.array([count for count, _ in parts], np.float64)
+        values = np.array([found[name] for _, found in parts])
+        known = np.isfinite(values)
+        means[name] = float("nan")
+        if known.any():
+            means[name] = float(np.average(values[known], weights=counts[known]))
+    return means
 
 
 def summarize(

@@ -1,7 +1,7 @@
-"""From weights and prompts to images: fixed noise, one program per sampler."""
+"""From weights and prompts to images: fixed noise, one program per sampler and size."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -9,12 +9,14 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Float, Int
 
+from flowgrpo_jax.data.prompts import Prompt
 from flowgrpo_jax.engine import programs
 from flowgrpo_jax.engine.text_table import TextTable
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.flow import packing, plan, rollout
 from flowgrpo_jax.models.flow_model import FlowModel, decoding
 from flowgrpo_jax.runtime import mesh as meshes
+from flowgrpo_jax.runtime.resolution import Size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,44 +33,82 @@ class ImageSpec:
     dtype: DTypeLike
 
 
+@dataclasses.dataclass(frozen=True)
+class Sized:
+    """The model at one size, and its samplers by name: sigmas depend on the size."""
+
+    model: FlowModel
+    samplers: Mapping[str, rollout.Sampler]
+
+
+# Numbers of images among those that were asked for, and the images, all of one size.
+Part = tuple[Int[np.ndarray, " sample"], Float[np.ndarray, "sample height width 3"]]
+
+
 class Pipeline:
     """Makes images of one list of prompts with any weights of a model.
 
     Args:
       spec: the seed of the noise and how many images at once.
+      sized: for every size that the prompts ask for; the first is that of prompts that
+        ask for none. Each sampler compiles once a size, when it is first used.
       variable_specs: the sharding of the weights, as `meshes.specs` gives it.
-      texts: the prompts; the table must hold them.
-      samplers: by name; each compiles once, when it is first used.
+      prompts: the table must hold their texts.
     """
 
     def __init__(
         self,
         spec: ImageSpec,
-        model: FlowModel,
+        sized: Sequence[Sized],
         mesh: jax.sharding.Mesh,
         variable_specs: Any,
-        texts: Sequence[str],
+        prompts: Sequence[Prompt],
         table: TextTable,
-        samplers: Mapping[str, rollout.Sampler],
     ):
-        self._spec, self._mesh, self._texts = spec, mesh, list(texts)
+        self._spec, self._mesh = spec, mesh
+        self._texts = [prompt.text for prompt in prompts]
         self.set_text(table)
+        first = sized[0]
+        self._sizes = [prompt.size or first.model.size for prompt in prompts]
+        # Traced again for latents of another size.
         self._decode = programs.make_decode(
-            mesh, decoding(variable_specs), model.decode, spec.microbatch
+            mesh, decoding(variable_specs), first.model.decode, spec.microbatch
         )
         self._rollouts = {
-            name: programs.make_rollout(
-                mesh, variable_specs, sampler, model.latent_shape, spec.dtype
+            (one.model.size, name): programs.make_rollout(
+                mesh, variable_specs, sampler, one.model.latent_shape, spec.dtype
             )
-            for name, sampler in samplers.items()
+            for one in sized
+            for name, sampler in one.samplers.items()
         }
-        self._plans = {name: _every_step(one) for name, one in samplers.items()}
+        self._plans = {name: _every_step(one) for name, one in first.samplers.items()}
 
     def set_text(self, table: TextTable) -> None:
         """Take the prompts' embeddings (again, when the text encoder has moved)."""
         self._text, self._empty = meshes.place(
             (table.rows(self._texts), table.empty), programs.WHOLE, self._mesh
         )
+
+    def by_size(
+        self, prompt: Int[np.ndarray, " sample"]
+    ) -> list[Int[np.ndarray, " _"]]:
+        """Which of these prompt numbers are of one size, size after size."""
+        found: dict[Size, list[int]] = {}
+        for place, number in enumerate(prompt):
+            found.setdefault(self._sizes[number], []).append(place)
+        return [np.array(places) for places in found.values()]
+
+    def parts(
+        self,
+        variables: Any,
+        prompt: Int[np.ndarray, " sample"],
+        member: Int[np.ndarray, " sample"],
+        sampler: str,
+    ) -> Iterator[Part]:
+        """The images of these prompt numbers and members, those of one size at a time."""
+        for places in self.by_size(prompt):
+            of_size = prompt[places], member[places]
+            yield places, self.images(variables, *of_size, sampler)
 
     def images(
         self,
@@ -77,11 +117,12 @@ class Pipeline:
         member: Int[np.ndarray, " sample"],
         sampler: str,
     ) -> Float[np.ndarray, "sample height width channel"]:
-        """Images in [0, 1] of these prompt numbers and members.
+        """Images in [0, 1] of prompt numbers of one size, and members.
 
         The noise is a function of (seed, prompt number, member) alone: other weights
         get the same. UserError if the weights give no finite images.
         """
+        [size] = {self._sizes[number] for number in prompt}
         mesh, spec = self._mesh, self._spec
         one, count = self._plans[sampler], spec.microbatch
         jobs = [
@@ -90,7 +131,7 @@ class Pipeline:
         ]
         packer = packing.Packer(packing.shape_of([one], count, count), count)
         packed = packing.pack_all(packer, jobs, count, mesh.size)
-        made = self._rollouts[sampler](
+        made = self._rollouts[size, sampler](
             variables,
             meshes.random_key(mesh, spec.seed),
             meshes.place(packed.tables, programs.PACKS, mesh),

@@ -64,12 +64,14 @@ def measure(
     "prompts", the shares of images, and of prompts with any image, that are right.
     """
     owner = np.repeat(np.arange(len(prompts)), images_per_prompt)
-    parts = []
-    for numbers, images in _images(
-        pipeline, variables, len(prompts), images_per_prompt
-    ):
-        parts.append(reward(images, [prompts[int(n)] for n in owner[numbers]]))
-    measured = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+    measured = evaluator.in_order(
+        [
+            (numbers, reward(images, [prompts[int(n)] for n in owner[numbers]]))
+            for numbers, images in _images(
+                pipeline, variables, len(prompts), images_per_prompt
+            )
+        ]
+    )
     scores = evaluator.summarize(
         measured, [prompts[int(n)] for n in owner], metric_names.PLAIN
     )
@@ -118,14 +120,15 @@ def first_of_each_task(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
 def _images(
     pipeline: Pipeline, variables: Any, num_prompts: int, images_per_prompt: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(numbers, images) of all images, prompt after prompt, some at a time."""
-    total = num_prompts * images_per_prompt
+    """(numbers, images) of all images, prompt after prompt, some of a size at a time."""
     # Whole prompts, since a reward may compare the images of one.
-    step = max(1, _IMAGES_AT_ONCE // images_per_prompt) * images_per_prompt
-    step = min(step, total)
-    for start in range(0, total, step):
-        numbers = np.arange(start, min(start + step, total))
-        padded = np.resize(numbers, step)  # one shape: compiled once
-        prompt, member = np.divmod(padded, images_per_prompt)
-        images = pipeline.images(variables, prompt, member, "ode")
-        yield numbers, images[: len(numbers)]
+    most = max(1, _IMAGES_AT_ONCE // images_per_prompt) * images_per_prompt
+    owner = np.repeat(np.arange(num_prompts), images_per_prompt)
+    for of_size in pipeline.by_size(owner):
+        step = min(most, len(of_size))
+        for start in range(0, len(of_size), step):
+            numbers = of_size[start : start + step]
+            padded = np.resize(numbers, step)  # one shape: compiled once
+            prompt, member = np.divmod(padded, images_per_prompt)
+            images = pipeline.images(variables, prompt, member, "ode")
+            yield numbers, images[: len(numbers)]

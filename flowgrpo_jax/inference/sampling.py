@@ -12,30 +12,45 @@ from flowgrpo_jax.inference.pipeline import Pipeline
 from flowgrpo_jax.models.text import UNKNOWN, Tokenizer
 from flowgrpo_jax.runtime import images as grids
 
+Members = Float[np.ndarray, "member _ _ 3"]  # images of one prompt
 _SMALL = 128  # pixels: smaller images are enlarged on the grid
 
 
 def sample(
     pipeline: Pipeline, variables: Any, num_prompts: int, num_images: int
 ) -> Float[np.ndarray, "prompt member height width 3"]:
-    """Images in [0, 1] of the first prompts of a pipeline, by its sampler "ode"."""
+    """Images in [0, 1] of the first prompts of a pipeline, by its sampler "ode".
+
+    All prompts are of one size.
+    """
+    return np.stack(by_prompt(pipeline, variables, num_prompts, num_images))
+
+
+def by_prompt(
+    pipeline: Pipeline, variables: Any, num_prompts: int, num_images: int
+) -> list[Members]:
+    """The same by prompt, each of its own size."""
     prompt, member = np.divmod(np.arange(num_prompts * num_images), num_images)
-    images = pipeline.images(variables, prompt, member, "ode")
-    return images.reshape(num_prompts, num_images, *images.shape[1:])
+    found: dict[int, Members] = {}
+    for places, images in pipeline.parts(variables, prompt, member, "ode"):
+        whole = images.reshape(-1, num_images, *images.shape[1:])
+        found |= zip(prompt[places[::num_images]].tolist(), whole, strict=True)
+    return [found[number] for number in range(num_prompts)]
 
 
-def save(output: Path, images: np.ndarray, texts: Sequence[str]) -> Path:
+def save(output: Path, images: Sequence[Members], texts: Sequence[str]) -> Path:
     """One PNG per image, named by prompt and member; the path of one that has all."""
     for number, (text, members) in enumerate(zip(texts, images, strict=True)):
         for member, image in enumerate(members):
             grids.save_grid(output / file_name(number, text, member), image[None], 1)
-    prompts, num_images, height = images.shape[:3]
+    sheet = grids.on_one_canvas([image for members in images for image in members])
+    num_images = len(images[0])
     path = output / "grid.png"
     grids.save_grid(
         path,
-        images.reshape(prompts * num_images, *images.shape[2:]),
+        sheet,
         columns=num_images,
-        scale=max(1, _SMALL // height),
+        scale=max(1, _SMALL // sheet.shape[1]),
         captions=[text for text in texts for _ in range(num_images)],
     )
     return path

@@ -25,6 +25,19 @@ def to_uint8(
     return np.round(np.clip(images, 0, 1) * 255).astype(np.uint8)
 
 
+def on_one_canvas(
+    images: Sequence[Float[np.ndarray, "_ _ 3"]],
+) -> Float[np.ndarray, "sample height width 3"]:
+    """Images of any sizes as one array, in the highest and the widest: white around."""
+    height, width = (max(image.shape[axis] for image in images) for axis in (0, 1))
+    canvas = np.ones((len(images), height, width, 3), np.float32)
+    for place, image in zip(canvas, images, strict=True):
+        rows, columns = image.shape[:2]
+        top, left = (height - rows) // 2, (width - columns) // 2
+        place[top : top + rows, left : left + columns] = image
+    return canvas
+
+
 def save_grid(
     path: str | Path,
     images: Shaped[np.ndarray, "sample height width 3"],

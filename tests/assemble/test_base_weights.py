@@ -202,3 +202,14 @@ def test_what_differs_from_the_base_model():
     two = lora([[1.0]], [[0.0]])
     two["lora"]["ff"] = {"a": jnp.ones(1), "b": jnp.ones(1)}
     assert base_weights.differs(two, base)
+
+
+def test_what_no_run_learns_may_be_another_crop(tmp_path, weights_file):
+    """Oracle: by hand; how much of a positional table is read depends on the sizes."""
+    config = configs.make(model=weights_file)
+    base_weights.keep(tmp_path, config, variables())
+    base_weights.check(
+        tmp_path, config, variables() | {"buffers": {"ids": np.arange(9)}}
+    )
+    with pytest.raises(UserError, match="other weights than the run"):
+        base_weights.check(tmp_path, config, changed(variables(), "half", swap))

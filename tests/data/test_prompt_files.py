@@ -100,6 +100,9 @@ def _record(**more):
         (_record(tag=3), 'its "tag", the task, must be a text'),
         (_record(tag=None), 'its "tag", the task, must be a text'),
         (_record(tag={}), 'its "tag", the task, must be a text'),
+        (_record(resolution="768x"), 'its "resolution" must be 0, pixels of a square'),
+        (_record(resolution=[768, 1344]), 'its "resolution" must be 0, pixels'),
+        (_record(resolution=None), 'its "resolution" must be 0, pixels'),
         ("", "empty prompt"),
     ],
 )

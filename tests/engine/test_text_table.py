@@ -13,7 +13,10 @@ from flowgrpo_jax.data.prompts import Prompt
 from flowgrpo_jax.engine import text_table
 from flowgrpo_jax.models.sd3.prompts import SD3PromptEncoders
 from flowgrpo_jax.models.text import TextEmbedding
+from flowgrpo_jax.runtime.resolution import Size
 from tests.tiny import tiny_model
+
+SIZE = Size(64, 64)
 
 
 class Encoders(SD3PromptEncoders):
@@ -120,7 +123,7 @@ def test_what_the_coming_iterations_need(last):
         drawn = prompt_data.batch(prompts, 7, iteration, size)
         needed[iteration] = {prompt.text for prompt in drawn}
     for start in (0, 2, 37):
-        texts = text_table.coming(prompts, 7, start, size, last)
+        texts = text_table.coming({SIZE: prompts}, 7, start, size, last)
         stop = min(last, start + 43)  # 43 iterations of 48 are 2,064 prompts
         assert set(texts) == set().union(*(needed[i] for i in range(start, stop)))
         assert len(texts) <= text_table.BLOCK + size
@@ -129,8 +132,8 @@ def test_what_the_coming_iterations_need(last):
 def test_an_iteration_of_more_than_a_block():
     """Oracle: by hand; at least one iteration, whatever its size."""
     prompts = [Prompt(f"prompt {number}") for number in range(3000)]
-    assert len(text_table.coming(prompts, 0, 5, 3000, 9)) == 3000
-    assert text_table.coming(prompts, 0, 9, 3000, 9) == []
+    assert len(text_table.coming({SIZE: prompts}, 0, 5, 3000, 9)) == 3000
+    assert text_table.coming({SIZE: prompts}, 0, 9, 3000, 9) == []
 
 
 def test_the_plan_tells_what_the_prompts_take():

@@ -7,6 +7,7 @@ import pytest
 from flowgrpo_jax import assemble
 from flowgrpo_jax import config as configs
 from flowgrpo_jax.assemble import specs
+from flowgrpo_jax.data.prompts import Prompt
 from flowgrpo_jax.inference.pipeline import Pipeline
 from flowgrpo_jax.runtime import mesh as meshes
 
@@ -39,12 +40,11 @@ def test_evaluation_gathers_weights_in_the_type_of_the_layers(weights_file, gath
     mesh = meshes.make_mesh({"data": 1, "fsdp": 2}, jax.devices()[:2])
     model, variables = assemble.load_model(config)
     variable_specs = meshes.specs(variables, model.denoiser.sharding_rules, mesh)
-    texts = ["a photo of a ring"]
+    prompts = [Prompt("a photo of a ring")]
+    texts = [prompt.text for prompt in prompts]
     table = assemble.make_text_table(config, model, variables, texts)
     spec = specs.eval_spec(config, model)
-    pipeline = Pipeline(
-        spec.images, model, mesh, variable_specs, texts, table, spec.columns
-    )
+    pipeline = Pipeline(spec.images, spec.sized, mesh, variable_specs, prompts, table)
     placed = meshes.place(variables, variable_specs, mesh)
     one = np.zeros(1, np.int32)
     assert pipeline.images(placed, one, one, "eval_").shape == (1, 24, 24, 3)

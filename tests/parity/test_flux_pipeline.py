@@ -11,7 +11,7 @@ from diffusers import FluxPipeline, FluxTransformer2DModel
 from flowgrpo_jax import assemble
 from flowgrpo_jax import config as configs
 from flowgrpo_jax import train as trainer
-from flowgrpo_jax.assemble import restore, specs, variants
+from flowgrpo_jax.assemble import restore, sizes, specs, variants
 from flowgrpo_jax.assemble import run as assembled
 from flowgrpo_jax.config import families
 from flowgrpo_jax.engine.planner import Planner
@@ -106,6 +106,26 @@ def test_sigmas_depend_on_the_size(side):
     config.sample.schedule = "by_tokens"
     found = assemble.make_sigmas(config, model, 6)
     np.testing.assert_allclose(found, wanted, atol=6e-7)
+
+
+def test_sigmas_of_every_size_of_a_run():
+    """Oracle: the same; and the networks are one at all sizes."""
+    config = configs.make("model=flux.1-dev")
+    config.resolution = 512
+    model, _ = assemble.abstract_model(config)
+    wanted = [resolution.parse(side) for side in (720, 1024, "1024x512")]
+    found = sizes.models(config, model, wanted)
+    assert list(found) == [(512, 512), *wanted]
+    for side, told in SIGMAS.items():
+        sized = found[side, side]
+        assert sized.latent_shape == (side // 8, side // 8, 16)
+        np.testing.assert_allclose(
+            assemble.make_sigmas(config, sized, 6),
+            np.array(told.split(), float),
+            atol=6e-7,
+        )
+    assert {one.denoiser for one in found.values()} == {model.denoiser}
+    assert found[1024, 512].latent_shape == (128, 64, 16)
 
 
 def test_schnell_and_the_fixed_shift():

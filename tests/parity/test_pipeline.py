@@ -11,8 +11,9 @@ from diffusers.pipelines.stable_diffusion_3 import pipeline_stable_diffusion_3 a
 
 from flowgrpo_jax import assemble
 from flowgrpo_jax import config as configs
-from flowgrpo_jax.assemble import restore, variants
+from flowgrpo_jax.assemble import restore, sizes, variants
 from flowgrpo_jax.data import embedding_cache
+from flowgrpo_jax.data.prompts import Prompt
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.flow import schedule
 from flowgrpo_jax.inference import sampling
@@ -32,12 +33,10 @@ def pipeline(tmp_path_factory):
     return tiny_sd3.write_pipeline(folder), folder
 
 
-def config_of(
-    folder, cache, guidance=4.5, negative="", recipe="flow_grpo", resolution=64
-):
+def config_of(folder, cache, guidance=4.5, negative="", recipe="flow_grpo"):
     config = configs.make(f"model={folder},recipe={recipe}")
     config.embedding_cache = str(cache)
-    config.dtype, config.resolution = "float32", resolution
+    config.dtype, config.resolution = "float32", 64
     config.max_sequence_length, config.negative_prompt = TOKENS, negative
     config.microbatch = 2
     return variants.with_options(config, 3, guidance, STEPS)
@@ -77,19 +76,36 @@ def assert_same_images(ours, wanted):
     assert difference.mean() <= 1 / 255 and difference.max() <= 3 / 255
 
 
-@pytest.mark.parametrize(
-    "guidance, negative, size",
-    [(4.5, "", 64), (1.0, "", 64), (4.5, NEGATIVE, "48x96")],
-)
-def test_images(pipeline, tmp_path, guidance, negative, size):
+@pytest.mark.parametrize("guidance, negative", [(4.5, ""), (1.0, "")])
+def test_images(pipeline, tmp_path, guidance, negative):
     """Oracle: diffusers' StableDiffusion3Pipeline, fp32."""
     theirs_pipeline, folder = pipeline
-    config = config_of(folder, tmp_path, guidance, negative, resolution=size)
+    config = config_of(folder, tmp_path, guidance, negative)
     images = sampling.sample(
         *restore.make_pipeline(config, restore.base(config), PROMPTS), len(PROMPTS), 1
     )[:, 0]
     print(f"guidance {guidance}, negative prompt {negative!r}")
     assert_same_images(images, theirs(theirs_pipeline, config, guidance))
+
+
+def test_images_of_two_sizes(pipeline, tmp_path):
+    """Oracle: the same, one size after the other; the noise is that of the prompt.
+
+    The positional table is a crop for both, 4 x 6 patches: of neither size.
+    """
+    made, folder = pipeline
+    prompts = [Prompt(PROMPTS[0]), Prompt(PROMPTS[1], {"resolution": "48x96"})]
+    config = config_of(folder, tmp_path, 4.5, NEGATIVE)
+    restored = restore.base(config, sizes.asked(config, prompts))
+    table = restored.variables["buffers"]["pos_embed"]["table"]
+    assert table.shape == (4, 6, 32)
+    images = sampling.by_prompt(
+        *restore.make_pipeline(config, restored, prompts), len(prompts), 1
+    )
+    assert [one.shape for one in images] == [(1, 64, 64, 3), (1, 48, 96, 3)]
+    for number, size in enumerate((64, "48x96")):
+        config.resolution = size
+        assert_same_images(images[number][0], theirs(made, config, 4.5)[number])
 
 
 @pytest.mark.parametrize(
@@ -147,6 +163,9 @@ def test_what_cannot_be(pipeline, tmp_path):
     config.resolution = "64x208"  # its positional table has 12 x 12 patches
     with pytest.raises(UserError, match="resolution: 64x208: .* of 16, at most 192"):
         restore.base(config)
+    prompts = [Prompt("a"), Prompt("b", {"resolution": 40}, 1)]
+    with pytest.raises(UserError, match="^prompts: a.jsonl:2: resolution: 40x40: mu"):
+        sizes.asked(config, prompts, "prompts", "a.jsonl")
     config.resolution = 64
     config.train.lora_path, config.train.use_lora = "x", False
     with pytest.raises(UserError, match="train.lora_path: x: needs train.use_lora"):

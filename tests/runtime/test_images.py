@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flowgrpo_jax.runtime.images import save_grid, to_uint8
+from flowgrpo_jax.runtime.images import on_one_canvas, save_grid, to_uint8
 
 
 def test_pixels_are_rounded_and_clipped():
@@ -27,6 +27,16 @@ def test_images_stand_row_by_row_enlarged_by_whole_pixels(tmp_path):
         np.testing.assert_array_equal(grid[y : y + 8, x : x + 12], image)
     assert (grid[10:, 28:] == 255).all(), "no image in the last place"
     assert [path.name for path in tmp_path.iterdir()] == ["grid.png"]
+
+
+def test_images_of_several_sizes_share_a_canvas():
+    """Oracle: by hand; in the middle of the highest and the widest, white around."""
+    tall, wide = np.full((4, 2, 3), 0.5), np.full((2, 6, 3), 0.25)
+    sheet = on_one_canvas([tall, wide])
+    assert sheet.shape == (2, 4, 6, 3)
+    np.testing.assert_array_equal(sheet[0, :, :, 0], [[1, 1, 0.5, 0.5, 1, 1]] * 4)
+    np.testing.assert_array_equal(sheet[1, :, 0, 0], [1, 0.25, 0.25, 1])
+    np.testing.assert_array_equal(on_one_canvas([wide, wide])[1], wide)
 
 
 @pytest.mark.parametrize("caption", ["a", "word " * 40, "x" * 200])
