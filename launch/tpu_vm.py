@@ -90,7 +90,7 @@ class Machine:
     def _start(self, archive: Path) -> None:
         where = f"{self._name}:repo.tar.gz"
         gcloud("tpu-vm", "scp", str(archive), where, "--worker=all")
-        self._ssh(_INSTALL.format(bucket=shlex.quote(_BUCKET.value)))
+        self._ssh(_INSTALL.format(bucket=shlex.quote(_BUCKET.value or "")))
         run = f"nohup bash -c {shlex.quote(self._run)} > unit.out 2>&1 < /dev/null &"
         self._ssh(run)
 

@@ -143,7 +143,7 @@ def eval_spec(config: ml_collections.ConfigDict, *models: FlowModel) -> EvalSpec
     """
     scale, trained = config.eval.guidance_scale, config.sample.guidance_scale
     scales = {metric_names.GUIDED: scale}
-    if scale != 1.0 and model.denoiser.guidance != "none":
+    if scale != 1.0 and models[0].denoiser.guidance != "none":
         scales[metric_names.UNGUIDED] = 1.0
     # The deterministic column that training's sampler is compared with guides alike.
     alike = [name for name, one in scales.items() if one == trained]

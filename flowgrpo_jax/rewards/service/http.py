@@ -153,8 +153,9 @@ def _reason(error: BaseException) -> str:
             error = inner
         if isinstance(error, BaseExceptionGroup):  # one for each address of the host
             error = error.exceptions[0]
-        if isinstance(error, OSError) and (error.errno or 0) > 0:
-            return os.strerror(error.errno)
+        number = error.errno if isinstance(error, OSError) else None
+        if number is not None and number > 0:  # those of name servers are below 0
+            return os.strerror(number)
     return str(error) or type(error).__name__
 
 
