@@ -9,7 +9,7 @@ reads and never learns), `vae` or `text` where the model has one, and for a LoRA
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal, Protocol, cast, runtime_checkable
+from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -88,7 +88,9 @@ class Autoencoder(Protocol):
 class IdentityAutoencoder:
     """Latents are pixels in [-1, 1]; no weights."""
 
-    downscale: ClassVar[int] = 1
+    @property
+    def downscale(self) -> int:
+        return 1
 
     def encode(self, params: Variables, images: Images) -> Latents:
         """Images in [0, 1] to latents."""

@@ -112,7 +112,8 @@ def test_sigmas_of_every_size_of_a_run():
     """Oracle: the same; and the networks are one at all sizes."""
     config = configs.make("model=flux.1-dev")
     config.resolution = 512
-    model, _ = assemble.abstract_model(config)
+    row = families.of("flux.1-dev")
+    model = row.code.plan(assemble.model_spec(config), None)
     wanted = [resolution.parse(side) for side in (720, 1024, "1024x512")]
     found = sizes.models(config, model, wanted)
     assert list(found) == [(512, 512), *wanted]
