@@ -22,7 +22,8 @@ def check(units: Sequence[Unit]) -> dict[int, ConfigDict]:
     not looked for: a unit may run elsewhere.
     """
     _on_the_host()
-    found, planned = {}, set()
+    found: dict[int, ConfigDict] = {}
+    planned: set[str] = set()
     for unit in units:
         try:
             found[unit.wid] = config = config_of(unit.words)

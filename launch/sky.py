@@ -11,7 +11,7 @@ process on one machine today.
 
 from typing import Any
 
-import yaml
+import yaml  # type: ignore[import-untyped]
 from absl import flags
 
 from flowgrpo_jax.errors import UserError
@@ -32,7 +32,7 @@ _PYTHON = "~/env/bin/python"
 
 def task(sweep: SweepDir, unit: Unit, chips: Chips, repository: str) -> dict[str, Any]:
     """A task of SkyPilot as a mapping of its file's keys."""
-    made = {
+    made: dict[str, Any] = {
         "name": remote.name(sweep, unit),
         "workdir": repository,
         "resources": resources(chips) | {"use_spot": _SPOT.value},

@@ -33,7 +33,11 @@ def text(made: Table) -> str:
     head = (*names.values(), "mean", "std", "unit", "state", "iteration", "score", "")
     rows: list[Sequence[str]] = [head]
     for group in made.groups:
-        first = (*group.values, number(group.mean), number(group.spread))
+        first: tuple[str, ...] = (
+            *group.values,
+            number(group.mean),
+            number(group.spread),
+        )
         for one in group.members:
             cells = (
                 one.unit.name,

@@ -62,7 +62,7 @@ def run(
     while is_running(workdir):
         time.sleep(_TURN)  # that of a launcher that was killed is still saving
     here = os.getpid()
-    record = {
+    record: dict[str, Any] = {
         "words": list(words),
         "host": socket.gethostname(),
         "pid": here,

@@ -74,6 +74,7 @@ def _installed(path: str) -> str:
 
 def _points(given: Any, what: str) -> hyper.Points:
     """The points, if they are some: a user's function may give anything."""
+    points: hyper.Points
     try:
         points: list[Mapping[str, Any]] = [dict(point) for point in given]
     except (TypeError, ValueError):
