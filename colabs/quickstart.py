@@ -210,8 +210,8 @@ _ = right.legend(frameon=False, fontsize="small")
 
 # %%
 page = html.escape((Path(WORKDIR) / "report.html").read_text())
-frame = f'<iframe srcdoc="{page}" style="width: 100%; height: 700px; border: 0">'
-display(HTML(frame + "</iframe>"))
+style = "width: 100%; height: 700px; border: 0"
+display(HTML(f'<div><iframe srcdoc="{page}" style="{style}"></iframe></div>'))
 
 # %% [markdown]
 # ## How to go on

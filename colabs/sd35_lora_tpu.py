@@ -196,11 +196,14 @@ figure.tight_layout()
 
 # %%
 sheets = sorted(Path(WORKDIR, "samples").glob("iteration_*.png"))
-for path in (sheets[0], sheets[-1]):
+figure, axes = plt.subplots(2, 1, figsize=(8, 3.2), dpi=80)
+for axis, path in zip(axes, (sheets[0], sheets[-1]), strict=True):
     sheet = Image.open(path)
-    sheet.thumbnail((900, 900))
-    print(path.name)
-    display(sheet)
+    side = sheet.width // 12  # a sheet has 12 columns: the first 6 pictures
+    axis.imshow(sheet.crop((0, 0, 6 * side, side)))
+    axis.set_title(path.stem.replace("_", " "), fontsize="small")
+    axis.axis("off")
+figure.tight_layout()
 
 # %% [markdown]
 # ## Compare
@@ -215,8 +218,8 @@ run("compare", f"--workdir={WORKDIR}", *COMPARED)
 import html
 
 page = html.escape(Path(WORKDIR, "compare.html").read_text())
-frame = f'<iframe srcdoc="{page}" style="width: 100%; height: 600px; border: 0">'
-display(HTML(frame + "</iframe>"))
+style = "width: 100%; height: 600px; border: 0"
+display(HTML(f'<div><iframe srcdoc="{page}" style="{style}"></iframe></div>'))
 
 # %% [markdown]
 # ## Export

@@ -91,7 +91,14 @@ if "model" in OVERRIDES:
 base = flowgrpo_jax.load(config)
 EACH = 8
 repeated = [prompt for prompt in PROMPTS for _ in range(EACH)]
-before = base.sample(repeated, seed=1, num_steps=10)
+
+
+def draw(policy):
+    """EACH images of every prompt, from the same noise whatever the policy."""
+    return policy.sample(repeated, seed=1, num_steps=10, guidance_scale=1.0)
+
+
+before = draw(base)
 
 asked = flowgrpo_jax.reward("redness")
 
@@ -186,7 +193,7 @@ flowgrpo_jax.train(configured(reward={"redness": 1.0}), WORKDIR)
 
 # %%
 tuned = flowgrpo_jax.load(WORKDIR)
-after = tuned.sample(repeated, seed=1, num_steps=10)
+after = draw(tuned)
 print(f"redness {scores.mean():.3f} before, {scored(after, repeated).mean():.3f} after")
 
 
@@ -234,7 +241,7 @@ flowgrpo_jax.train(second, f"{WORKDIR}_and_geneval")
 
 # %%
 mended = flowgrpo_jax.load(f"{WORKDIR}_and_geneval")
-third = mended.sample(repeated, seed=1, num_steps=10)
+third = draw(mended)
 runs = {"redness": WORKDIR, "redness and geneval": f"{WORKDIR}_and_geneval"}
 evaluations = {
     name: [row for row in read_metrics(path) if row["kind"] == "eval"]
