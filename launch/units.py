@@ -76,7 +76,7 @@ def _points(given: Any, what: str) -> hyper.Points:
     """The points, if they are some: a user's function may give anything."""
     points: hyper.Points
     try:
-        points: list[Mapping[str, Any]] = [dict(point) for point in given]
+        points = [dict(point) for point in given]
     except (TypeError, ValueError):
         points = []
     if not points or not all(isinstance(key, str) for one in points for key in one):

@@ -76,20 +76,18 @@ class Endpoint:
         refuses by ValueError. A server that is not ready (503) is asked until the end.
         UserError that names reward and url when nothing more can be tried.
         """
-        failed = 0
+        failed, is_late = 0, tenacity.stop_before_delay(until - time.monotonic())
 
         def is_last(state: tenacity.RetryCallState) -> bool:
             nonlocal failed
             assert state.outcome is not None
             failed += not isinstance(state.outcome.exception(), _NotReady)
-            return failed > self.retries
+            return failed > self.retries or is_late(state)
 
         attempts = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(_PASSING),
             wait=tenacity.wait_exponential(_FIRST_PAUSE, _LONGEST_PAUSE),
-            stop=tenacity.stop_any(
-                is_last, tenacity.stop_before_delay(until - time.monotonic())
-            ),
+            stop=is_last,
             reraise=True,
         )
         try:
