@@ -35,6 +35,7 @@ LARGEST = 1_500_000  # bytes of a notebook with its outputs
 
 
 @pytest.mark.slow
+@pytest.mark.more
 @pytest.mark.parametrize("name", build.NOTEBOOKS)
 def test_it_runs_from_top_to_bottom(name, weights_file, tmp_path):
     """Oracle: every cell's own asserts; a cell that fails raises here."""

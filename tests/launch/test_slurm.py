@@ -121,6 +121,7 @@ def words(sweep):
 
 
 @pytest.mark.slow
+@pytest.mark.more
 def test_an_array_on_two_nodes_goes_on_after_a_requeue(
     cluster, sweep, flags, tmp_path, capsys
 ):
@@ -141,6 +142,7 @@ def test_an_array_on_two_nodes_goes_on_after_a_requeue(
 
 
 @pytest.mark.slow
+@pytest.mark.more
 def test_a_job_whose_time_is_up_saves_and_is_queued_again(
     cluster, sweep, flags, tmp_path, capsys
 ):

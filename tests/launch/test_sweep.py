@@ -61,6 +61,7 @@ def same(workdir, other):
 
 
 @pytest.mark.slow
+@pytest.mark.more
 @pytest.mark.skipif(
     sys.platform != "linux" or len(os.sched_getaffinity(0)) < 2, reason="two cores"
 )
