@@ -1,13 +1,11 @@
 """What reward servers and judges answer: statuses, headers, bodies, cut anywhere.
 
-Answers go through the whole client, from a socket that only hands them out; one in
-fifty through a real one. The oracle reads the answer by hand: the scores, or that there
+Answers go through the whole client, over a real socket. The oracle reads the answer by hand: the scores, or that there
 are none, and then it must be one line that a terminal can show.
 """
 
 import contextlib
 import functools
-import io
 import json
 import math
 import queue
@@ -117,7 +115,6 @@ class Answer(NamedTuple):
     status: str
     header: str
     cut: int | None
-    over_socket: bool
 
 
 @st.composite
@@ -131,7 +128,6 @@ def answers(draw: st.DrawFn) -> Answer:
         draw(st.sampled_from(_STATUSES)),
         draw(st.sampled_from(_HEADERS)),
         draw(st.none() | st.none() | st.none() | st.integers(0, 300)),
-        draw(st.integers(0, 49)) == 0,
     )
 
 
@@ -168,7 +164,7 @@ def check_bytes(data: bytes) -> str:
     """Bodies of every kind, by the first byte."""
     kind = ("own", "verl", "judge")[data[0] % 3 if data else 0]
     encoding = "msgpack" if data[:1] > b"\x80" and kind != "judge" else "json"
-    given = Answer(kind, encoding, None, data[1:], "200 OK", "", None, False)
+    given = Answer(kind, encoding, None, data[1:], "200 OK", "", None)
     return check(given)
 
 
@@ -253,7 +249,7 @@ def _asked(given: Answer, first: bytes, raw: bytes) -> dict[str, list[Any]] | No
     with (
         core.refused() as lines,
         mock.patch("flowgrpo_jax.rewards.service.http._FIRST_PAUSE", _PAUSE),
-        _server(given.over_socket, first, raw) as url,
+        _server(first, raw) as url,
     ):
         patient = {"retries": 0, "deadline": _DEADLINE, "timeout": _DEADLINE}
         reward: Remote | Judge
@@ -280,38 +276,15 @@ def _asked(given: Answer, first: bytes, raw: bytes) -> dict[str, list[Any]] | No
     return None
 
 
-class Socket:
-    """Hands out an answer, whatever is sent."""
-
-    def __init__(self, answer: bytes):
-        self._answer = answer
-
-    def makefile(self, *_: Any, **__: Any) -> io.BytesIO:
-        return io.BytesIO(self._answer)
-
-    def sendall(self, data: Any) -> None:
-        pass
-
-    settimeout = setsockopt = close = shutdown = lambda self, *_: None
-
-
 @contextlib.contextmanager
-def _server(real: bool, first: bytes, then: bytes) -> Iterator[str]:
+def _server(first: bytes, then: bytes) -> Iterator[str]:
     """A url at which these are answered, in turn; `first` only where it is asked."""
-    given = iter([first] if first.partition(b"\r\n\r\n")[2] else [])
-    if real:
-        port, waiting = _listening()
-        waiting.queue.clear()
-        for answer in (*given, *[then] * COUNT):
-            waiting.put(answer)
-        yield f"http://127.0.0.1:{port}"
-        return
-
-    def connect(*_: Any, **__: Any) -> Any:
-        return Socket(next(given, then))
-
-    with mock.patch("socket.create_connection", connect):
-        yield "http://127.0.0.1:9"
+    given = [first] if first.partition(b"\r\n\r\n")[2] else []
+    port, waiting = _listening()
+    waiting.queue.clear()
+    for answer in (*given, *[then] * COUNT):
+        waiting.put(answer)
+    yield f"http://127.0.0.1:{port}"
 
 
 @functools.cache
