@@ -78,7 +78,7 @@ def cut(
     readers = [] if encoders is None else encoders.readers()
     for name in names:
         reader = getattr(registry.make(name, context), "reader", None)
-        if reader is not None:
+        if isinstance(reader, text.Reader):  # a reader of pictures is another thing
             encoder = f"{reader.encoder} of the reward {name}"
             readers.append(dataclasses.replace(reader, encoder=encoder))
     texts = list(dict.fromkeys(prompts))
