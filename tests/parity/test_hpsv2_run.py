@@ -45,6 +45,7 @@ def config(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.more
 def test_two_iterations(config, capsys):
     """Oracle: 1708 evaluations a prompt (docs/golden_numbers.md 9), eight updates of
     one state each, a first ratio of 1; and the prompts' lengths by hand."""
