@@ -197,15 +197,13 @@ def leaves(
     places = {name: Part(name) for name in wanted} | dict(parts or {})
     held = dict.fromkeys(places[name].name for name in wanted)
     stored = quantized.with_scales(weight_folders.contents(path), held)
-    for name in held:
-        if name not in stored:
-            raise UserError(
-                f"weights: {path}: tensor {name}: missing{_instead(name, stored)}"
-            )
-    found = {
-        name: _cut(stored[places[name].name], places[name], shape, path)
-        for name, shape in wanted.items()
-    }
+    found = {}
+    for name, shape in wanted.items():
+        part = places[name]
+        if part.name not in stored:
+            missing = f"missing{_instead(part.name, stored)}"
+            raise UserError(f"weights: {path}: tensor {part.name}: {missing}")
+        found[name] = _cut(stored[part.name], part, shape, path)
     for name in stored.keys() - held.keys():
         if not any(re.fullmatch(pattern, name) for pattern in ignore):
             raise UserError(
