@@ -1,6 +1,7 @@
 """Every unit, looked at before any of them starts: by the checks of `main` itself."""
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import jax
@@ -77,10 +78,7 @@ def _plan(config: ConfigDict) -> None:
     """All of the run that can be made without weights and devices."""
     if _is_here(config):
         sizes = [size for size in config.mesh.to_dict().values() if size > 0]
-        count = 1
-        for size in sizes:
-            count *= size
-        mesh = meshes.make_abstract_mesh(config.mesh.to_dict(), count)
+        mesh = meshes.make_abstract_mesh(config.mesh.to_dict(), math.prod(sizes))
         assemble.make_work(config, mesh, *assemble.abstract_model(config))
 
 

@@ -98,20 +98,8 @@ def main(extra: list[str]) -> None:
         path = folder / f"{unit.wid}.yaml"
         made = task(sweep, unit, chips, repository)
         path.write_text(yaml.safe_dump(made, sort_keys=False, width=10_000))
-        name = made["name"]
-        remote.call(
-            [
-                "sky",
-                "jobs",
-                "launch",
-                "--yes",
-                "--detach-run",
-                "--name",
-                name,
-                str(path),
-            ],
-            _REMOTE.dry_run.value,
-        )
+        words = ["--yes", "--detach-run", "--name", made["name"], str(path)]
+        remote.call(["sky", "jobs", "launch", *words], _REMOTE.dry_run.value)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Chips by the names of `estimate`, and what other programs call them."""
 
+import math
 from dataclasses import dataclass
 
 from flowgrpo_jax.cost import flops, topology
@@ -54,9 +55,7 @@ def parse(name: str) -> Chips:
         chip, _ = topology.parse(spelled, flops.CHIPS)
     except UserError as error:
         raise UserError(f"{error}; or cpu") from error
-    count = 1
-    for size in sizes.split("x"):
-        count *= int(size)
+    count = math.prod(int(size) for size in sizes.split("x"))
     return Chips(chip, count, sizes, spelled)
 
 

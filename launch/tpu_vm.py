@@ -65,9 +65,7 @@ class Machine:
                 self._start(archive)
                 self._follow()
                 return
-            except (
-                UserError
-            ):  # of gcloud: because the VM is gone, or something is wrong
+            except UserError:  # gcloud's: the VM is gone, or something is wrong
                 if self._state() not in _GONE:
                     raise
                 print(f"unit {self._unit.name}: its VM was taken", flush=True)

@@ -145,10 +145,7 @@ def _prepare(parent: int, cpus: Sequence[int]) -> None:
     """In the child, before it becomes the run: its cores, and its end with ours."""
     if cpus:
         os.sched_setaffinity(0, cpus)
-    for number in (
-        signal.SIGUSR1,
-        signal.SIGUSR2,
-    ):  # from schedulers, to the whole step
+    for number in (signal.SIGUSR1, signal.SIGUSR2):  # of schedulers, to a whole step
         signal.signal(number, signal.SIG_IGN)
     _end_with(parent)
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import re
-import runpy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,26 +40,8 @@ def load(source: str | None, config: str) -> hyper.Points:
     """
     path, _, function = (source or config.partition(":")[0]).partition(":")
     name = function or "sweep"
-    try:
-        found = runpy.run_path(_installed(path))
-        if name not in found:
-            raise UserError(
-                f"--sweep: {path}: has no function {name}(hyper): give a file that "
-                "has one, such as launch/sweeps/seeds.py"
-            )
-        points = found[name](hyper)
-    except UserError:
-        raise
-    except OSError as error:
-        raise UserError(
-            f"--sweep: {path}: {(error.strerror or str(error)).lower()}: give a file "
-            "with sweep(hyper), such as launch/sweeps/seeds.py"
-        ) from error
-    except Exception as error:  # a user's file may do anything
-        raise UserError(
-            f"--sweep: {path}: {type(error).__name__}: {error}: {name}(hyper) must "
-            "give the points of a sweep, as launch/sweeps/seeds.py does"
-        ) from error
+    like = f"{name}(hyper), such as launch/sweeps/seeds.py"
+    points = overrides.from_file("--sweep", _installed(path), name, (hyper,), like)
     return _points(points, f"--sweep: {path}: {name}")
 
 

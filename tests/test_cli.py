@@ -83,7 +83,10 @@ def test_a_recipe_is_chosen_in_the_config(parse):
     [
         ("nofile.py", "--config: nofile.py: no such file or directory: give a"),
         ("README.md", "--config: README.md: SyntaxError: "),
-        ("flowgrpo_jax/errors.py", "--config: flowgrpo_jax/errors.py: KeyError: 'get"),
+        (
+            "flowgrpo_jax/errors.py",
+            "--config: flowgrpo_jax/errors.py: has no function get",
+        ),
         ("configs/geneval.py:recipe=g2", "recipe: g2: must be one of flow_grpo, "),
         ("configs/geneval.py:reward=ocr", "reward: ocr: set it with --config.reward."),
     ],

@@ -1,7 +1,8 @@
 """What reward servers and judges answer: statuses, headers, bodies, cut anywhere.
 
-Answers go through the whole client, over a real socket. The oracle reads the answer by hand: the scores, or that there
-are none, and then it must be one line that a terminal can show.
+Answers go through the whole client, over a real socket. The oracle reads the answer by
+hand: the scores, or that there are none, and then it must be one line that a terminal
+can show.
 """
 
 import contextlib

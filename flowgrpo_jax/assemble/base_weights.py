@@ -114,7 +114,7 @@ def check(
 
 
 def _weights(loaded: Variables) -> Variables:
-    """Without what no run learns: how much of it is read depends on the pictures' sizes."""
+    """Without what no run learns: the sizes of pictures say how much of it is read."""
     return {name: tree for name, tree in loaded.items() if name != "buffers"}
 
 

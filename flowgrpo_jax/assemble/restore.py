@@ -111,9 +111,10 @@ def tuned(
 ) -> Restored:
     """A run's weights at a checkpoint (default: the newest).
 
-    `sizes` as in `base`. `weights`: ema or learner; by default what the run itself evaluates. Of the
-    checkpoint only these are read; the run may still be training. UserError if there is
-    no such checkpoint, or if the base model is not the one that the run began with.
+    `sizes` as in `base`. `weights`: ema or learner; by default what the run itself
+    evaluates. Of the checkpoint only these are read; the run may still be training.
+    UserError if there is no such checkpoint, or if the base model is not the one that
+    the run began with.
     """
     weights = weights or default_weights(config)
     folder = _checkpoints(Path(workdir))

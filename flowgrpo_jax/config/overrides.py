@@ -101,27 +101,44 @@ def check(argv: Sequence[str]) -> None:
             raise UserError(f"{key}: {shown(text)}: {wanted}")
 
 
+def from_file(
+    flag: str, path: str, function: str, arguments: Sequence[Any], like: str
+) -> Any:
+    """What a function of a user's Python file gives, which may do anything.
+
+    UserError that begins with the flag and says what the file must be `like`.
+    """
+    try:
+        found = runpy.run_path(path)
+        if function not in found:
+            raise UserError(
+                f"{flag}: {path}: has no function {function}: give a Python file with "
+                f"{like}"
+            )
+        return found[function](*arguments)
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(
+            f"{flag}: {path}: {(error.strerror or str(error)).lower()}: give a Python "
+            f"file with {like}"
+        ) from error
+    except Exception as error:
+        raise UserError(
+            f"{flag}: {path}: {type(error).__name__}: {error}: must be a Python file "
+            f"with {like}"
+        ) from error
+
+
 def load_config(source: str) -> ConfigDict:
     """What `FILE.py` or `FILE.py:argument` gives; UserError for anything but a config.
 
     A file of configs/ that is not here is the package's own.
     """
     path, colon, argument = installed(source).partition(":")
-    try:
-        get_config = runpy.run_path(path)["get_config"]
-        config = get_config(argument) if colon else get_config()
-    except UserError:
-        raise
-    except OSError as error:
-        raise UserError(
-            f"--config: {path}: {(error.strerror or str(error)).lower()}: give a "
-            "config file, such as configs/geneval.py"
-        ) from error
-    except Exception as error:  # a user's file may do anything
-        raise UserError(
-            f"--config: {path}: {type(error).__name__}: {error}: must be a Python file "
-            "with get_config(arg), such as configs/geneval.py"
-        ) from error
+    arguments = (argument,) if colon else ()
+    like = "get_config(arg), such as configs/geneval.py"
+    config = from_file("--config", path, "get_config", arguments, like)
     if not isinstance(config, ConfigDict):
         raise UserError(
             f"--config: {path}: its get_config gives {type(config).__name__}: must "

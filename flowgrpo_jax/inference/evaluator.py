@@ -50,8 +50,7 @@ class EvalSpec:
     of the deterministic ones, the first of which is the model as it is used; they go
     before those of the scores. `stochastic`: whether the reward of training's sampler
     is measured too, against the column named `deterministic`, which is guided alike.
-    Images per task are of an evaluation during training, and of
-    the first and the last one.
+    Images per task are of an evaluation during training, and of the first and last one.
     """
 
     images: ImageSpec

@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.models import lora as loras
 from flowgrpo_jax.models import vae
+from flowgrpo_jax.models.denoiser import LatentShape
 from flowgrpo_jax.models.files import (
     hub,
     lora_files,
@@ -19,7 +20,8 @@ from flowgrpo_jax.models.files import (
     single_files,
     tensors,
 )
-from flowgrpo_jax.models.files.lora_names import LayerNames, OriginalNames
+from flowgrpo_jax.models.files.lora_names import LayerNames
+from flowgrpo_jax.models.files.original_names import OriginalNames
 from flowgrpo_jax.models.flow_model import FlowModel, Variables
 from flowgrpo_jax.models.spec import ModelSpec
 from flowgrpo_jax.runtime import paths
@@ -180,6 +182,11 @@ def picture_size(resolution: Resolution, own: int, step: int, most: int) -> Size
             f"of {step}, at most {most}"
         )
     return size
+
+
+def latent_shape(size: Size, coder: vae.VAEConfig, channels: int) -> LatentShape:
+    """Height, width and channels of the latents of pictures of this size."""
+    return size.height // coder.downscale, size.width // coder.downscale, channels
 
 
 def check_latents(

@@ -12,8 +12,7 @@ class ModelSpec:
     `path` is where its files lie, if not where `name` says, and `transformer_path` where
     the transformer's weights do, if not there. `resolution` is that of the config, and
     `sizes` are others that the networks must be able to draw. A `lora_rank` of 0 is no
-    adapter;
-    `lora_targets` are regular expressions of the ends of diffusers' module names.
+    adapter; `lora_targets` are regular expressions of the ends of diffusers' module names.
     """
 
     name: str

@@ -11,7 +11,7 @@ from pathlib import Path
 
 _OURS = 0x666C6F77  # PRAGMA application_id of the files that are made here
 _WAIT = 60.0  # seconds for the transaction of another process
-_PAGE = 1 << 16  # bytes; with the default of 4096 large rows are read 1.2 times slower
+_PAGE = 1 << 16  # bytes; a row of a megabyte would lie on 400 pages of the default
 # What can go wrong with a file: the system's refusals and the library's.
 ERRORS = (OSError, sqlite3.Error)
 

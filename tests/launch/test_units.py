@@ -61,11 +61,11 @@ def test_units_that_cannot_be(points, line):
 
 FILES = {
     "def sweep(hyper):\n    return hyper.sweep('config.seed', [1, 2])": None,
-    "def other(hyper):\n    return []": r"has no function sweep\(hyper\)",
+    "def other(hyper):\n    return []": r"has no function sweep: give a Python file",
     "def sweep(hyper):\n    return []": "and at least one",
     "def sweep(hyper):\n    return 3": "gives 3: must be points",
     "def sweep(hyper):\n    return [3]": "must be points",
-    "def sweep(hyper):\n    1 / 0": "ZeroDivisionError: division by zero: sweep",
+    "def sweep(hyper):\n    1 / 0": "ZeroDivisionError: division by zero: must be a Python file with sweep",
     "def sweep(hyper:": "SyntaxError",
 }
 

@@ -15,7 +15,7 @@ import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import save_file
 
-from flowgrpo_jax.models.files.lora_names import OriginalNames
+from flowgrpo_jax.models.files.original_names import OriginalNames
 
 RANK = 4
 

@@ -80,6 +80,15 @@ def parse(text: str | bytes, where: str) -> dict[str, Any]:
     return values
 
 
+def of_network(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a config.json of diffusers that describe the network.
+
+    What is quantised the tensors tell: diffusers leaves its key when it is undone.
+    """
+    others = ("_", "quantization_config")
+    return {key: values[key] for key in values if not key.startswith(others)}
+
+
 def build(
     config: type[Config],
     values: Mapping[str, Any],

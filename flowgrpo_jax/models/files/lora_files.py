@@ -42,7 +42,10 @@ class Factors(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Adapter:
-    """What is written. Weights by name (`<module>.lora_A.weight`) and alpha; the rank is in them."""
+    """What is written: weights by name (`<module>.lora_A.weight`), and alpha.
+
+    The rank is in the weights.
+    """
 
     weights: dict[str, np.ndarray]
     alpha: float

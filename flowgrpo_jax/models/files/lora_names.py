@@ -4,10 +4,9 @@ A file follows diffusers' names or those of the checkpoint as it was first relea
 whose layers may be several of diffusers' side by side (query, key and value). Either
 stand there as they are, behind one of several prefixes, or, as kohya writes them, with
 every dot an underscore. A family says how its checkpoint names its layers
-(`OriginalNames`); what follows from that is the same for all.
+(`original_names`); what follows from that is the same for all.
 """
 
-import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
@@ -15,6 +14,7 @@ import numpy as np
 
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.models.files.lora_files import Factors
+from flowgrpo_jax.models.files.original_names import NO_NAMES, OriginalNames, numbered
 
 # Before the name of a layer: of diffusers' part, of PEFT's wrap, of ComfyUI's and of
 # torch.compile's.
@@ -24,38 +24,6 @@ _PREFIXES = (
 )
 # Before a name in which dots are underscores: kohya's, OneTrainer's, LyCORIS's.
 _JOINED = ("lora_unet_", "lora_transformer_", "lycoris_")
-
-
-@dataclasses.dataclass(frozen=True)
-class OriginalNames:
-    """How the checkpoint as it was released names the layers of a family.
-
-    Args:
-      layers: linear ones: its name -> that of diffusers, or those that lie side by side
-        in it; "{layer}" is the number of a block in both.
-      swapped: layers of diffusers, of two halves, that come second half first there.
-      tensors: the same of single tensors that belong to no linear layer.
-    """
-
-    layers: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
-    swapped: frozenset[str] = frozenset()
-    tensors: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
-
-
-def block_names(
-    original: str, theirs: str, layers: Mapping[str, str | tuple[str, ...]]
-) -> dict[str, tuple[str, ...]]:
-    """`OriginalNames.layers` of a table that speaks of one block, or of no block.
-
-    `original`, `theirs`: what stands before the names there and in diffusers.
-    """
-    return {
-        f"{original}{name}": tuple(
-            f"{theirs}{part}"
-            for part in ((parts,) if isinstance(parts, str) else parts)
-        )
-        for name, parts in layers.items()
-    }
 
 
 def plain(name: str) -> str:
@@ -78,7 +46,7 @@ class LayerNames:
     def __init__(
         self,
         shapes: Mapping[str, tuple[int, ...]],
-        original: OriginalNames = OriginalNames(),
+        original: OriginalNames = NO_NAMES,
     ):
         """`shapes`: [out, in] of every linear layer, by its name in diffusers."""
         self._shapes = shapes
@@ -128,15 +96,11 @@ def _expanded(
     shapes: Mapping[str, tuple[int, ...]], original: OriginalNames
 ) -> dict[str, _Meaning]:
     """Every layer of the original checkpoint that the transformer has, by its name."""
-    numbers = {part for name in shapes for part in name.split(".") if part.isdigit()}
-    found = {}
-    for name, parts in original.layers.items():
-        for number in numbers if "{layer}" in name else {""}:
-            modules = tuple(part.replace("{layer}", number) for part in parts)
-            if all(module in shapes for module in modules):
-                swapped = modules[0] in original.swapped
-                found[name.replace("{layer}", number)] = _Meaning(modules, swapped)
-    return found
+    return {
+        name: _Meaning(modules, modules[0] in original.swapped)
+        for name, modules in numbered(original.layers, shapes)
+        if all(module in shapes for module in modules)
+    }
 
 
 def _without_idle(factors: Factors) -> Factors:

@@ -13,7 +13,7 @@ from typing import Any
 
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.models.files import tensors, weight_folders
-from flowgrpo_jax.models.files.lora_names import OriginalNames
+from flowgrpo_jax.models.files.original_names import OriginalNames, numbered
 from flowgrpo_jax.models.files.tensors import Part
 
 PREFIXES = ("", "model.diffusion_model.")
@@ -97,17 +97,7 @@ def _parts(
 def _all_parts(
     original: OriginalNames, shapes: Shapes, prefix: str
 ) -> Iterator[tuple[str, Part]]:
-    numbers = {part for name in shapes for part in name.split(".") if part.isdigit()}
-
-    def numbered(names: Mapping[str, tuple[str, ...]]):
-        for name, theirs in names.items():
-            for number in numbers if "{layer}" in name else {""}:
-                yield (
-                    f"{prefix}{name}".replace("{layer}", number),
-                    [one.replace("{layer}", number) for one in theirs],
-                )
-
-    for name, modules in numbered(original.layers):
+    for name, modules in numbered(original.layers, shapes):
         for kind in ("weight", "bias"):
             held = [f"{module}.{kind}" for module in modules]
             if not all(one in shapes for one in held):
@@ -119,6 +109,9 @@ def _all_parts(
                 held, modules, rows, rows[1:], strict=False
             ):
                 swapped = module in original.swapped
-                yield one, Part(f"{name}.{kind}", (first, end, rows[-1]), swapped)
-    for name, (theirs,) in numbered(original.tensors):
-        yield theirs, Part(name)
+                yield (
+                    one,
+                    Part(f"{prefix}{name}.{kind}", (first, end, rows[-1]), swapped),
+                )
+    for name, (theirs,) in numbered(original.tensors, shapes):
+        yield theirs, Part(f"{prefix}{name}")

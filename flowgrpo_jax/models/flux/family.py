@@ -11,10 +11,11 @@ from flowgrpo_jax.models.diffusers_code import (
     Classes,
     DiffusersCode,
     check_latents,
+    latent_shape,
     picture_size,
 )
 from flowgrpo_jax.models.files import scheduler, tensors
-from flowgrpo_jax.models.files.lora_names import OriginalNames
+from flowgrpo_jax.models.files.original_names import OriginalNames
 from flowgrpo_jax.models.flow_model import FlowModel
 from flowgrpo_jax.models.flux import folder as flux_folder
 from flowgrpo_jax.models.flux import original_names, presets, transformer_config
@@ -66,11 +67,7 @@ class FluxCode(DiffusersCode):
             name=spec.name,
             denoiser=network,
             autoencoder=vae.VAE(coder),
-            latent_shape=(
-                size.height // coder.downscale,
-                size.width // coder.downscale,
-                config.latent_channels,
-            ),
+            latent_shape=latent_shape(size, coder, config.latent_channels),
             text_tokens=spec.max_sequence_length,
             prompts=prompts,
             # The pipeline gives the scheduler its sigmas: from 1 to 1 / num_steps.

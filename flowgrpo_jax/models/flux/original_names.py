@@ -1,6 +1,6 @@
 """The layers of FLUX.1 as Black Forest Labs named them, and XLabs their LoRA."""
 
-from flowgrpo_jax.models.files.lora_names import OriginalNames, block_names
+from flowgrpo_jax.models.files.original_names import OriginalNames, block_names
 
 _QUERY_KEY_VALUE = ("attn.to_q", "attn.to_k", "attn.to_v")
 _ADDED = ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj")

@@ -65,9 +65,7 @@ class FluxConfig:
         kind = given.get("_class_name", CLASS)
         if kind != CLASS:
             raise UserError(f"{where}: {kind}: must be a {CLASS}")
-        # What is quantised the tensors tell; diffusers leaves the key when it is undone.
-        skipped = ("_", "quantization_config")
-        values = {k: value for k, value in given.items() if not k.startswith(skipped)}
+        values = config_json.of_network(given)
         for key in sorted(values.keys() - set(file_fields())):
             raise UserError(f"{where}: {key}: {values[key]}: not supported")
         if values.get("out_channels") is None:

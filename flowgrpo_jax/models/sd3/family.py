@@ -13,10 +13,11 @@ from flowgrpo_jax.models.diffusers_code import (
     Classes,
     DiffusersCode,
     check_latents,
+    latent_shape,
     picture_size,
 )
 from flowgrpo_jax.models.files import scheduler, tensors
-from flowgrpo_jax.models.files.lora_names import OriginalNames
+from flowgrpo_jax.models.files.original_names import OriginalNames
 from flowgrpo_jax.models.flow_model import FlowModel, Shift, Variables, overlay
 from flowgrpo_jax.models.folder_encoders import CLIP_TOKENS
 from flowgrpo_jax.models.sd3 import folder as sd3_folder
@@ -71,11 +72,7 @@ class SD3Code(DiffusersCode):
             name=spec.name,
             denoiser=network,
             autoencoder=vae.VAE(coder),
-            latent_shape=(
-                size.height // coder.downscale,
-                size.width // coder.downscale,
-                config.in_channels,
-            ),
+            latent_shape=latent_shape(size, coder, config.in_channels),
             text_tokens=CLIP_TOKENS + spec.max_sequence_length,
             prompts=prompts,
             shift=Shift() if place is None else scheduler.shift(place, rows * columns),

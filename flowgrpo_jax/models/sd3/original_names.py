@@ -1,6 +1,6 @@
 """The layers of Stable Diffusion 3 as Stability AI named them."""
 
-from flowgrpo_jax.models.files.lora_names import OriginalNames, block_names
+from flowgrpo_jax.models.files.original_names import OriginalNames, block_names
 
 _BLOCK: dict[str, str | tuple[str, ...]] = {
     "x_block.adaLN_modulation.1": "norm1.linear",

@@ -65,9 +65,7 @@ class MMDiTConfig:
         kind = given.get("_class_name", "SD3Transformer2DModel")
         if kind != "SD3Transformer2DModel":
             raise UserError(f"{where}: {kind}: must be an SD3Transformer2DModel")
-        # What is quantised the tensors tell; diffusers leaves the key when it is undone.
-        skipped = ("_", "quantization_config")
-        values = {k: value for k, value in given.items() if not k.startswith(skipped)}
+        values = config_json.of_network(given)
         caption_width = values.pop("caption_projection_dim", 1152)
         for key in sorted(values.keys() - set(file_fields())):
             raise UserError(f"{where}: {key}: {values[key]}: not supported")

@@ -95,9 +95,8 @@ class Connection(H11Protocol):
     def _refuse(self, status: int, line: str) -> None:
         """Answer what is not a complete request, and end the connection."""
         if self.cycle is not None and not self.cycle.response_complete:
-            self.cycle.disconnected = (
-                True  # a broken body: the request gets no other answer
-            )
+            # A broken body: the request gets no other answer.
+            self.cycle.disconnected = True
             self.cycle.message_event.set()
         self._cancel()
         self._timer = self.loop.call_later(self._limits.head, self.transport.abort)

@@ -6,11 +6,8 @@ from safetensors.numpy import save_file
 
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.models.files import lora_reading
-from flowgrpo_jax.models.files.lora_names import (
-    LayerNames,
-    OriginalNames,
-    block_names,
-)
+from flowgrpo_jax.models.files.lora_names import LayerNames
+from flowgrpo_jax.models.files.original_names import OriginalNames, block_names
 
 RANK, IN = 2, 5
 # One block of a network whose query, key and MLP are of different widths.

@@ -9,7 +9,8 @@ from safetensors.numpy import save_file
 
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.models.files import lora_files, lora_reading
-from flowgrpo_jax.models.files.lora_names import LayerNames, OriginalNames
+from flowgrpo_jax.models.files.lora_names import LayerNames
+from flowgrpo_jax.models.files.original_names import OriginalNames
 
 RANK, MODULES = 4, ["transformer_blocks.0.attn.to_q", "transformer_blocks.0.attn.to_k"]
 # Another name for both of them together, as fused layers have it.
