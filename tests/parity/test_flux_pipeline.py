@@ -21,7 +21,7 @@ from flowgrpo_jax.models.spec import ModelSpec
 from flowgrpo_jax.runtime import resolution
 from tests.parity import tiny_flux
 from tests.parity.test_pipeline import PROMPTS, assert_same_images
-from tests.parity.test_pipeline_run import WORDS, assert_reward_rises
+from tests.parity.test_pipeline_run import assert_reward_rises, prompts  # noqa: F401
 from tests.parity.test_pipeline_run import config_of as config_of_run
 from tests.tiny_run import rows
 
@@ -172,38 +172,24 @@ def test_evaluations_of_a_prompt(recipe, evaluations):
 @pytest.mark.parametrize(
     "recipe, use_lora", [("flow_grpo", True), ("g2rpo", False)], ids=["lora", "full"]
 )
-def test_training(pipeline, tmp_path, recipe, use_lora, monkeypatch):
+def test_training(pipeline, prompts, tmp_path, recipe, use_lora, monkeypatch):  # noqa: F811
     """Oracle: in bf16 every first ratio is 1; killed and resumed rows are equal."""
-    prompts = tmp_path / "prompts.txt"
-    prompts.write_text("".join(f'a sign that says "{w}"\n' for w in ("open", "stop")))
-    config = configs.make(
-        f"model={pipeline[1]},recipe={recipe}",
-        resolution=64,
-        max_sequence_length=16,
-        embedding_cache=str(tmp_path / "cache"),
-        prompts=str(prompts),
-        reward={"jpeg_compressibility": 1.0},
+    config = config_of_run(
+        pipeline[1],
+        prompts,
+        recipe,
         num_iterations=3,
         prompts_per_iteration=2,
         group_size=4,
-        updates_per_iteration=1,
-        microbatch=4,
-        mesh={"data": 1},
-        eval__prompts=str(prompts),
-        eval__every=0,
-        eval__images_per_task=2,
-        eval__final_images_per_task=2,
-        eval__sde=False,
+        eval__guidance_scale=3.5,
         sample__num_steps=4,
-        sample__eval_num_steps=2,
         sample__branch_steps=(0, 1),
         sample__granularities=(1, 2),
         checkpoint__every=1,
-        log__tensorboard=False,
         train__use_lora=use_lora,
         train__learning_rate=1e-3,
     )
-    assert config.dtype == "bfloat16" and config.sample.guidance_scale == 3.5
+    assert config.sample.guidance_scale == 3.5
     quiet, other = tmp_path / "quiet", tmp_path / "other"
     assert trainer.train(config, quiet)
     learned = [row for row in rows(quiet) if row["kind"] == "train"]
@@ -245,10 +231,8 @@ def test_training(pipeline, tmp_path, recipe, use_lora, monkeypatch):
     ],
     ids=["flow_grpo-lora", "g2rpo-full"],
 )
-def test_reward_rises(pipeline, tmp_path, values):
+def test_reward_rises(pipeline, prompts, tmp_path, values):  # noqa: F811
     """Oracle: the spread of the images; and every first ratio is 1."""
-    prompts = tmp_path / "prompts.txt"
-    prompts.write_text("".join(f'a sign that says "{w}"\n' for w in WORDS))
     config = config_of_run(pipeline[1], prompts, num_iterations=40, **values)
     assert_reward_rises(config, tmp_path / "run")
 
