@@ -70,6 +70,10 @@ setup(
         "xm": ["xmanager>=0.8.5"],
         # colabs/: to run them, and to make the .ipynb of their sources.
         "notebooks": ["ipykernel", "jupytext", "matplotlib", "nbclient"],
+        # The oracle of tests/parity/test_open_clip.py, not in `test`: it brings
+        # torchvision, whose wheel on PyPI is for CUDA alone. Beside the CPU build of torch
+        # that does not load, and takes half of transformers with it.
+        "openclip": ["open_clip_torch==3.3.0"],
         # Coverage-guided bytes beside hypothesis' drawn inputs (benchmarks/fuzz).
         "fuzz": ["atheris>=3", "hypothesis"],
         # torch (its CPU build where the index has one), diffusers and transformers are
@@ -84,7 +88,6 @@ setup(
             "matplotlib",
             "mypy",
             "nbclient",
-            "open_clip_torch==3.3.0",
             "peft",
             "pytest",
             "pytest-xdist",

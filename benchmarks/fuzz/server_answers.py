@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 from benchmarks.fuzz import core
 from flowgrpo_jax.data.prompts import Prompt
+from flowgrpo_jax.rewards.service import http
 from flowgrpo_jax.rewards.service.client import Remote
 from flowgrpo_jax.rewards.service.judge import Judge
 
@@ -249,7 +250,7 @@ def _asked(given: Answer, first: bytes, raw: bytes) -> dict[str, list[Any]] | No
     """What the client makes of it; None where it refuses in one line."""
     with (
         core.refused() as lines,
-        mock.patch("flowgrpo_jax.rewards.service.http._FIRST_PAUSE", _PAUSE),
+        mock.patch.multiple(http, _FIRST_PAUSE=_PAUSE, _LONGEST_PAUSE=_PAUSE),
         _server(first, raw) as url,
     ):
         patient = {"retries": 0, "deadline": _DEADLINE, "timeout": _DEADLINE}

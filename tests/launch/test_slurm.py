@@ -8,6 +8,7 @@ import sys
 
 import cloudpickle
 import pytest
+from absl import logging
 
 from flowgrpo_jax.errors import UserError
 from launch import hyper, slurm, states, unit
@@ -84,6 +85,17 @@ def cluster(tmp_path, monkeypatch):
     yield
     run("scancel", "--user=root")
     run("scontrol", "shutdown")
+
+
+@pytest.fixture(autouse=True)
+def absl_keeps_to_the_stream_of_the_process(monkeypatch):
+    """Importing submitit closes the stream of every logging handler of the process.
+
+    It configures logging by a dictionary. absl's handler then closes whatever stream is
+    not the process's own: pytest's, if that was in place when absl was imported.
+    """
+    handler = logging.get_absl_handler().python_handler
+    monkeypatch.setattr(handler, "stream", sys.__stderr__)
 
 
 @pytest.fixture
