@@ -5,6 +5,7 @@ all of it and adds what the compiler says; a run prints `summary` before it star
 """
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -153,35 +154,41 @@ def _passes(work: Work) -> tuple[Passes, float]:
     return passes, float((kept + moving) * size)
 
 
-def _gathered(work: Work, tree: Any, specs: Any) -> float:
-    """Bytes of whole copies of what is split over devices, in the layers' type."""
-    item = jnp.dtype(work.learner.dtype).itemsize
+def _largest_block(work: Work, tree: Any, specs: Any) -> int:
+    """Parameters of the largest block among those that are split over devices.
 
-    def copy(leaf, spec) -> float:
-        split = any(axis and work.mesh.shape[axis] > 1 for axis in spec)
-        return float(leaf.size * item) if split else 0.0
+    A block is made whole when it is read. Blocks of one kind are one leaf, with a
+    leading dimension: what is split are matrices, its last two.
+    """
+    sizes: Counter[str] = Counter()
 
-    return sum(jax.tree.leaves(jax.tree.map(copy, tree, specs)), 0.0)
+    def add(path, leaf, spec) -> None:
+        if any(axis and work.mesh.shape[axis] > 1 for axis in spec):
+            sizes[jax.tree_util.keystr(path[:2])] += math.prod(leaf.shape[-2:])
+
+    jax.tree_util.tree_map_with_path(add, tree, specs)
+    return max(sizes.values(), default=0)
 
 
 def _bytes(work: Work, tokens: int, latents: float) -> dict[str, int | float]:
     """Bytes of one device by kind, at most of what lives at one time."""
     frozen, state = work.resident()
-    copies = _gathered(work, work.frozen, work.frozen_specs)
-    trained = _gathered(work, work.trainable, work.trainable_specs)
-    policies = 1 + len(work.needs & {"old", "ema"})
-    # In fp32 the sum, in shards; whole, of one microbatch, in the type of its weights.
+    item = jnp.dtype(work.learner.dtype).itemsize
+    trained = _largest_block(work, work.trainable, work.trainable_specs)
+    read = max(trained, _largest_block(work, work.frozen, work.frozen_specs))
+    # In fp32 their sum, in shards like that of one microbatch, in whose backward pass
+    # the gradient of a block is whole.
     shards = sum(
         4 * flops.bytes_on_device(leaf) // leaf.dtype.itemsize
         for leaf in jax.tree.leaves(state.trainable)
     )
-    whole = trained or flops.bytes_on_device(state.trainable)
+    own = flops.bytes_on_device(state.trainable)
     kept = work.model.denoiser.kept_bytes(tokens)
     return {
         "weights": flops.bytes_on_device(frozen),
         "training state": flops.bytes_on_device(state),
-        "gathered weights": copies + policies * trained,
-        "gradients": shards + whole,
+        "gathered weights": item * read,
+        "gradients": shards + own + 4 * trained,
         "latents": latents,
         "activations": _learning_branches(work) * work.learner.microbatch * kept,
     }

@@ -1,7 +1,8 @@
 """The three compiled programs of an iteration: rollout, decode, update.
 
-Each runs under the mesh by shard_map: a device sees its own microbatches and whole
-parameters. Weights, embeddings and tables come in as arguments, never as constants.
+Each runs under the mesh by shard_map: a device sees its own microbatches, and its part
+of the parameters, which layers make whole. Weights, embeddings and tables come in as
+arguments, never as constants.
 """
 
 import functools
@@ -36,6 +37,24 @@ def text_lookup(table: Any, empty: Any) -> Callable[[jax.Array], tuple]:
     return lambda prompt: (jax.tree.map(lambda rows: rows[prompt], table), empty)
 
 
+def _parameters(variables: Any, specs: Any, dtype: DTypeLike | None) -> Any:
+    """What the model reads: the transformer in shards, as its layers take it."""
+    return {
+        name: (meshes.in_shards if name == "transformer" else meshes.gather)(
+            tree, specs[name], dtype
+        )
+        for name, tree in variables.items()
+    }
+
+
+def _any_of_fsdp(value: Any) -> Any:
+    """The largest of the devices that share the parameters.
+
+    They make them whole together, so all of them run the network as often as any does.
+    """
+    return jax.lax.pmax(value, "fsdp")
+
+
 def make_rollout(
     mesh: meshes.AnyMesh,
     variable_specs: Any,
@@ -52,11 +71,12 @@ def make_rollout(
     def local(variables, key, tables, text, empty):
         return rollout.rollout(
             sampler,
-            meshes.gather(variables, variable_specs, dtype),
+            _parameters(variables, variable_specs, dtype),
             key,
             tables,
             text_lookup(text, empty),
             latent_shape,
+            agree=_any_of_fsdp,
         )
 
     return jax.jit(
@@ -185,10 +205,10 @@ def make_update(
     def local(
         trainable, old, average, frozen, experience, update_batch, key, text, empty
     ):
-        frozen = meshes.gather(frozen, frozen_specs, dtype)
+        frozen = _parameters(frozen, frozen_specs, dtype)
 
         def variables(part):
-            return overlay(frozen, meshes.gather(part, trainable_specs, dtype))
+            return overlay(frozen, _parameters(part, trainable_specs, dtype))
 
         policies = losses.Policies(
             frozen=frozen if "frozen" in needs else None,
@@ -201,11 +221,10 @@ def make_update(
             ),
             fetch_from(experience, key),
             update_batch,
-            meshes.gather(trainable, trainable_specs, dtype),
+            _parameters(trainable, trainable_specs, dtype),
             text_lookup(text, empty),
-            # A whole fp32 gradient would be the largest thing in memory.
-            shard=lambda grads: meshes.scatter_gradients(grads, trainable_specs),
-            agree=lambda busy: jax.lax.pmax(busy.astype(jnp.int32), "fsdp") > 0,
+            part=meshes.parts,
+            agree=lambda busy: _any_of_fsdp(busy.astype(jnp.int32)) > 0,
         )
         whole = {
             name: (jax.lax.pmax if name in LARGEST else jax.lax.psum)(

@@ -169,14 +169,18 @@ def rollout(
     tables: Tables,
     text_of: Callable[[Array], tuple],
     latent_shape: tuple[int, int, int],
+    agree: Callable[[Array], Array] = lambda rounds: rounds,
 ) -> Rollout:
     """All packs of one device, one after the other.
 
     `text_of` gives the velocity's text for prompt numbers [slot]. Local view: call it
-    inside shard_map (or on one device) with this device's part of the tables.
+    inside shard_map (or on one device) with this device's part of the tables. Where
+    devices share the parameters, `agree` tells how many rounds any of them needs: rows
+    that a pack does not use are sampled and not read.
     """
 
     def one_pack(pack):
+        pack = pack._replace(rounds=agree(pack.rounds))
         return _one_pack(sampler, variables, key, pack, text_of, latent_shape)
 
     return jax.lax.map(one_pack, tables)

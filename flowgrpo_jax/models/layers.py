@@ -1,6 +1,7 @@
 """Layers that the transformers share: Dense with LoRA, norms in fp32."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,8 @@ import numpy as np
 from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
+
+from flowgrpo_jax.runtime.mesh import Shard
 
 # flax asks an initializer for the shape of every parameter whenever a network is
 # traced; under jit it is traced once per shape.
@@ -33,7 +36,7 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*batch input"]) -> Float[Array, "*batch out"]:
         inputs = x.shape[-1]
-        kernel = self.param("kernel", self.kernel_init, (inputs, self.features))
+        kernel = self._kernel(inputs)
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         x = x.astype(self.dtype)
         out = x @ kernel.astype(self.dtype) + bias.astype(self.dtype)
@@ -52,6 +55,14 @@ class Dense(nn.Module):
             delta = jnp.einsum("...pr,pro->...po", low, up.value.astype(self.dtype))
             out = out + delta.reshape(out.shape) * (self.lora_alpha / rank)
         return out
+
+    def _kernel(self, inputs: int) -> Array:
+        """[input, out]; made whole here where devices share the parameters."""
+        if self.has_variable("params", "kernel"):
+            kernel: Any = self.get_variable("params", "kernel")
+            if isinstance(kernel, Shard):
+                return kernel.whole()
+        return self.param("kernel", self.kernel_init, (inputs, self.features))
 
 
 class LayerNorm(nn.Module):

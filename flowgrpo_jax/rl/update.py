@@ -177,16 +177,16 @@ def local_gradients(
     update_batch: UpdateBatch,
     trainable: Any,
     text_of: Callable[[Array], tuple],
-    shard: Callable[[Any], Any] = lambda gradients: gradients,
+    part: Callable[[Any], Any] = lambda gradients: gradients,
     agree: Callable[[Array], Array] = lambda busy: busy,
 ) -> tuple[Any, dict[str, Array]]:
     """Sum over this device's entries of weight * gradient, and of measurements.
 
     `update_batch` are [batch, slot, ...]; `fetch` gives the elements of a microbatch of
     them; `loss(trainable, text, elements)` gives values and measurements [slot,
-    sibling]. Measurements are added up as `measurements.added` says. Of every
-    microbatch's whole gradient only what `shard` makes of it is kept, and since that
-    may ask other devices, `agree` tells which batches [batch] any of them works on.
+    sibling]. Measurements are added up as `measurements.added` says. Where devices
+    share the parameters, `part` makes this device's part of a gradient, and `agree`
+    tells which batches [batch] any of them works on.
     """
 
     def one_loss(trainable, batch: UpdateBatch):
@@ -195,8 +195,8 @@ def local_gradients(
 
     gradient = jax.grad(one_loss, has_aux=True)
 
-    def in_shards(grads):
-        return shard(jax.tree.map(lambda g: g.astype(jnp.float32), grads))
+    def own(grads):
+        return jax.tree.map(lambda g: g.astype(jnp.float32), part(grads))
 
     def one_batch(carry, batch_and_busy):
         batch, busy = batch_and_busy
@@ -204,14 +204,14 @@ def local_gradients(
         def work(carry):
             total, sums = carry
             grads, info = gradient(trainable, batch)
-            total = jax.tree.map(jnp.add, total, in_shards(grads))
+            total = jax.tree.map(jnp.add, total, own(grads))
             return total, measurements.added(sums, info, batch.weight)
 
         return jax.lax.cond(busy, work, lambda carry: carry, carry), None
 
     first = jax.tree.map(lambda x: x[0], update_batch)
     _, info = jax.eval_shape(one_loss, trainable, first)
-    kept = jax.eval_shape(in_shards, trainable)
+    kept = jax.eval_shape(own, trainable)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), kept)
     start = (zeros, {name: jnp.zeros(()) for name in info})
     busy = agree(jnp.any(update_batch.weight != 0, axis=(1, 2)))

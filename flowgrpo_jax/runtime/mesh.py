@@ -1,16 +1,23 @@
-"""Device mesh, sharding rules as data, and gathering and scattering of parameters.
+"""Device mesh, sharding rules as data, and parameters in shards.
 
 There are two axes, `data` and `fsdp`. Both split the microbatches; `fsdp` also splits
 the parameters. The shape of a microbatch never depends on the mesh: with more devices
 each loops over fewer microbatches, so results are the same on any number of devices.
+
+A layer makes its parameter whole when it reads it (`Shard.whole`), inside the scan over
+blocks and inside what is rematerialised. So a device holds whole weights of one block
+at a time, in the backward pass too, where gradients are reduced in the same place.
 """
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import struct
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
@@ -135,22 +142,82 @@ def gather(tree: Any, spec: Any, dtype: DTypeLike | None = None) -> Any:
     return jax.tree.map(whole, tree, spec)
 
 
-def scatter_gradients(tree: Any, spec: Any) -> Any:
-    """This device's shards of whole gradients, summed over the axes that split them."""
+@struct.dataclass
+class Shard:
+    """A device's part of a parameter, inside shard_map.
 
-    def shard(leaf, leaf_spec):
-        for dimension, axis in enumerate(leaf_spec):
-            if axis is not None:
-                leaf = jax.lax.psum_scatter(
-                    leaf, axis, scatter_dimension=dimension, tiled=True
-                )
-        return leaf
+    `axes`: (dimension counted from the last, -1, mesh axis that splits it). So they
+    stay true when a scan over blocks takes the leading dimension off.
+    """
 
-    return jax.tree.map(shard, tree, spec)
+    part: jax.Array
+    axes: tuple[tuple[int, str], ...] = struct.field(pytree_node=False)
+    dtype: Any = struct.field(pytree_node=False)  # of the whole; None for its own
+
+    def whole(self) -> jax.Array:
+        """The parameter, from all devices; its gradient is this device's part again.
+
+        Gradients are summed over the devices in fp32, whatever the type of the whole.
+        """
+        return _whole(self.part, self.axes, self.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _whole(part, axes, dtype):
+    whole = part if dtype is None else part.astype(dtype)
+    for dimension, axis in axes:
+        whole = jax.lax.all_gather(whole, axis, axis=whole.ndim + dimension, tiled=True)
+    return whole
+
+
+def _whole_forward(part, axes, dtype):
+    return _whole(part, axes, dtype), jnp.zeros(0, part.dtype)
+
+
+def _whole_backward(axes, dtype, like, gradient):
+    gradient = gradient.astype(jnp.float32)
+    for dimension, axis in axes:
+        place = gradient.ndim + dimension
+        gradient = jax.lax.psum_scatter(
+            gradient, axis, scatter_dimension=place, tiled=True
+        )
+    return (gradient.astype(like.dtype),)
+
+
+_whole.defvjp(_whole_forward, _whole_backward)
+
+
+def in_shards(tree: Any, spec: Any, dtype: DTypeLike | None = None) -> Any:
+    """Parameters for layers that make them whole: a `Shard` for each that is split.
+
+    Inside shard_map. `dtype` as for `gather`; where an axis has one device, what it
+    splits is whole at once.
+    """
+
+    def leaf(part, leaf_spec):
+        axes = tuple(
+            (dimension - len(leaf_spec), axis)
+            for dimension, axis in enumerate(leaf_spec)
+            if axis is not None
+        )
+        if any(jax.lax.axis_size(axis) > 1 for _, axis in axes):
+            return Shard(part, axes, dtype)
+        return part.astype(dtype) if axes and dtype is not None else part
+
+    return jax.tree.map(leaf, tree, spec)
+
+
+def parts(tree: Any) -> Any:
+    """The arrays of a tree (of gradients, say) with `Shard`s."""
+    return jax.tree.map(
+        lambda leaf: leaf.part if isinstance(leaf, Shard) else leaf,
+        tree,
+        is_leaf=lambda leaf: isinstance(leaf, Shard),
+    )
 
 
 def sum_gradients(tree: Any, spec: Any) -> Any:
-    """Sums gradients over the axes over which `scatter_gradients` has not."""
+    """Sums gradients over the axes over which `Shard.whole` has not."""
 
     def total(leaf, leaf_spec):
         return jax.lax.psum(leaf, tuple(sorted(set(AXES) - set(leaf_spec))))

@@ -167,47 +167,33 @@ def test_gather():
     )
 
 
-def test_gradients_in_shards():
-    """Oracle: float64 sums of whole arrays; the result has the specs of the tree."""
-    rng = np.random.default_rng(1)
-    each = jax.tree.map(
-        lambda leaf: rng.standard_normal((4, *leaf.shape)).astype(np.float32), tree()
-    )
+def stack_loss(kernels, x):
+    """Of layers one after the other, each made whole inside the scan over them."""
 
-    def local(own):
-        shards = meshes.scatter_gradients(jax.tree.map(lambda x: x[0], own), SPECS)
-        return meshes.sum_gradients(shards, SPECS)
+    @jax.checkpoint
+    def layer(x, kernel):
+        if isinstance(kernel["up"], meshes.Shard):
+            kernel = {name: shard.whole() for name, shard in kernel.items()}
+        up, down = (kernel[name].astype(jnp.float32) for name in ("up", "down"))
+        return x + jnp.tanh(x @ up) @ down, None
 
-    program = jax.shard_map(
-        local,
-        mesh=MESH,
-        in_specs=PartitionSpec(meshes.AXES),
-        out_specs=SPECS,
-        check_vma=False,
-    )
-    total = jax.jit(program)(meshes.place(each, PartitionSpec(meshes.AXES), MESH))
-    jax.tree.map(
-        lambda leaf, parts: np.testing.assert_allclose(
-            leaf, parts.sum(0, dtype=np.float64), rtol=1e-5, atol=1e-6
-        ),
-        total,
-        each,
-    )
-    assert {s.data.shape for s in total["table"].addressable_shards} == {(2, 3)}
+    return jnp.sum(jax.lax.scan(layer, x, kernels)[0] ** 2)
 
 
-def test_gather_then_reduce_is_the_gradient():
-    """Oracle: jax.grad on one device; the sum of losses over eight samples."""
-    x = np.random.default_rng(2).standard_normal((8, 4)).astype(np.float32)
-    weights = {"up": {"kernel": tree()["blocks"]["up"]["kernel"][0]}}
-    specs = meshes.specs(weights, RULES, MESH)
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_layers_make_their_parameters_whole(dtype):
+    """Oracle: jax.grad of whole weights on one device, over all samples in fp32.
 
-    def loss(weights, x):
-        return jnp.sum(jnp.tanh(x @ weights["up"]["kernel"]) ** 2)
+    The program holds one layer's whole kernel, and never all of them.
+    """
+    rng = np.random.default_rng(2)
+    x = rng.standard_normal((8, 4)).astype(np.float32)
+    kernels = {name: each["kernel"] for name, each in tree()["blocks"].items()}
+    specs = {name: SPECS["blocks"][name]["kernel"] for name in kernels}
 
     def local(shards, own):
-        grads = jax.grad(loss)(meshes.gather(shards, specs), own)
-        return meshes.sum_gradients(meshes.scatter_gradients(grads, specs), specs)
+        grads = jax.grad(stack_loss)(meshes.in_shards(shards, specs, dtype), own)
+        return meshes.sum_gradients(meshes.parts(grads), specs)
 
     program = jax.shard_map(
         local,
@@ -216,13 +202,68 @@ def test_gather_then_reduce_is_the_gradient():
         out_specs=specs,
         check_vma=False,
     )
-    found = jax.jit(program)(meshes.place(weights, specs, MESH), x)
-    expected = jax.grad(loss)(weights, x)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
-        jax.device_get(found),
-        jax.device_get(expected),
+    placed = meshes.place(kernels, specs, MESH)
+    found = jax.jit(program)(placed, x)
+    assert {s.data.shape for s in found["up"].addressable_shards} == {(3, 4, 3)}
+    cast = jax.tree.map(lambda k: k.astype(dtype or k.dtype), kernels)
+    whole = jax.tree.map(lambda k: jnp.asarray(k, jnp.float32), cast)
+    expected = jax.grad(stack_loss)(whole, x)
+    bar = 1e-2 if dtype else 1e-5  # gradients of a layer are of its type
+    for name, gradient in expected.items():
+        most = np.abs(gradient).max()
+        np.testing.assert_allclose(found[name], gradient, atol=bar * most)
+    gathers = [
+        equation.outvars[0].aval.shape
+        for equation in equations(jax.make_jaxpr(program)(placed, x).jaxpr)
+        if equation.primitive.name == "all_gather"
+    ]
+    assert set(gathers) == {(4, 6), (6, 4)}
+
+
+def equations(jaxpr):
+    """All of a program, those of its loops too."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jax.tree.leaves(
+            list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")
+        ):
+            inner = getattr(inner, "jaxpr", inner)
+            if hasattr(inner, "eqns"):
+                yield from equations(inner)
+
+
+def test_gradients_are_reduced_in_fp32():
+    """Oracle: by hand; 1 + 1/128 and 512, each a bf16, whose sum is none."""
+    mesh = mesh_of(1, 2)
+    spec = PartitionSpec("fsdp")
+
+    def local(part, weight):
+        shard = meshes.in_shards(part, spec, "bfloat16")
+        return jax.grad(lambda s: jnp.sum(s.whole() * weight[0].astype("bfloat16")))(
+            shard
+        ).part
+
+    program = jax.shard_map(
+        local, mesh=mesh, in_specs=(spec, spec), out_specs=spec, check_vma=False
     )
+    found = jax.jit(program)(np.zeros(4, np.float32), np.float32([1 + 1 / 128, 512]))
+    np.testing.assert_array_equal(found, np.full(4, 513 + 1 / 128, np.float32))
+
+
+def test_an_axis_of_one_device_splits_nothing():
+    """Oracle: the contract; whole at once, in the type of the layers."""
+    mesh, specs = mesh_of(2, 1), {"kernel": PartitionSpec(None, "fsdp")}
+
+    def local(part):
+        whole = meshes.in_shards(part, specs, "bfloat16")
+        assert not isinstance(whole["kernel"], meshes.Shard)
+        return whole
+
+    program = jax.shard_map(
+        local, mesh=mesh, in_specs=(specs,), out_specs=specs, check_vma=False
+    )
+    made = jax.jit(program)({"kernel": np.ones((4, 4), np.float32)})
+    assert made["kernel"].dtype == "bfloat16"
 
 
 def test_random_key():
