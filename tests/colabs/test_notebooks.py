@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import types
 from pathlib import Path
 
@@ -85,13 +84,20 @@ def test_the_stop_button_lets_a_command_save(tmp_path, capsys):
     command.write_text(f"#!{sys.executable}\n{SAVES}")
     command.chmod(0o755)
     fake = types.SimpleNamespace(executable=str(command))
-    space = {"subprocess": subprocess, "sys": fake}
+
+    def shown(*words, **options):
+        print(*words, **options)
+        if words == ("started\n",):
+            signal.raise_signal(signal.SIGINT)  # what the button sends to a kernel
+
+    space = {"subprocess": subprocess, "sys": fake, "print": shown}
     exec(cell[cell.index("def run(") :], space)
-    stop = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
-    stop.start()
-    with pytest.raises(RuntimeError, match="main: exit code 143"):
-        space["run"]("main")
-    stop.join()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(RuntimeError, match="main: exit code 143"):
+            space["run"]("main")
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert capsys.readouterr().out.splitlines()[1:] == ["started", "saved"]
 
 

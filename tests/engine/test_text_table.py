@@ -1,5 +1,7 @@
 """Embeddings of prompts are made when the coming iterations need them, and once."""
 
+import types
+
 import jax
 import numpy as np
 import pytest
@@ -90,7 +92,9 @@ def test_time_to_go_is_told(encoders, tmp_path, capsys, monkeypatch):
     """Oracle: by hand; 8 of 24 prompts a minute, told every half."""
     table = text_table.CachedTable(encoders, str(tmp_path), [])
     clock = iter([0.0, 60.0, 120.0, 180.0])
-    monkeypatch.setattr(text_table.time, "monotonic", lambda: next(clock))
+    # Not the clock of the process, which threads of other tests read, too.
+    own = types.SimpleNamespace(monotonic=lambda: next(clock))
+    monkeypatch.setattr(text_table, "time", own)
     capsys.readouterr()
     table.add([f"{number:02d}" for number in range(24)])
     told = capsys.readouterr().out.splitlines()[1:]
