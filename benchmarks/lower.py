@@ -1,8 +1,9 @@
 """Seconds to trace and lower the programs of the released sizes, on abstract weights.
 
-    taskset -c 0 python -m benchmarks.lower [--model=NAME]
+    taskset -c 0 python -m benchmarks.lower [--model=NAME] [--fsdp=N]
 
-One device, 48 prompts of 24 images, guidance, KL. Every time begins with empty caches.
+N devices that share the parameters, 1 by default; 48 prompts of 24 images, guidance,
+KL. Every time begins with empty caches.
 CPU seconds of the process beside those of the wall: a shared machine stretches the
 second. The least of the repeats.
 """
@@ -28,13 +29,16 @@ RUNS = [
 
 
 def main() -> None:
-    mesh = meshes.make_mesh({"data": 1}, jax.devices()[:1])
     print(f"jax {jax.__version__}; least of {REPEATS}: CPU s, wall s")
     print("| model | learns | program | CPU | wall |\n|---|---|---|---|---|")
     names = sorted({name for name, _ in RUNS})
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", choices=names, action="append")
-    chosen = parser.parse_args().model or names
+    parser.add_argument("--fsdp", type=int, default=1)
+    given = parser.parse_args()
+    chosen = given.model or names
+    jax.config.update("jax_num_cpu_devices", given.fsdp)
+    mesh = meshes.make_mesh({"data": 1, "fsdp": given.fsdp})
     for name, values in RUNS:
         if name not in chosen:
             continue

@@ -23,7 +23,7 @@ from nbclient import NotebookClient
 from nbformat import NotebookNode
 
 HERE = Path(__file__).parent
-NOTEBOOKS = ("quickstart", "how_it_works", "sd35_lora_tpu")
+NOTEBOOKS = ("quickstart", "how_it_works", "your_reward", "sd35_lora_tpu")
 _SECONDS = 3600  # the most that one cell may take
 # XLA's lines about a program that compiles for minutes: the machine was busy.
 _SLOW_COMPILE = re.compile(

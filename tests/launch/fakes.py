@@ -4,6 +4,7 @@ import os
 import sys
 from pathlib import Path
 
+import flowgrpo_jax
 from launch import sweep_dir, units
 
 # Reads --act=WORD from its flags; leaves a line in --events=FILE when it starts and ends.
@@ -46,10 +47,14 @@ event("end")
 
 
 def install(folder: Path, monkeypatch) -> None:
-    """From here on `python -m flowgrpo_jax.main` is the fake one, in child processes."""
+    """From here on `python -m flowgrpo_jax.main` is the fake one, in child processes.
+
+    All else of the package is the real one's.
+    """
     package = folder / "fake" / "flowgrpo_jax"
     package.mkdir(parents=True)
-    (package / "__init__.py").write_text("")
+    real = str(Path(flowgrpo_jax.__file__).parent)
+    (package / "__init__.py").write_text(f"__path__.append({real!r})\n")
     (package / "main.py").write_text(MAIN)
     monkeypatch.setenv("PYTHONPATH", str(package.parent))
     monkeypatch.chdir(folder)  # the working folder comes before all others

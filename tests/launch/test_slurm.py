@@ -6,12 +6,11 @@ import socket
 import subprocess
 import sys
 
-import cloudpickle
 import pytest
 from absl import logging
 
 from flowgrpo_jax.errors import UserError
-from launch import hyper, slurm, states, unit
+from launch import hyper, slurm, states
 from tests.launch import fakes
 from tests.launch.test_unit import wait_for
 
@@ -112,12 +111,7 @@ def sweep(tmp_path, monkeypatch):
     )
     made = fakes.sweep(tmp_path, acts)
     monkeypatch.setattr(slurm.command, "prepared", lambda *_: made)
-    # A job has the real main's package only where the fake one has taken its place.
-    cloudpickle.register_pickle_by_value(slurm)
-    cloudpickle.register_pickle_by_value(unit)
-    yield made
-    cloudpickle.unregister_pickle_by_value(slurm)
-    cloudpickle.unregister_pickle_by_value(unit)
+    return made
 
 
 @pytest.fixture
@@ -132,6 +126,12 @@ def words(sweep):
     return [one.word for one in states.of(sweep)]
 
 
+def has_begun(sweep, tmp_path):
+    """Whether the first unit waits, ready for signals, and the others have finished."""
+    waits = f"start {sweep.units[0].name}" in fakes.events(tmp_path)
+    return waits and words(sweep) == ["running", *["finished"] * 3]
+
+
 @pytest.mark.slow
 @pytest.mark.more
 def test_an_array_on_two_nodes_goes_on_after_a_requeue(
@@ -141,7 +141,7 @@ def test_an_array_on_two_nodes_goes_on_after_a_requeue(
     flags(["slurm", "--cpus=1", "--minutes=30"])
     assert slurm.main([]) == 0
     job = capsys.readouterr().out.split("job ")[1].split("_")[0]
-    wait_for(lambda: words(sweep) == ["running", *["finished"] * 3], 300)
+    wait_for(lambda: has_begun(sweep, tmp_path), 300)
     run("scancel", "--signal=TERM", f"{job}_0")
     wait_for(lambda: words(sweep)[0] == "stopped", 300)
     wait_for(lambda: not run("squeue", "--noheader", f"--jobs={job}").strip(), 300)
@@ -162,7 +162,7 @@ def test_a_job_whose_time_is_up_saves_and_is_queued_again(
     flags(["slurm", "--cpus=1", "--minutes=30"])
     assert slurm.main([]) == 0
     job = capsys.readouterr().out.split("job ")[1].split("_")[0]
-    wait_for(lambda: words(sweep) == ["running", *["finished"] * 3], 300)
+    wait_for(lambda: has_begun(sweep, tmp_path), 300)
     run("scancel", "--signal=USR2", f"{job}_0")
     name = sweep.units[0].name
     wait_for(lambda: f"saved {name}" in fakes.events(tmp_path))
