@@ -193,7 +193,8 @@ figure, (left, middle, right) = plt.subplots(1, 3, figsize=(11, 3.2))
 iterations = [row["iteration"] for row in train]
 left.plot(iterations, [row["reward_avg"] for row in train])
 left.set(title="reward of the pictures it learns from", xlabel="iteration")
-middle.plot(iterations, [row["kl_loss"] for row in train], color="tab:green")
+kl = [row.get("kl_loss", np.nan) for row in train]  # none where nothing was learned
+middle.plot(iterations, kl, color="tab:green")
 middle.set(title="KL penalty: distance from the base model", xlabel="iteration")
 place = np.arange(len(tasks))
 for shift, scores, name in ((-0.2, first, "before"), (0.2, last, "after")):

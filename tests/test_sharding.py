@@ -43,11 +43,10 @@ def small_model():
     )
 
 
-@functools.cache
-def iteration(data: int, fsdp: int):
-    """(images in the order of prompts, measurements, gradients, state) of one update."""
+def sampled(data: int, fsdp: int, prompts: int = PROMPTS):
+    """(work, what an update takes, images in the order of prompts) of one rollout."""
     config = configs.make(
-        prompts_per_iteration=PROMPTS,
+        prompts_per_iteration=prompts,
         group_size=2,
         updates_per_iteration=1,
         microbatch=2,
@@ -72,24 +71,38 @@ def iteration(data: int, fsdp: int):
         work.frozen_part(variables, trainable), work.frozen_specs, mesh
     )
     _, packed, update_batch = work.first_iteration()
-    table, empty, key = text(PROMPTS), text(1), meshes.random_key(mesh, 0)
+    table, empty, key = text(prompts), text(1), meshes.random_key(mesh, 0)
     tables = meshes.place(packed.tables, programs.PACKS, mesh)
     policy = overlay(frozen, work.sampling_part(state))
     made = work.rollout(policy, key, tables, table, empty)
     images = packing.collect(np.asarray(made.clean), packed)
     placed = meshes.place(update_batch, programs.SPLIT, mesh)
-    state, info = work.update(
-        state, frozen, work.experience(made), placed, key, table, empty
-    )
+    taken = (state, frozen, work.experience(made), placed, key, table, empty)
+    return work, taken, images
+
+
+@functools.cache
+def iteration(data: int, fsdp: int):
+    """(images in the order of prompts, measurements, gradients, state) of one update."""
+    work, taken, images = sampled(data, fsdp)
+    state, info = work.update(*taken)
     # After one step from zero Adam's first moment is a tenth of the gradient.
     grads = optax.tree.get(state.optimizer, "mu")
-    return images, *jax.device_get((info, grads)), (state, work.state_specs, mesh)
+    return images, *jax.device_get((info, grads)), (state, work.state_specs, work.mesh)
 
 
 @pytest.mark.parametrize("data, fsdp", MESHES)
 def test_images(data, fsdp):
     """Oracle: an invariance; bitwise those of one device."""
     np.testing.assert_array_equal(iteration(data, fsdp)[0], iteration(1, 1)[0])
+
+
+def test_devices_with_less_to_do_run_along():
+    """Oracle: an invariance; three prompts on two devices, which make weights whole."""
+    work, _, images = sampled(1, 2, prompts=3)
+    rounds = np.asarray(work.first_iteration()[1].tables.rounds).reshape(2, -1)
+    assert len(set(rounds.sum(axis=1))) == 2
+    np.testing.assert_array_equal(images, sampled(1, 1, prompts=3)[2])
 
 
 @pytest.mark.parametrize("data, fsdp", MESHES)

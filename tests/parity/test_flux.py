@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers import FluxTransformer2DModel
 from flax import traverse_util
+from jax.sharding import PartitionSpec
 from peft import LoraConfig
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -17,8 +18,10 @@ from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.models.files import tensors
 from flowgrpo_jax.models.flux import cost, transformer_config
 from flowgrpo_jax.models.flux.presets import TRANSFORMERS
+from flowgrpo_jax.models.flux.sharding import SHARDING_RULES
 from flowgrpo_jax.models.flux.transformer import Flux, pack, unpack
 from flowgrpo_jax.models.flux.transformer_config import FluxConfig
+from flowgrpo_jax.runtime import mesh as meshes
 from tests.parity.oracle import BAR, assert_close
 
 SMALL = {
@@ -128,6 +131,32 @@ def test_forward(models, size):
     found = jax.jit(Flux(config).apply)(variables, *map(jnp.asarray, arguments))
     assert expected.abs().max() > 1e-3
     assert_close(found, expected)
+
+
+def test_forward_in_shards(models):
+    """Oracle: the whole weights on one device; every rule of the sharding is taken."""
+    _, config, variables = models
+    mesh = meshes.make_mesh({"fsdp": 2}, jax.devices()[:2])
+    variables = jax.device_get(variables)
+    specs = meshes.specs(variables, SHARDING_RULES, mesh)
+    arguments = [jnp.asarray(value) for value in inputs()]
+
+    def local(shards):
+        return Flux(config).apply(meshes.in_shards(shards, specs), *arguments)
+
+    program = jax.shard_map(
+        local, mesh=mesh, in_specs=(specs,), out_specs=PartitionSpec(), check_vma=False
+    )
+    found = jax.jit(program)(meshes.place(variables, specs, mesh))
+    expected = jax.jit(Flux(config).apply)(variables, *arguments)
+    assert_close(found, np.asarray(expected), 1e-6)
+    blocks = specs["params"]["double_blocks"], specs["params"]["single_blocks"]
+    kernels = [
+        spec
+        for path, spec in jax.tree_util.tree_leaves_with_path(blocks)
+        if "kernel" in jax.tree_util.keystr(path)
+    ]
+    assert kernels and all("fsdp" in spec for spec in kernels)
 
 
 def their_names(tree, config):
