@@ -6,6 +6,7 @@ checks.py      every unit, looked at before anything starts
 topologies.py  chips by the names of `estimate`, and what others call them
 sweep_dir.py   ROOT/XID: what was launched there
 unit.py        what a back end starts: one unit, its log, and how it ended
+beside.py      a reward server that runs beside the units, until they have ended
 states.py      how far each unit is, read from its workdir alone
 live.py        the table that a launcher shows while it waits
 results.py table.py page.py    what came of it: text and one page

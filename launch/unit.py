@@ -86,7 +86,7 @@ def run(
     if not shared:
         _pass_on(child)
     if launcher := os.environ.get(LAUNCHER):
-        _end_with(int(launcher))
+        end_with(int(launcher))
     _write(workdir, record | {"child": child.pid})
     with (workdir / LOG).open("rb") as told:
         told.seek(begin)
@@ -147,10 +147,10 @@ def _prepare(parent: int, cpus: Sequence[int]) -> None:
         os.sched_setaffinity(0, cpus)
     for number in (signal.SIGUSR1, signal.SIGUSR2):  # of schedulers, to a whole step
         signal.signal(number, signal.SIG_IGN)
-    _end_with(parent)
+    end_with(parent)
 
 
-def _end_with(parent: int) -> None:
+def end_with(parent: int) -> None:
     """SIGTERM for this process once its parent is gone, however that ended."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

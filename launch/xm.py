@@ -8,8 +8,13 @@ cannot do; what it needs is the extra `xm`.
 """
 
 import asyncio
+import contextlib
+import shlex
 import sys
+import tempfile
+from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags
 
@@ -34,6 +39,13 @@ _PLATFORM = flags.DEFINE_enum(
 _PARALLEL = flags.DEFINE_integer(
     "max_parallel", 1, "Units at once; by itself XManager starts all of them.", 1
 )
+_SERVER = flags.DEFINE_string(
+    "reward_server",
+    None,
+    "Flags of flowgrpo_jax.rewards.server, which then runs beside the units: "
+    "'--rewards=ocr --port=18085'. Their reward_options name it.",
+)
+SERVER = ("flowgrpo_jax.rewards.server",)
 _DATABASE = Path("~/.xmanager/experiments.sqlite3")
 
 
@@ -43,10 +55,7 @@ async def _run(sweep: SweepDir, todo: list[Unit], devices: list[slots.Slot]) -> 
     for slot in devices:
         free.put_nowait(slot)
     async with xm_local.create_experiment(f"sweep {sweep.xid}") as experiment:
-        spec = xm_local.Local.Spec()
-        [executable] = experiment.package(
-            [xm.binary(spec, sys.executable, args=["-m", "launch.unit"])]
-        )
+        executable = _module(experiment, "launch.unit")
         print(
             f"XManager's experiment {experiment.experiment_id}; its data base is "
             f"{_DATABASE}, every unit's log is in its workdir",
@@ -70,7 +79,38 @@ async def _run(sweep: SweepDir, todo: list[Unit], devices: list[slots.Slot]) -> 
             finally:
                 free.put_nowait(slot)
 
-        await asyncio.gather(*map(run, todo))
+        async with _reward_server(experiment):
+            await asyncio.gather(*map(run, todo))
+
+
+def _module(experiment: Any, name: str) -> Any:
+    spec = xm_local.Local.Spec()
+    packaged = experiment.package([xm.binary(spec, sys.executable, args=["-m", name])])
+    return packaged[0]
+
+
+@contextlib.asynccontextmanager
+async def _reward_server(experiment: Any) -> AsyncIterator[None]:
+    """The server of --reward_server as an auxiliary unit; it ends with this context."""
+    if _SERVER.value is None:
+        yield
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        ended = Path(folder) / "ended"
+        command = [sys.executable, "-m", *SERVER, *shlex.split(_SERVER.value)]
+        job = xm.Job(
+            _module(experiment, "launch.beside"),
+            xm_local.Local(),
+            args=[str(ended), *command],
+            name="reward_server",
+        )
+        added = await experiment.add(xm.AuxiliaryUnitJob(job, termination_delay_secs=0))
+        try:
+            yield
+        finally:
+            ended.touch()
+            with contextlib.suppress(xm.ExperimentUnitFailedError):  # the log says why
+                await added.wait_until_complete()
 
 
 def main(argv: list[str]) -> int:
