@@ -56,7 +56,7 @@ class Dense(nn.Module):
             out = out + delta.reshape(out.shape) * (self.lora_alpha / rank)
         return out
 
-    def _kernel(self, inputs: int) -> Array:
+    def _kernel(self, inputs: int) -> Any:
         """[input, out]; made whole here where devices share the parameters."""
         if self.has_variable("params", "kernel"):
             kernel: Any = self.get_variable("params", "kernel")
