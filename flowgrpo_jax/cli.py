@@ -24,31 +24,37 @@ _UNREAD = 141  # as a program that SIGPIPE ends
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def run(main: Callable[[], int | None], values: flags.FlagValues) -> NoReturn:
+def run(
+    main: Callable[[], int | None], values: flags.FlagValues, computes: bool = True
+) -> NoReturn:
     """Parse sys.argv into `values`, call `main`, exit; wrong input is one line.
 
     Every command has flags of its own: absl's global ones would mix them where two
-    commands are imported.
+    commands are imported. One that `computes` sets up the devices of this machine, in
+    variables that processes inherit: a launcher does not.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.set_verbosity(logging.ERROR)  # warnings of libraries about themselves
     sys.unraisablehook = _unraisable
     status = 1
     try:
-        status = _status(main, values)
+        status = _status(main, values, computes)
     except Exception:  # a fault of this package
         with _unread():
             traceback.print_exc()
     stopping.finish(status)
 
 
-def _status(main: Callable[[], int | None], values: flags.FlagValues) -> int:
+def _status(
+    main: Callable[[], int | None], values: flags.FlagValues, computes: bool
+) -> int:
     try:
         if {"-h", "--help"} & set(sys.argv):
             print(sys.modules[main.__module__].__doc__, values.get_help(), sep="\n")
             return 0
         parse(values)
-        platform.configure()
+        if computes:
+            platform.configure()
         return main() or 0
     except UserError as error:
         return _fail(error)

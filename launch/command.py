@@ -78,7 +78,8 @@ def run(main: Main, values: flags.FlagValues, named: bool = False) -> NoReturn:
     def with_rest() -> int | None:
         return main(rest)
 
-    cli.run(with_rest, values)
+    # Units find the devices that they are given, not those of this process.
+    cli.run(with_rest, values, computes=False)
 
 
 def one_line(call: Callable[[], int | None]) -> int:

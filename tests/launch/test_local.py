@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from flowgrpo_jax.errors import UserError
-from launch import hyper, local, slots, states, sweep_dir, table, unit
+from launch import command, hyper, local, slots, states, sweep_dir, table, unit
 from tests.launch import fakes
 from tests.launch.test_unit import wait_for
 
@@ -144,3 +144,28 @@ def test_chips_of_a_tpu_vm(monkeypatch, tmp_path):
         UserError, match="--max_parallel: 5: this machine has 4 TPU chips"
     ):
         slots.of_this_machine(5)
+
+
+def test_a_launcher_sets_nothing_up_for_its_units():
+    """Oracle: the variables it began with; flags for its cores would be the units', too."""
+    program = """
+import os
+before = dict(os.environ)
+from absl import flags
+from launch import command
+def main(extra):
+    changed = {key for key in os.environ if before.get(key) != os.environ[key]}
+    print(sorted(changed))
+command.run(main, flags.FlagValues())
+"""
+    variables = {
+        k: v for k, v in os.environ.items() if not k.startswith(("XLA", "TF_"))
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=variables,
+        capture_output=True,
+        text=True,
+        cwd=command.REPOSITORY,
+    )
+    assert done.stdout.splitlines() == ["['TF_CPP_MIN_LOG_LEVEL']"], done.stderr
