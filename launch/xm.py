@@ -109,7 +109,8 @@ async def _reward_server(experiment: Any) -> AsyncIterator[None]:
             yield
         finally:
             ended.touch()
-            with contextlib.suppress(xm.ExperimentUnitFailedError):  # the log says why
+            # Should the server have failed, it has said why, and XManager tells it below.
+            with contextlib.suppress(xm.ExperimentUnitFailedError):
                 await added.wait_until_complete()
 
 
