@@ -28,6 +28,18 @@ _MODEL = flags.DEFINE_string(
     "Where the config's base model is on this machine, if it has been moved.",
     FLAGS,
 )
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator",
+    None,
+    "HOST:PORT of process 0, for a run on several hosts whose cluster does not tell it.",
+    FLAGS,
+)
+_PROCESSES = flags.DEFINE_integer(
+    "num_processes", None, "How many processes the run has.", 1, flag_values=FLAGS
+)
+_PROCESS = flags.DEFINE_integer(
+    "process_id", None, "Which of them this is, from 0.", 0, flag_values=FLAGS
+)
 _LIST = flags.DEFINE_bool(
     "list_recipes", False, "Print a table of the algorithms and exit.", FLAGS
 )
@@ -49,11 +61,14 @@ def main() -> int:
         return 0
     workdir = cli.workdir(_WORKDIR.value, FLAGS["config"])
     from flowgrpo_jax.assemble import base_weights
+    from flowgrpo_jax.runtime import cluster
     from flowgrpo_jax.train import train
 
-    config = base_weights.at(config, _MODEL.value)
     command = shlex.join(["python", "-m", "flowgrpo_jax.main", *sys.argv[1:]])
-    return 0 if train(config, workdir, command) else stopping.status()
+    address = cluster.given(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    with cluster.joined(address):
+        config = base_weights.at(config, _MODEL.value)
+        return 0 if train(config, workdir, command) else stopping.status()
 
 
 if __name__ == "__main__":

@@ -5,7 +5,9 @@ i belongs to the run that goes on from it. So a killed run that is started again
 writes the rows that an undisturbed one writes.
 """
 
+import functools
 import json
+import signal
 import sys
 import time
 import types
@@ -25,13 +27,20 @@ from flowgrpo_jax.inference import evaluator
 from flowgrpo_jax.report import page
 from flowgrpo_jax.rewards import monitors
 from flowgrpo_jax.rewards.scoring import RewardFailure
-from flowgrpo_jax.runtime import environment, metric_names
+from flowgrpo_jax.runtime import cluster, environment, metric_names
 from flowgrpo_jax.runtime import images as grids
 from flowgrpo_jax.runtime.checkpoint import Checkpointer, Schedule
-from flowgrpo_jax.runtime.metrics import MetricWriter, peak_memory_gb, read_metrics
+from flowgrpo_jax.runtime.metrics import (
+    MetricWriter,
+    Unwritten,
+    peak_memory_gb,
+    read_metrics,
+)
+from flowgrpo_jax.runtime.process_log import ProcessLog
 from flowgrpo_jax.runtime.progress import Progress
+from flowgrpo_jax.runtime.shared_workdir import open_on_all
 from flowgrpo_jax.runtime.stopping import GracefulStop, Stopped
-from flowgrpo_jax.runtime.workdir import atomic_write, finished_line, open_workdir
+from flowgrpo_jax.runtime.workdir import Workdir, atomic_write, finished_line
 
 
 def train(
@@ -47,52 +56,65 @@ def train(
     for line in checks.remarks(config):
         print(f"warning: {line}", file=sys.stderr)
     config = base_weights.moved(config, workdir)
-    print(f"loading {config.model}", flush=True)
-    # Before the workdir: a run that cannot be leaves none behind.
-    run = Run(config, assemble.try_rewards(config))
-    plan = budget.summary(run.work, jax.devices()[0].device_kind)
-    print(*plan, sep="\n", flush=True)
     held, may_differ = config.to_dict(), configs.MAY_DIFFER
-    with (
-        open_workdir(workdir, held, may_differ, run.digests()) as place,
-        GracefulStop() as stop,
-    ):
-        run.check = stop.check
-        stop.unsaved = False  # until an iteration is done
-        run.keep_base(place.path)
-        if line := finished_line(place.path, config.num_iterations):
+    cluster.same({"config": held})
+    with ProcessLog() as log:
+        print(f"loading {config.model}", flush=True)
+        # Before the workdir: a run that cannot be leaves none behind.
+        run = Run(config, assemble.try_rewards(config))
+        plan = budget.summary(run.work, jax.devices()[0].device_kind)
+        print(*plan, sep="\n", flush=True)
+        cluster.same({"prompts": run.digests(), "environment": environment.of_hosts()})
+        with (
+            open_on_all(workdir, held, may_differ, run.digests()) as place,
+            GracefulStop() as stop,
+        ):
+            log.to(place.path)
+            return _train(run, place, stop, command)
+
+
+def _train(run: Run, place: Workdir, stop: GracefulStop, command: str) -> bool:
+    """The run in its workdir; see `train`."""
+    config = run.config
+    run.check = stop.check
+    stop.unsaved = False  # until an iteration is done
+    run.keep_base(place.path)
+    if line := finished_line(place.path, config.num_iterations):
+        print(line, flush=True)
+    with Checkpointer(place.checkpoints, config.checkpoint.keep) as checkpoints:
+        start = checkpoints.latest() or 0
+        if line := cluster.first(lambda: environment.record(place.path, start)):
             print(line, flush=True)
-        with Checkpointer(place.checkpoints, config.checkpoint.keep) as checkpoints:
-            start = checkpoints.latest() or 0
-            if line := environment.record(place.path, start):
-                print(line, flush=True)
-            state = run.initial_state()
-            run.forget_base()
-            if start:
-                state = checkpoints.restore(state, start)
-            with (
-                MetricWriter(
-                    place.path,
-                    start,
-                    config.log.tensorboard,
-                    {"project": config.log.wandb} if config.log.wandb else None,
-                ) as writer,
-                Progress(config.num_iterations, start, _pauses(config)) as progress,
-                jax.transfer_guard("disallow"),
-            ):
-                if start or writer.rewritten:
-                    progress.message(_going_on(start, writer.rewritten))
-                state, finished = _loop(
-                    run, state, start, checkpoints, writer, stop, progress, place
-                )
-        stop.unsaved = False  # all is in the checkpoint: what follows is made of it
-        finished = finished and not stop.requested
-        if finished:
-            run.save(state, place.path)
-        _report(place.path, finished, command)
-        if finished:
-            run.warn_if_unmoved(state)
+        state = run.initial_state()
+        run.forget_base()
+        if start:
+            state = checkpoints.restore(state, start)
+        with (
+            _writer(place.path, start, config) as writer,
+            Progress(config.num_iterations, start, _pauses(config)) as progress,
+            jax.transfer_guard("disallow"),
+        ):
+            if start or writer.rewritten:
+                progress.message(_going_on(start, writer.rewritten))
+            state, finished = _loop(
+                run, state, start, checkpoints, writer, stop, progress, place
+            )
+    stop.unsaved = False  # all is in the checkpoint: what follows is made of it
+    finished = finished and not any(cluster.together(lambda: stop.requested))
+    if finished:
+        run.save(state, place.path)
+    cluster.first(lambda: _report(place.path, finished, command))
+    if finished:
+        run.warn_if_unmoved(state)
     return finished
+
+
+def _writer(workdir: Path, start: int, config) -> MetricWriter | Unwritten:
+    """Rows of this run, of which the first process writes all."""
+    if not cluster.is_first():
+        return Unwritten()
+    wandb = {"project": config.log.wandb} if config.log.wandb else None
+    return MetricWriter(workdir, start, config.log.tensorboard, wandb)
 
 
 def _going_on(start: int, rewritten: int) -> str:
@@ -112,13 +134,14 @@ def _loop(run, state, start, checkpoints, writer, stop, progress, place):
     schedule = Schedule(config.checkpoint.every, config.checkpoint.minutes)
     for iteration in range(start, last + 1):
         # -- checkpoint ------------------------------------------------------------
-        if iteration > start and (schedule.due(iteration) or iteration == last):
+        due = cluster.first(functools.partial(schedule.due, iteration))
+        if iteration > start and (due or iteration == last):
             writer.flush()
             checkpoints.save(iteration, state)
 
         try:
             # -- evaluation --------------------------------------------------------
-            stop.check()
+            cluster.together(stop.check)
             if iteration in pauses:
                 final = iteration in (0, last)
                 _evaluate(run, state, iteration, final, writer, progress, place)
@@ -126,12 +149,14 @@ def _loop(run, state, start, checkpoints, writer, stop, progress, place):
                 return state, True
 
             # -- one iteration -----------------------------------------------------
-            stop.check()
+            cluster.together(stop.check)
             if iteration == start:
                 progress.message("compiling the rollout and the update")
             state, metrics = run.step(state, iteration)
             stop.unsaved = True
         except (Stopped, RewardFailure) as why:  # the state is as it was
+            if isinstance(why, Stopped):  # this process, or another one of the run
+                stop.requested = stop.requested or signal.SIGTERM
             writer.flush()
             checkpoints.save(iteration, state)
             if not stop.requested:  # which also ends a reward's workers, on a Ctrl-C
@@ -154,21 +179,28 @@ def _evaluate(run, state, iteration, final, writer, progress, place) -> None:
     begin = time.monotonic()
     progress.message(f"evaluating {run.evaluation_size(final)} images")
     scores = run.evaluate(state, final)
+    seconds = {metric_names.EVALUATION: time.monotonic() - begin}
+    images = run.sample_sheet(state)
+    if cluster.is_first():
+        worse = _fallen(run, scores, place)
+        scores[metric_names.MONITORS_WORSE] = len(worse)
+        writer.write(iteration, scores | seconds, kind="eval")
+        _show_samples(images, iteration, writer, place)
+        if worse:
+            progress.message(monitors.warning(worse))
+    progress.message(f"iteration {iteration}\n{evaluator.table(scores)}")
+    progress.skip()
+
+
+def _fallen(run, scores, place) -> dict[str, float]:
+    """The monitors that are worse than at the first evaluation, by how much."""
     evals = [row for row in read_metrics(place.path) if row["kind"] == "eval"]
-    worse = monitors.fallen(
+    return monitors.fallen(
         evals[0] if evals else scores,
         scores,
         run.config.reward.to_dict(),
         run.config.eval.monitor_threshold,
     )
-    scores[metric_names.MONITORS_WORSE] = len(worse)
-    seconds = {metric_names.EVALUATION: time.monotonic() - begin}
-    writer.write(iteration, scores | seconds, kind="eval")
-    _show_samples(run, state, iteration, writer, place)
-    progress.message(f"iteration {iteration}\n{evaluator.table(scores)}")
-    if worse:
-        progress.message(monitors.warning(worse))
-    progress.skip()
 
 
 def _report(workdir: Path, finished: bool, command: str) -> None:
@@ -181,8 +213,7 @@ def _report(workdir: Path, finished: bool, command: str) -> None:
         print(f"peak memory {peak_memory_gb():.2f} GB; report: {path}")
 
 
-def _show_samples(run, state, iteration, writer, place) -> None:
-    images = run.sample_sheet(state)
+def _show_samples(images, iteration, writer, place) -> None:
     grids.save_grid(
         place.samples / f"iteration_{iteration:06d}.png",
         images,

@@ -20,6 +20,8 @@ from flowgrpo_jax import config as configs
 from flowgrpo_jax.config import families
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.models.flow_model import Variables
+from flowgrpo_jax.runtime import cluster
+from flowgrpo_jax.runtime import mesh as meshes
 from flowgrpo_jax.runtime.workdir import atomic_write, read_config
 from flowgrpo_jax.worlds.registry import WORLDS
 
@@ -81,11 +83,17 @@ def keep(
     """Note what a run begins with; UserError if that is not what it began with."""
     if assemble.starts_fresh(config):  # what a seed gives on this kind of machine
         return
-    check(workdir, config, loaded)
+    found = digest(_weights(loaded))
+    cluster.same({f"weights of {config.model}": found})
     path = Path(workdir) / _FILE
-    if not path.exists():
-        held = {"model": config.model, "sha256": digest(_weights(loaded))}
-        atomic_write(path, json.dumps(held, indent=2) + "\n")
+
+    def keep_it() -> None:
+        _compare(path, config, found)
+        if not path.exists():
+            held = {"model": config.model, "sha256": found}
+            atomic_write(path, json.dumps(held, indent=2) + "\n")
+
+    cluster.first(keep_it)
 
 
 def check(
@@ -96,7 +104,13 @@ def check(
     Nothing is known of a run of an earlier version, which kept no digest.
     """
     path = Path(workdir) / _FILE
-    if assemble.starts_fresh(config) or not path.exists():
+    if not assemble.starts_fresh(config) and path.exists():
+        _compare(path, config, digest(_weights(loaded)))
+
+
+def _compare(path: Path, config: ml_collections.ConfigDict, found: str) -> None:
+    """UserError if another digest is kept in the file `path`, if that is there."""
+    if not path.exists():
         return
     try:
         began = json.loads(path.read_text())["sha256"]
@@ -105,10 +119,10 @@ def check(
             f"workdir: {path}: cannot be read ({error}): delete it if the weights of "
             f"{config.model} are those that the run began with"
         ) from error
-    if began != digest(_weights(loaded)):
+    if began != found:
         raise UserError(
             f"model: {config.model_path or config.model}: other weights than the run in "
-            f"{workdir} began with: say where those lie now with --model=FOLDER, or "
+            f"{path.parent} began with: say where those lie now with --model=FOLDER, or "
             "take another --workdir"
         )
 
@@ -187,9 +201,10 @@ def mark(part: Variables) -> str:
     summed on the host, one leaf after the other: nothing is compiled for it.
     """
     if "lora" in part:
-        return "adapted" if differs(part, {}) else UNADAPTED
+        adapter = meshes.to_host(part)
+        return "adapted" if differs(adapter, {}) else UNADAPTED
     flat = traverse_util.flatten_dict(part, sep="/")
-    sums = {name: _sum_on_host(np.asarray(leaf)) for name, leaf in flat.items()}
+    sums = {name: _sum_on_host(meshes.to_host(leaf)) for name, leaf in flat.items()}
     return _sha256(flat, sums)
 
 

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 import ml_collections
 import numpy as np
 
@@ -36,6 +35,7 @@ from flowgrpo_jax.inference.evaluator import Evaluator, evaluation_set
 from flowgrpo_jax.models.flow_model import Variables, overlay
 from flowgrpo_jax.rewards import registry
 from flowgrpo_jax.rl.update import TrainState
+from flowgrpo_jax.runtime import cluster
 from flowgrpo_jax.runtime import images as grids
 from flowgrpo_jax.runtime import mesh as meshes
 from flowgrpo_jax.runtime.resolution import Size
@@ -233,8 +233,7 @@ class Run:
     def _variables(self, state: TrainState) -> Variables:
         variables = overlay(self._frozen, self._evaluated(state))
         if self._step.moves_text:  # so its table moves too
-            host = jax.device_get(variables)
-            self._evaluator.set_text(self._text_table(host))
+            self._evaluator.set_text(self._text_table(meshes.to_host(variables)))
         return variables
 
     def _evaluated(self, state: TrainState) -> Variables:
@@ -259,4 +258,8 @@ class Run:
 
     def save(self, state: TrainState, path: Path) -> None:
         """Write the variables that were evaluated: the result of the run."""
-        save_result(path, self.model, self._variables(state))
+        variables, first = self._variables(state), cluster.is_first()
+        if cluster.count() > 1:  # else leaf by leaf, as they are written
+            variables = meshes.to_host(variables, keep=first)
+        if first:
+            save_result(path, self.model, variables)

@@ -6,7 +6,7 @@ the order of their plans. All of it is host code over integers.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -55,6 +55,28 @@ def leaves_of(jobs: Sequence[Job], advantage_key: str) -> Leaves:
     credited = [_credited(job.plan) for job in jobs]
     own = np.array([label.column == _OWN_IMAGE for label in labels])
     return Leaves(prompt, key.reshape(-1), own, np.concatenate(credited))
+
+
+def joined(parts: Sequence[Mapping[str, Any]], count: int) -> dict[str, np.ndarray]:
+    """Measurements [leaf] of all images, from those that each process has scored.
+
+    A part has "measured", by name, of images whose "numbers" are in arrays one after
+    the other; NaN where a process measured no such thing (all its rewards failed).
+    """
+    parts = [part for part in parts if part["numbers"]]
+    numbers = [np.concatenate(part["numbers"]) for part in parts]
+    order = np.argsort(np.concatenate(numbers))
+    assert len(order) == count
+    names = dict.fromkeys(name for part in parts for name in part["measured"])
+    return {
+        name: np.concatenate(
+            [
+                part["measured"].get(name, np.full(len(own), np.nan, np.float32))
+                for part, own in zip(parts, numbers, strict=True)
+            ]
+        )[order]
+        for name in names
+    }
 
 
 def scored(leaves: Leaves, scores: np.ndarray) -> Leaves:

@@ -5,7 +5,7 @@ prompts(seed, i) -> embeddings -> rollout -> decode -> rewards -> advantages -> 
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,12 +20,11 @@ from flowgrpo_jax.engine.text_table import TextTable
 from flowgrpo_jax.engine.workload import PolicyWork
 from flowgrpo_jax.flow import packing
 from flowgrpo_jax.models.flow_model import Variables, decoding, overlay
-from flowgrpo_jax.models.text import TextEmbedding
 from flowgrpo_jax.rewards.scoring import RewardFailure, Scorer
 from flowgrpo_jax.rl import measurements
 from flowgrpo_jax.rl.update import TrainState
+from flowgrpo_jax.runtime import cluster, metric_names
 from flowgrpo_jax.runtime import mesh as meshes
-from flowgrpo_jax.runtime import metric_names
 from flowgrpo_jax.runtime.resolution import Size
 
 MOST_LOST = 3  # iterations in a row without any reward, where failures are skipped
@@ -81,10 +80,12 @@ class PolicyStep:
     ) -> tuple[TrainState, dict[str, Any]]:
         """Iteration `iteration`: (new state, metrics)."""
         spec = self.spec
-        begin = time.monotonic()
+        begin, skip = time.monotonic(), spec.skip_failures
         size, prompts = self._batch(iteration)
         work = self.works[size]
-        text = work.place(self._rows(prompts, iteration))
+        texts = [prompt.text for prompt in prompts]
+        cluster.together(lambda: self._embed(texts, iteration))
+        text = work.place(self._text.rows(texts))
         key = meshes.random_key(work.mesh, spec.seed, iteration)
         jobs = work.planner.jobs(iteration)
         packed = work.planner.pack(jobs)
@@ -97,23 +98,44 @@ class PolicyStep:
             made = work.rollout(variables, key, tables, text, self._empty)
             return made, work.decode(decoding(self._frozen), made.clean)
 
-        def score(images, first):
-            check_finite(learning_rate, iteration, {"images": images})
-            numbers = leaves.prompt[first : first + len(images)]
-            return self._reward.start(images, [prompts[k] for k in numbers])
+        sums: list[float] = []  # of images, which are finite if their sum is
+
+        def score(images, numbers):
+            sums.append(images.sum())
+            judged = [prompts[k] for k in leaves.prompt[numbers]]
+            return self._reward.start(images, judged)
 
         parts = work.planner.spec.reward_batches
-        batches = packing.split(packed, parts, work.mesh.size)
-        made, images, scores = overlap.sample(batches, start, work.join, score)
-        sampled = time.monotonic()
-        self._check()
-        measured, leaves, failed = self._finish_rewards(scores, leaves)
+        pieces = packing.split(packed, parts, work.mesh.size)
+        made: Any = None
+
+        def here():
+            nonlocal made
+            # All of it first, whatever fails: the devices of all processes do it together.
+            made, scores = overlap.sample(pieces, start, work.join, score)
+            sampled = time.monotonic()
+            check_finite(learning_rate, iteration, {"images": sums})
+            self._check()
+            batches = [batch for _, batch in scores]
+            measured = self._reward.finish(batches, skip) if batches else {}
+            self._check()  # for the last time: the update takes the state's memory
+            return {
+                "numbers": [numbers for numbers, _ in scores],
+                "measured": measured,
+                "evaluations": meshes.own_rows(made.evaluations)[1],
+                "rounds": meshes.own_rows(made.rounds)[1],
+                "rollout": sampled - begin,
+                "seconds": time.monotonic() - begin,
+            }
+
+        told = cluster.together(here)
+        measured = credit.joined(told, len(leaves.prompt))
+        leaves, failed = self._without_failed(leaves, measured)
         if failed.get("reward_failed") == 1.0:
             return state, failed
         update_batch, stats = work.update_batch(jobs, packed, leaves, measured)
         scored = time.monotonic()
 
-        self._check()  # for the last time: the update takes the state's memory
         state, info = work.update(
             state,
             self._frozen,
@@ -130,9 +152,8 @@ class PolicyStep:
         metrics |= failed | stats | self._count_prompts(iteration)
         if len(self.works) > 1:
             metrics |= {"height": size.height, "width": size.width}
-        counted = jax.device_get((made.evaluations, made.rounds))
-        metrics |= _count_work(counted, work.learner.microbatch)
-        metrics["decoded_images"] = len(images)
+        metrics |= _count_work(told, work.learner.microbatch)
+        metrics["decoded_images"] = len(leaves.prompt)
         metrics["nfe_update"] = int(update_batch.weight.any(axis=-1).sum())
         metrics["actual_batch_size"] = int(np.count_nonzero(update_batch.weight))
         learned = measurements.of_iteration(jax.device_get(info), update_batch.weight)
@@ -140,26 +161,25 @@ class PolicyStep:
         metrics |= learned
         seconds = time.monotonic() - begin
         return state, metrics | {
-            metric_names.ROLLOUT: sampled - begin,
-            metric_names.REWARD: scored - sampled,
+            metric_names.ROLLOUT: told[cluster.index()]["rollout"],
+            metric_names.REWARD: scored - begin - told[cluster.index()]["rollout"],
             metric_names.UPDATE: time.monotonic() - scored,
             metric_names.IMAGES_PER_SECOND: self.images_per_iteration / seconds,
+            **_seconds_of_hosts(told),
         }
 
-    def _finish_rewards(self, scores, leaves):
-        """The rewards, the leaves that have them, and what share of prompts has not."""
-        skip = self.spec.skip_failures
-        measured = self._reward.finish(scores, skip)
+    def _without_failed(self, leaves, measured):
+        """The leaves that have rewards, and what share of prompts has not."""
         leaves = credit.scored(leaves, measured["avg"])
-        if not skip:
-            return measured, leaves, {}
+        if not self.spec.skip_failures:
+            return leaves, {}
         failed = 1.0 - len(set(leaves.prompt[leaves.own])) / len(set(leaves.prompt))
         self._lost = self._lost + 1 if failed == 1.0 else 0
         if self._lost == MOST_LOST:
             raise RewardFailure(
                 f"reward_failure: skip: {MOST_LOST} iterations in a row had no rewards"
             )
-        return measured, leaves, {"reward_failed": failed}
+        return leaves, {"reward_failed": failed}
 
     def _batch(self, iteration: int) -> tuple[Size, list[Prompt]]:
         """Size and prompts of an iteration: a pure function of (seed, iteration)."""
@@ -173,23 +193,31 @@ class PolicyStep:
         self._seen_until = iteration + 1
         return {"trained_prompt_num": len(self._seen)}
 
-    def _rows(self, prompts: list[Prompt], iteration: int) -> TextEmbedding:
-        """The embeddings of an iteration's prompts; of the next ones too, if need be."""
-        texts = [prompt.text for prompt in prompts]
+    def _embed(self, texts: list[str], iteration: int) -> None:
+        """Embed an iteration's prompts, and the next ones too, where any is missing."""
         if self._text.lacks(texts):
             self._text.add(
                 coming_texts(self.spec, self._prompts, iteration), self._check
             )
-        return self._text.rows(texts)
 
 
-def _count_work(counted, microbatch: int) -> dict[str, float]:
+def _count_work(told: Sequence[Mapping], microbatch: int) -> dict[str, float]:
     """Evaluations of the network in the rollout, and how full microbatches were."""
-    evaluations, rounds = (float(np.sum(values)) for values in counted)
+    evaluations, rounds = (
+        float(np.sum([np.sum(one[name]) for one in told]))
+        for name in ("evaluations", "rounds")
+    )
     return {
         "nfe_rollout": evaluations,
         "nfe_occupancy": evaluations / (rounds * microbatch),
     }
+
+
+def _seconds_of_hosts(told: Sequence[Mapping]) -> dict[str, float]:
+    """What every process took until its images had rewards: who waits for whom."""
+    if len(told) == 1:
+        return {}
+    return {metric_names.host(k): one["seconds"] for k, one in enumerate(told)}
 
 
 def coming_texts(spec: PolicySpec, prompts: Buckets, iteration: int) -> list[str]:

@@ -227,7 +227,7 @@ def make_update(
             agree=lambda busy: _any_of_fsdp(busy.astype(jnp.int32)) > 0,
         )
         whole = {
-            name: (jax.lax.pmax if name in LARGEST else jax.lax.psum)(
+            name: (jax.lax.pmax if name in LARGEST else meshes.sum_over)(
                 value, meshes.AXES
             )
             for name, value in sums.items()

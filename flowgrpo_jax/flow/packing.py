@@ -323,10 +323,28 @@ def split(packed: Packed, parts: int, devices: int) -> list[Packed]:
 
 def collect(values: np.ndarray, packed: Packed) -> np.ndarray:
     """[pack, what of all its jobs, ...] to [job, what, ...], in the order of jobs."""
+    return collect_some(values, packed, np.arange(len(values)))[1]
+
+
+def collect_some(
+    values: np.ndarray, packed: Packed, rows: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """As `collect`, where `values` has only the packs of these numbers.
+
+    (jobs, [job, what, ...]): those in these packs, in order.
+    """
+    where = np.full(len(packed.tables.rounds), -1)
+    where[rows] = np.arange(len(rows))
     pack, number = packed.place.T
+    jobs = np.flatnonzero(where[pack] >= 0)
     each = values.shape[1] // packed.per_pack
-    jobs = values.reshape(len(values), packed.per_pack, each, *values.shape[2:])
-    return jobs[pack, number]
+    by_job = values.reshape(len(values), packed.per_pack, each, *values.shape[2:])
+    return jobs, by_job[where[pack[jobs]], number[jobs]]
+
+
+def numbers(jobs: np.ndarray, each: int) -> np.ndarray:
+    """The numbers of what these jobs have, where every job has so many."""
+    return (jobs[:, None] * each + np.arange(each)).reshape(-1)
 
 
 def _stack(column):

@@ -6,19 +6,21 @@ stochastic sampler of training gets than the ODE (arXiv 2510.10767).
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from flowgrpo_jax.data.prompts import Prompt
+from flowgrpo_jax.engine import credit
 from flowgrpo_jax.engine.text_table import TextTable
-from flowgrpo_jax.inference.pipeline import ImageSpec, Pipeline, Sized
+from flowgrpo_jax.inference.pipeline import ImageSpec, Pipeline, Share, Sized
 from flowgrpo_jax.rewards import geneval
 from flowgrpo_jax.rewards.monitors import Monitor
 from flowgrpo_jax.rewards.registry import Reward
-from flowgrpo_jax.runtime import metric_names
+from flowgrpo_jax.runtime import cluster, metric_names
 
 
 def evaluation_set(
@@ -93,34 +95,51 @@ class Evaluator:
         prompts = [self._prompts[p] for p in prompt]
         scores: dict[str, float] = {}
         for column in self._spec.columns:
-            self._check()
             measured, monitored = [], []
-            parts = self._pipeline.parts(variables, prompt, member, column)
-            for places, images in parts:
-                self._check()
-                judged = [prompts[place] for place in places]
-                measured.append((places, self._reward(images, judged)))
-                found = self._monitor(images, judged, prompt[places])
-                monitored.append((len(places), found))
+            for share, found in self._judged(variables, prompt, member, column):
+                measured.append((share.places, found))
+                images = share.whole()
+                if images is not None:
+                    judged = [prompts[place] for place in share.places]
+                    watched = self._monitor(images, judged, prompt[share.places])
+                    monitored.append((len(share.places), watched))
             scores |= summarize(in_order(measured), prompts, column)
             scores |= {
                 metric_names.monitor(name, column): value
                 for name, value in mean(monitored).items()
             }
         if self._spec.stochastic:
-            self._check()
-            parts = self._pipeline.parts(
-                variables, prompt, member, metric_names.STOCHASTIC
-            )
+            column = metric_names.STOCHASTIC
             rewards = [
-                self._reward(images, [prompts[place] for place in places])["avg"]
-                for places, images in parts
+                found["avg"]
+                for _, found in self._judged(variables, prompt, member, column)
             ]
             reward = float(np.mean(np.concatenate(rewards)))
             ours = metric_names.reward(metric_names.AVERAGE, metric_names.STOCHASTIC)
             theirs = metric_names.reward(metric_names.AVERAGE, self._spec.deterministic)
             scores |= {ours: reward, metric_names.GAP: reward - scores[theirs]}
         return scores
+
+    def _judged(
+        self, variables: Any, prompt: np.ndarray, member: np.ndarray, column: str
+    ) -> Iterator[tuple[Share, dict[str, np.ndarray]]]:
+        """Images of every size, and the measurements that all processes made of them."""
+        shares = self._pipeline.shares(variables, prompt, member, column)
+        while True:
+            cluster.together(self._check)  # before what devices must do together
+            share = next(shares, None)
+            if share is None:
+                return
+            own = share.places[share.own]
+            told = cluster.together(functools.partial(self._here, share, prompt[own]))
+            yield share, credit.joined(told, len(share.places))
+
+    def _here(self, share: Share, prompt: np.ndarray) -> dict[str, Any]:
+        """What the reward measures of this process's images, of these prompts."""
+        self._check()
+        prompts = [self._prompts[number] for number in prompt]
+        measured = self._reward(share.images, prompts) if prompts else {}
+        return {"numbers": [share.own] if prompts else [], "measured": measured}
 
     def chosen(self, final: bool) -> tuple[np.ndarray, np.ndarray]:
         """(prompt number, member) of every image of an evaluation."""
@@ -158,6 +177,8 @@ def mean(parts: Sequence[tuple[int, Mapping[str, float]]]) -> dict[str, float]:
 
     A part in which a value is NaN has nothing to tell of it.
     """
+    if not parts:  # another process has looked at them
+        return {}
     if len(parts) == 1:  # as it was measured, to the last bit
         return dict(parts[0][1])
     means = {}

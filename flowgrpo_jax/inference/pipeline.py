@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -15,6 +15,7 @@ from flowgrpo_jax.engine.text_table import TextTable
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.flow import packing, plan, rollout
 from flowgrpo_jax.models.flow_model import FlowModel, decoding
+from flowgrpo_jax.runtime import cluster
 from flowgrpo_jax.runtime import mesh as meshes
 from flowgrpo_jax.runtime.resolution import Size
 
@@ -43,6 +44,27 @@ class Sized:
 
 # Numbers of images among those that were asked for, and the images, all of one size.
 Part = tuple[Int[np.ndarray, " sample"], Float[np.ndarray, "sample height width 3"]]
+
+
+class Share(NamedTuple):
+    """Images of one size, of which this process holds some.
+
+    `places`: the numbers of all of them among those that were asked for; `own` counts
+    within `places`.
+    """
+
+    places: Int[np.ndarray, " sample"]
+    own: Int[np.ndarray, " own"]
+    images: Float[np.ndarray, "own height width 3"]
+    decoded: jax.Array
+    packed: packing.Packed
+
+    def whole(self) -> Float[np.ndarray, "sample height width 3"] | None:
+        """All of them on process 0, and None on others; every process calls it."""
+        if self.decoded.is_fully_addressable:
+            return self.images
+        found = meshes.to_host(self.decoded, keep=cluster.is_first())
+        return None if found is None else packing.collect(found, self.packed)[:, 0]
 
 
 class Pipeline:
@@ -110,6 +132,21 @@ class Pipeline:
             of_size = prompt[places], member[places]
             yield places, self.images(variables, *of_size, sampler)
 
+    def shares(
+        self,
+        variables: Any,
+        prompt: Int[np.ndarray, " sample"],
+        member: Int[np.ndarray, " sample"],
+        sampler: str,
+    ) -> Iterator[Share]:
+        """As `parts`, but each process has the images that its devices made."""
+        for places in self.by_size(prompt):
+            of_size = prompt[places], member[places]
+            decoded, packed = self._made(variables, *of_size, sampler)
+            rows, values = meshes.own_rows(decoded)
+            own, images = packing.collect_some(values, packed, rows)
+            yield Share(places, own, self._finite(images[:, 0]), decoded, packed)
+
     def images(
         self,
         variables: Any,
@@ -122,6 +159,13 @@ class Pipeline:
         The noise is a function of (seed, prompt number, member) alone: other weights
         get the same. UserError if the weights give no finite images.
         """
+        decoded, packed = self._made(variables, prompt, member, sampler)
+        return self._finite(packing.collect(meshes.to_host(decoded), packed)[:, 0])
+
+    def _made(
+        self, variables: Any, prompt: np.ndarray, member: np.ndarray, sampler: str
+    ) -> tuple[jax.Array, packing.Packed]:
+        """Decoded images [pack, job, ...] on the mesh, and how they are packed."""
         [size] = {self._sizes[number] for number in prompt}
         mesh, spec = self._mesh, self._spec
         one, count = self._plans[sampler], spec.microbatch
@@ -138,11 +182,12 @@ class Pipeline:
             self._text,
             self._empty,
         )
-        decoded = jax.device_get(self._decode(decoding(variables), made.clean))
-        images = packing.collect(decoded, packed)[:, 0]
+        return self._decode(decoding(variables), made.clean), packed
+
+    def _finite(self, images: np.ndarray) -> np.ndarray:
         if not np.isfinite(images).all():
             raise UserError(
-                f"model: {spec.name}: its images are not finite: the weights are "
+                f"model: {self._spec.name}: its images are not finite: the weights are "
                 "damaged or the run has diverged: take earlier ones"
             )
         return images

@@ -27,7 +27,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from flowgrpo_jax.errors import UserError
-from flowgrpo_jax.runtime import disk, paths
+from flowgrpo_jax.runtime import cluster, disk, paths
 
 PyTree = Any
 Result = TypeVar("Result")
@@ -104,10 +104,10 @@ class Checkpointer:
         self._opened = None
         if not _PATTERN.search(str(self.directory)):
             return self.directory
-        if not Path("/proc/self/fd").is_dir():
+        if not Path("/proc/self/fd").is_dir() or cluster.count() > 1:
             raise UserError(
                 f"checkpoint: {self.directory}: must have none of * ? [ \\ in its path "
-                "on this system: take another --workdir"
+                "on this system, or with several processes: take another --workdir"
             )
         self._opened = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY)
         return Path(f"/proc/self/fd/{self._opened}")
@@ -120,7 +120,7 @@ class Checkpointer:
         error in the background (a full disk) is raised here, in `wait` or in `close`.
         """
         self.wait()
-        if step in self.steps():
+        if cluster.first(lambda: step in self.steps()):
             return
         self._saving = step
         args = ocp.args.PyTreeSave(jax.tree.map(_storable, state))
@@ -139,7 +139,7 @@ class Checkpointer:
 
     def latest(self) -> int | None:
         """The newest finished checkpoint, None when there is none."""
-        return max(self.steps(), default=None)
+        return cluster.first(lambda: max(self.steps(), default=None))
 
     def restore(
         self, state_like: PyTree, step: int | None = None, partial: bool = False
@@ -153,9 +153,9 @@ class Checkpointer:
         since the user decides which earlier one to go back to.
         """
         self.wait()
-        step = self._existing(step)
+        step = cluster.first(lambda: self._existing(step))
         folder = self.directory / str(step)
-        self._verify(folder, step)
+        cluster.first(lambda: self._verify(folder, step))
         target = jax.tree.map(_abstract, state_like)
         args = ocp.args.PyTreeRestore(
             item=target,
@@ -217,7 +217,7 @@ class Checkpointer:
 
     def _seal(self) -> None:
         """Adds sizes and CRC-32 of all files to the step's folder before its renaming."""
-        if jax.process_index() != 0:
+        if not cluster.is_first():
             return
         pattern = f"{self._saving}.orbax-checkpoint-tmp*"
         folder = next(self.directory.glob(pattern), None)

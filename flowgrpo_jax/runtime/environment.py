@@ -54,6 +54,12 @@ def environment() -> dict[str, Any]:
     }
 
 
+def of_hosts() -> dict[str, Any]:
+    """What must be the same on all hosts of a run, for the same bits on any of them."""
+    own = {*_NO_MATTER, "cpu"}
+    return {key: value for key, value in environment().items() if key not in own}
+
+
 def record(workdir: Path, from_iteration: int) -> str:
     """Records this process's environment; returns a line if the last one differs.
 

@@ -32,16 +32,26 @@ Rules = Sequence[tuple[str, tuple[str | None, ...]]]
 def make_mesh(
     shape: Mapping[str, int], devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
-    """A mesh over `devices`, by default those of this machine.
+    """A mesh over `devices`, by default those of all processes.
 
-    One axis may be -1: it takes the remaining devices. UserError if the shape does not
-    fit their number.
+    `fsdp` lies inside a host first, and inside a slice. One axis may be -1: it takes the
+    remaining devices. UserError if the shape does not fit their number.
     """
-    devices = jax.devices() if devices is None else devices
+    devices = sorted(jax.devices(), key=_place) if devices is None else devices
     stopping.reinstall()  # libtpu installs handlers that print a stack
     sizes = _sizes(shape, len(devices))
+    if (hosts := jax.process_count()) > 1 and np.prod(sizes) < len(devices):
+        raise UserError(
+            f"mesh: {dict(shape)}: must take all {len(devices)} devices of {hosts} "
+            "processes (one axis may be -1)"
+        )
     chosen = np.array(devices[: int(np.prod(sizes))]).reshape(sizes)
     return Mesh(chosen, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _place(device: jax.Device) -> tuple[int, int, int]:
+    """Slice, process and number of a device: neighbours are close to each other."""
+    return getattr(device, "slice_index", 0), device.process_index, device.id
 
 
 def make_abstract_mesh(shape: Mapping[str, int], count: int) -> AbstractMesh:
@@ -99,8 +109,65 @@ def shardings(spec: Any, mesh: AnyMesh) -> Any:
 
 
 def place(tree: Any, spec: Any, mesh: AnyMesh) -> Any:
-    """Puts host arrays on the mesh; `spec` is one PartitionSpec or a tree of them."""
-    return jax.device_put(tree, shardings(spec, mesh))
+    """Puts host arrays on the mesh; `spec` is one PartitionSpec or a tree of them.
+
+    Of several processes each places its own part, and all hold the same arrays: none of
+    it travels.
+    """
+    if jax.process_count() == 1:
+        return jax.device_put(tree, shardings(spec, mesh))
+    one = isinstance(spec, PartitionSpec)
+    spec = jax.tree.map(lambda _: spec, tree) if one else spec
+    return jax.tree.map(
+        lambda leaf, s: _placed(leaf, NamedSharding(mesh, s)), tree, spec
+    )
+
+
+def _placed(leaf: Any, sharding: NamedSharding) -> jax.Array:
+    """The part of a leaf that this process's devices hold of the whole."""
+    if isinstance(leaf, jax.Array):
+        if not leaf.is_fully_addressable:
+            return leaf if leaf.sharding == sharding else jax.device_put(leaf, sharding)
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            data = _placed(jax.random.key_data(leaf), sharding)
+            return jax.random.wrap_key_data(data)
+    host = np.asarray(leaf)
+    with jax.transfer_guard("allow"):  # as device_put, which is asked for
+        return jax.make_array_from_callback(
+            host.shape, sharding, lambda part: host[part]
+        )
+
+
+def to_host(tree: Any, keep: bool = True) -> Any:
+    """Whole numpy arrays of arrays on the mesh, one leaf at a time; all processes call it.
+
+    Without `keep` this process takes part and holds none of them (None).
+    """
+
+    def whole(leaf):
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            if not leaf.is_fully_replicated:
+                leaf = _replicated(leaf.sharding.mesh)(leaf)
+            leaf = leaf.addressable_data(0)
+        return jax.device_get(leaf) if keep else None
+
+    return jax.tree.map(whole, tree)
+
+
+@functools.cache
+def _replicated(mesh: Mesh) -> Any:
+    return jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+
+def own_rows(array: jax.Array) -> tuple[np.ndarray, np.ndarray]:
+    """(numbers, values) of the leading rows that this process holds, in order."""
+    shards = {shard.index[0].start or 0: shard for shard in array.addressable_shards}
+    values = jax.device_get([shards[start].data for start in sorted(shards)])
+    rows = [
+        start + np.arange(len(part))
+        for start, part in zip(sorted(shards), values, strict=True)
+    ]
+    return np.concatenate(rows), np.concatenate(values)
 
 
 def abstract(tree: Any, spec: Any, mesh: AnyMesh) -> Any:
@@ -177,10 +244,7 @@ def _whole_forward(part, axes, dtype):
 def _whole_backward(axes, dtype, like, gradient):
     gradient = gradient.astype(jnp.float32)
     for dimension, axis in axes:
-        place = gradient.ndim + dimension
-        gradient = jax.lax.psum_scatter(
-            gradient, axis, scatter_dimension=place, tiled=True
-        )
+        gradient = _sum_in_parts(gradient, axis, gradient.ndim + dimension)
     return (gradient.astype(like.dtype),)
 
 
@@ -220,6 +284,36 @@ def sum_gradients(tree: Any, spec: Any) -> Any:
     """Sums gradients over the axes over which `Shard.whole` has not."""
 
     def total(leaf, leaf_spec):
-        return jax.lax.psum(leaf, tuple(sorted(set(AXES) - set(leaf_spec))))
+        return sum_over(leaf, tuple(sorted(set(AXES) - set(leaf_spec))))
 
     return jax.tree.map(total, tree, spec)
+
+
+def sum_over(values: jax.Array, axes: str | tuple[str, ...]) -> jax.Array:
+    """The sum over devices, inside shard_map: the same for any number of processes."""
+    if not (axes and _by_gloo()):
+        return jax.lax.psum(values, axes)
+    # All devices have the same sum; its largest is a collective again, behind which the
+    # program is compiled as it is for one process. A barrier does not do that on CPUs.
+    total = functools.reduce(jnp.add, jax.lax.all_gather(values, axes))
+    return jax.lax.pmax(total, axes)
+
+
+def _sum_in_parts(values: jax.Array, axis: str, dimension: int) -> jax.Array:
+    """This device's part of the sum over an axis, split in a dimension."""
+    if not _by_gloo():
+        return jax.lax.psum_scatter(
+            values, axis, scatter_dimension=dimension, tiled=True
+        )
+    size = values.shape[dimension] // jax.lax.axis_size(axis)
+    start = jax.lax.axis_index(axis) * size
+    return jax.lax.dynamic_slice_in_dim(sum_over(values, axis), start, size, dimension)
+
+
+def _by_gloo() -> bool:
+    """Whether CPUs of several processes add up.
+
+    Gloo does not add in the order of the devices, which XLA keeps within a process
+    (jax 0.10). On accelerators it makes no difference to which process a device belongs.
+    """
+    return jax.process_count() > 1 and jax.default_backend() == "cpu"

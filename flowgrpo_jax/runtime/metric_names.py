@@ -62,6 +62,11 @@ def time(name: str) -> str:
     return f"time/{name}"
 
 
+def host(process: int) -> str:
+    """Seconds of an iteration until a process had the rewards of its images."""
+    return time(f"host_{process}")
+
+
 def is_time(metric: str) -> bool:
     return metric.startswith("time/")
 

@@ -40,6 +40,29 @@ _FILE = "metrics.jsonl"
 _WANDB_ID = "wandb_id.txt"
 
 
+class Unwritten:
+    """The rows of a process that writes none: another one of the run does."""
+
+    rewritten = 0
+
+    def write(
+        self, iteration: int, scalars: Mapping[str, Any], kind: str = "train"
+    ) -> None:
+        """Does nothing."""
+
+    def images(self, iteration: int, images: Mapping[str, Any]) -> None:
+        """Does nothing."""
+
+    def flush(self) -> None:
+        """Does nothing."""
+
+    def __enter__(self) -> "Unwritten":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
 class MetricWriter:
     """Writes the rows of one run.
 

@@ -23,7 +23,8 @@ def configure(cache_dir: str | Path | None = None) -> None:
     flags = os.environ.get("XLA_FLAGS", "")
     if "xla_force_host_platform_device_count" not in flags:
         cores = len(os.sched_getaffinity(0))
-        flags += f" --xla_force_host_platform_device_count={cores}"
+        if "JAX_NUM_CPU_DEVICES" not in os.environ:
+            flags += f" --xla_force_host_platform_device_count={cores}"
         if cores > 1 and "xla_cpu_multi_thread_eigen" not in flags:
             flags += " --xla_cpu_multi_thread_eigen=false"
         os.environ["XLA_FLAGS"] = flags.strip()

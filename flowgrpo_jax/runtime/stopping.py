@@ -35,6 +35,14 @@ class Stopped(Exception):
     """Raised by `GracefulStop.check` once a signal has requested a stop."""
 
 
+def nothing(status: int, line: str) -> None:
+    """No last words."""
+
+
+# What is told of an end to the other processes of a run, if there are any.
+last_words: Callable[[int, str], None] = nothing
+
+
 def install() -> None:
     """Declares this process a command: from here on a signal ends it at once."""
     global _is_command
@@ -91,6 +99,11 @@ class GracefulStop:
             signal.raise_signal(number)
 
 
+def is_requested() -> bool:
+    """Whether a signal has requested the stop of a run that is under way."""
+    return _current is not None and bool(_current.requested)
+
+
 def status() -> int:
     """The exit code after a signal, as shells have it."""
     return 128 + (_last_signal or signal.SIGTERM)
@@ -119,6 +132,7 @@ def leave(status: int, line: str = "") -> NoReturn:
             _within(1.0, stream.flush)
     if line:
         _within(1.0, lambda: _say(line))
+    _within(5.0, lambda: last_words(status, line))
     with contextlib.suppress(Exception):
         _end_workers()  # on no thread: none starts in a shutdown from Python 3.12 on
     os._exit(status)

@@ -254,7 +254,7 @@ def _check_config(
                 "take another --workdir, or delete this one"
             )
         return False
-    old, new = _flat(read_config(path)), _flat(wanted)
+    old, new = flat(read_config(path)), flat(wanted)
     for key in [*new, *(key for key in old if key not in new)]:
         old_value, value = old.get(key, _ABSENT), new.get(key, _ABSENT)
         if _same(old_value, value) or _allowed(key, may_differ):
@@ -320,15 +320,15 @@ def _check_digests(path: Path, digests: Mapping[str, str]) -> None:
         )
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """The leaf values by dotted key; an empty mapping is a leaf too."""
-    flat: dict[str, Any] = {}
+    leaves: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, Mapping) and value:
-            flat |= _flat(value, f"{prefix}{key}.")
+            leaves |= flat(value, f"{prefix}{key}.")
         else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+            leaves[f"{prefix}{key}"] = value
+    return leaves
 
 
 def _same(old: Any, new: Any) -> bool:
