@@ -21,7 +21,9 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any
 
 from benchmarks import sections
@@ -65,7 +67,13 @@ PHASES = {
 }
 
 
-def start(folder: Path, workdir: Path, log: IO[bytes]) -> subprocess.Popen:
+def start(
+    folder: Path,
+    workdir: Path,
+    log: IO[bytes],
+    more: Sequence[str] = (),
+    environment: Mapping[str, str] = MappingProxyType({}),
+) -> subprocess.Popen:
     """The tiny run; prompts and compiled programs are kept in `folder`."""
     prompts = folder / "prompts.jsonl"
     prompts.write_text("".join(json.dumps(record) + "\n" for record in PROMPTS))
@@ -75,12 +83,14 @@ def start(folder: Path, workdir: Path, log: IO[bytes]) -> subprocess.Popen:
             *("--config=configs/geneval.py", f"--workdir={workdir}", *OVERRIDES),
             f"--config.prompts={prompts}",
             f"--config.eval.prompts={prompts}",
+            *more,
         ],
         stdout=log,
         stderr=subprocess.STDOUT,
         env=os.environ
         | {"HOME": str(folder / "home"), "JAX_PLATFORMS": "cpu"}
-        | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"},
+        | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+        | environment,
     )
 
 
@@ -175,9 +185,9 @@ def cpu_seconds(process: subprocess.Popen) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def phase(told: str) -> str:
+def phase(told: str, phases: Mapping[str, str] = PHASES) -> str:
     for line in reversed(told.splitlines(keepends=True)):
-        for begin, name in PHASES.items():
+        for begin, name in phases.items():
             if line.startswith(begin):
                 return name
     return "imports"

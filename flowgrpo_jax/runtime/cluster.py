@@ -18,7 +18,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import jax
 from flax import serialization
@@ -106,6 +106,7 @@ class _Cluster:
         self.names = [f"process {k}" for k in range(count)]
         self._turn = 0
         self._closed = threading.Event()
+        self._met_error = False  # of the runtime, which all may meet at once
         self._watching = threading.Thread(target=self._watch, daemon=True)
 
     # -- what all of them tell each other ---------------------------------------------
@@ -135,10 +136,10 @@ class _Cluster:
         so the work of the store grows with the number of processes, not its square.
         """
         self._turn += 1
-        turn, mine = f"turn/{self._turn}", serialization.msgpack_serialize(dict(told))
+        turn, mine = f"turn/{self._turn}", _packed(told)
         if self.index == 0:
             parts = [self._read(f"{turn}/{k}") for k in range(1, self.count)]
-            answers = serialization.msgpack_serialize({"all": [mine, *parts]})
+            answers = _packed({"all": [mine, *parts]})
             self.client.key_value_set_bytes(f"{turn}/all", answers)
             # All have come to this turn, so all have read that of the last one.
             self.client.key_value_delete(f"turn/{self._turn - 1}")
@@ -187,11 +188,9 @@ class _Cluster:
         if self._closed.is_set():
             return
         self._closed.set()
-        told = {"status": status, "line": line}
+        told = {"status": status, "line": line, "met_error": self._met_error}
         with contextlib.suppress(Exception):  # the store may be gone
-            self.client.key_value_set_bytes(
-                f"left/{self.index}", serialization.msgpack_serialize(told)
-            )
+            self.client.key_value_set_bytes(f"left/{self.index}", _packed(told))
             if self.index == 0:
                 time.sleep(_LAST_WORDS)
 
@@ -202,6 +201,7 @@ class _Cluster:
         Returns if nobody is: all have met an error then, or the time is up.
         """
         until = time.monotonic() + _PATIENCE + 10
+        self._met_error = True
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             self.client.key_value_set(f"error/{self.index}", "", allow_overwrite=True)
             while self._watching.is_alive() and time.monotonic() < until:
@@ -250,6 +250,8 @@ class _Cluster:
 
     def _end_with(self, index: int, words: bytes) -> None:
         told = serialization.msgpack_restore(words)
+        if self._met_error and told["met_error"]:
+            return  # each of them tells its own
         if index != self.index:
             self._end(told["status"], f"{self.names[index]} has ended: {told['line']}")
 
@@ -345,6 +347,11 @@ def _own_devices() -> list[int] | None:
     return [int(os.environ["SLURM_LOCALID"])] if tasks > nodes else None
 
 
+def _packed(told: Mapping[str, Any]) -> bytes:
+    """Bytes of it; "in place", since a copy by flax has its names in another order."""
+    return serialization.msgpack_serialize(dict(told), in_place=True)
+
+
 def _rebuilt(answer: Mapping[str, str], name: str) -> Exception:
     """The error that another process told of, as that of this one."""
     if answer["error"] == Stopped.__name__:
@@ -386,7 +393,7 @@ def together(make: Callable[[], Value]) -> list[Value]:
 
 def first(make: Callable[[], Value]) -> Value:
     """What `make` gives on process 0, where alone it is called."""
-    return together(lambda: make() if is_first() else None)[0]
+    return cast(Value, together(lambda: make() if is_first() else None)[0])
 
 
 def same(values: Mapping[str, Any]) -> None:
