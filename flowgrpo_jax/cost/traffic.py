@@ -3,7 +3,7 @@
 Counted as XLA's collectives move them if all devices work alike: of a whole that is
 gathered from n devices (n - 1) / n come from others, as many of one that is summed into
 shards, and twice as many of a sum that all have. `cost/hlo.py` counts the same from a
-compiled program; `tests/cost/test_traffic.py` compares them.
+compiled program, and `estimate` prints both (docs/estimates.md compares them).
 """
 
 from collections.abc import Mapping
