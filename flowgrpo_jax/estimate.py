@@ -60,10 +60,11 @@ _TABLE_HEAD = """# Estimates
 Every row was written by `python -m flowgrpo_jax.estimate --table=docs/estimates.md` and
 the arguments in it. With two numbers under rollout and update: what the TPU compiler says,
 ahead of time, with no TPU present. With "not compiled" there: by the formulas of
-`cost/budget.py`, which are a lower bound (6.9 GB where the compiler says 10.7). Bytes are those
+`cost/budget.py`, which are a lower bound (9.1 GB where the compiler says 10.7). Bytes are those
 of one device, GB is 10^9; a chip of tpu7x is two devices, and devices are counted. The
-floor is the time of an iteration at 100% of the device's dense bf16 rate, by the formulas
-of `cost/flops.py`. Nothing here was run on a TPU.
+floor is the time of an iteration, of each program the slower of computing at 100% of the
+device's dense bf16 rate (`cost/flops.py`) and of what travels over its links
+(`cost/traffic.py`, `cost/links.py`). Nothing here was run on a TPU.
 
 | arguments | chips | trained | PFLOP an iteration | floor, s | rollout, GB | update, GB | |
 |---|---|---|---|---|---|---|---|

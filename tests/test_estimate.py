@@ -351,6 +351,17 @@ def test_a_refusal_without_a_number_is_a_verdict(monkeypatch, capsys, tmp_path):
     assert table.read_text().splitlines()[-1].endswith(f"| not compiled | {answer} |")
 
 
+def test_tune_writes_no_row(monkeypatch, capsys, tmp_path):
+    """Oracle: the line; nothing is written."""
+    table = tmp_path / "estimates.md"
+    words = ["--config=configs/geneval.py", "--topology=H100:2", f"--table={table}"]
+    with pytest.raises(
+        UserError, match="^--table: with --tune: give it with the flags"
+    ):
+        run(monkeypatch, capsys, *words, "--tune")
+    assert not table.exists()
+
+
 def test_the_command_without_a_compiler(tmp_path, monkeypatch, capsys):
     """Oracle: the lines by hand; GPUs have no compiler here, the formula decides."""
     table = tmp_path / "estimates.md"
@@ -360,6 +371,8 @@ def test_the_command_without_a_compiler(tmp_path, monkeypatch, capsys):
     assert any(
         line.startswith("compiled        no: programs for H100") for line in lines
     )
+    assert any(line.startswith("links           sums ") for line in lines)
+    assert any(" data at 450 GB/s by NVLink" in line for line in lines)
     assert lines[-1].startswith("fits by the formula: 0.")
     row = table.read_text().splitlines()[-1]
     assert row.startswith(
