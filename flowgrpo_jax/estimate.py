@@ -5,13 +5,15 @@ python -m flowgrpo_jax.estimate --config=configs/pickscore.py \\
 
 Parameters, operations and bytes come from formulas. Where libtpu is installed
 (pip install "jax[tpu]"), rollout and update are compiled for the TPU, which need not be
-there. --table=docs/estimates.md writes the result as a row of that table.
+there. --table=docs/estimates.md writes the result as a row of that table. --tune finds
+microbatch, remat, mesh.fsdp and reward_batches in place of those given.
 """
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 from absl import flags
@@ -19,8 +21,11 @@ from ml_collections import ConfigDict, config_flags
 
 from flowgrpo_jax import assemble, cli
 from flowgrpo_jax.assemble import sizes, specs
+from flowgrpo_jax.assemble import tuning as choices
 from flowgrpo_jax.config import checks
-from flowgrpo_jax.cost import budget, flops, topology
+from flowgrpo_jax.cost import budget, flops, hlo, topology, tuning
+from flowgrpo_jax.cost.links import Way
+from flowgrpo_jax.cost.tuning import Candidate
 from flowgrpo_jax.engine.workload import PolicyWork
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.models.flow_model import FlowModel
@@ -43,29 +48,47 @@ _TABLE = flags.DEFINE_string(
     "table", None, "Also write a row into this Markdown file.", FLAGS
 )
 
+_TUNE = flags.DEFINE_bool(
+    "tune",
+    False,
+    "Find the microbatch, remat, mesh.fsdp and reward_batches that fit and cost least.",
+    FLAGS,
+)
+
 _TABLE_HEAD = """# Estimates
 
 Every row was written by `python -m flowgrpo_jax.estimate --table=docs/estimates.md` and
 the arguments in it. With two numbers under rollout and update: what the TPU compiler says,
 ahead of time, with no TPU present. With "not compiled" there: by the formulas of
-`cost/budget.py`, which are a lower bound (6.9 GB where the compiler says 10.7). Bytes are those
+`cost/budget.py`, which are a lower bound (9.1 GB where the compiler says 10.7). Bytes are those
 of one device, GB is 10^9; a chip of tpu7x is two devices, and devices are counted. The
-floor is the time of an iteration at 100% of the device's dense bf16 rate, by the formulas
-of `cost/flops.py`. Nothing here was run on a TPU.
+floor is the time of an iteration, of each program the slower of computing at 100% of the
+device's dense bf16 rate (`cost/flops.py`) and of what travels over its links
+(`cost/traffic.py`, `cost/links.py`). Nothing here was run on a TPU.
 
 | arguments | chips | trained | PFLOP an iteration | floor, s | rollout, GB | update, GB | |
 |---|---|---|---|---|---|---|---|
 """
 _PROGRAMS = ("rollout", "update")
+_SHOWN = 5  # choices that --tune prints
+_COMPILED = 4  # and at most so many of them are compiled
 
 
 def main() -> None:
     config = cli.required_config(_CONFIG)
     if _TOPOLOGY.value is None:
         raise UserError("--topology: missing: give chips, such as v5e:2x4")
+    if _TUNE.value:
+        if _TABLE.value:
+            raise UserError(
+                "--table: with --tune: give it with the flags that --tune finds"
+            )
+        tune(config, _TOPOLOGY.value)
+        return
     work, chip, why_not = workload(config, _TOPOLOGY.value)
     costs = budget.of(work)
-    print(*describe(config, work, costs, chip), sep="\n")
+    paths = topology.paths(_TOPOLOGY.value, work.mesh)
+    print(*describe(config, work, costs, chip, paths), sep="\n")
     if work.model.tokenizer is None:  # its encoders do not learn: a cache on disk
         print(f"text            {text(config, work.model)}", flush=True)
     answer = ""
@@ -114,10 +137,9 @@ def answers(
         return
     needed = {}
     try:
-        for name, size, taken in compile_programs(work):
-            needed[name] = size
-            figures = f"{budget.gigabytes(size)} ({taken:.0f} s)"
-            print(f"compiled        {name}: {figures}", flush=True)
+        for made in compile_programs(work, costs):
+            needed[made.name] = made.bytes
+            print(f"compiled        {made.line}", flush=True)
             yield needed, ""
         yield needed, verdict(config, work.mesh, needed, memory)
     except topology.DoesNotFit as refusal:
@@ -125,9 +147,14 @@ def answers(
 
 
 def describe(
-    config: ConfigDict, work: PolicyWork, costs: budget.Budget, chip: str
+    config: ConfigDict,
+    work: PolicyWork,
+    costs: budget.Budget,
+    chip: str,
+    paths: Mapping[str, Way],
 ) -> list[str]:
     """What the formulas say: one line for each question."""
+    travels, *routes = budget.links_lines(costs, paths, chip)
     each, passes = costs.operations, costs.passes
     mesh = " x ".join(f"{name} {size}" for name, size in work.mesh.shape.items())
     ways = f"LoRA of rank {config.train.lora_rank}" if config.train.use_lora else "full"
@@ -142,8 +169,10 @@ def describe(
         f"{tera(each.decoding)}",
         f"one iteration   {tera(costs.total)}: {passes.images:,} images, "
         f"{passes.sampling:,} sampled and {passes.learning:,} trained steps",
-        f"floor           {budget.floor_line(costs, chip)}",
+        f"floor           {budget.floor_line(costs, chip, paths)}",
         *(f"                {line}" for line in on_top(work, costs, chip)),
+        f"links           {travels}",
+        *(f"                {line}" for line in routes),
         f"bytes, formula  {budget.memory_line(costs)}",
     ]
     return lines
@@ -185,17 +214,67 @@ def on_top(work: PolicyWork, costs: budget.Budget, chip: str) -> list[str]:
     return lines
 
 
-def compile_programs(work: PolicyWork) -> Iterator[tuple[str, float, float]]:
-    """(program, bytes of one device with all else that stays there, seconds taken)."""
+class Program(NamedTuple):
+    """A compiled program: `bytes` of a device with all else that stays there, and time.
+
+    `moved`: what reaches a device in an iteration, None where its HLO is not known;
+    `beside`: the share of it that arrives while something is computed; `said`: what the
+    formulas say of `moved`.
+    """
+
+    name: str
+    bytes: float
+    seconds: float
+    moved: float | None = None
+    beside: float = 0.0
+    said: float = 0.0
+
+    @property
+    def line(self) -> str:
+        figures = f"{budget.gigabytes(self.bytes)} ({self.seconds:.0f} s)"
+        if self.moved:
+            figures += (
+                f"; {budget.travelled(self.moved)} travel in its HLO, by the formula "
+                f"{budget.travelled(self.said)}; {self.beside:.0%} beside computing"
+            )
+        return f"{self.name}: {figures}"
+
+
+def compile_programs(
+    work: PolicyWork, costs: budget.Budget, programs: Sequence[str] = _PROGRAMS
+) -> Iterator[Program]:
+    """What the compiler says of each program."""
     arguments = work.arguments()
-    for name in _PROGRAMS:
+    for name in programs:
         begin = time.monotonic()
-        lowered = getattr(work, name).lower(*arguments[name])
-        needed = topology.compiled_bytes(lowered)
+        made = topology.compiled(getattr(work, name).lower(*arguments[name]))
+        needed = made.bytes
         if name == "rollout":  # the optimizer's state and the averages wait meanwhile
             needed += flops.bytes_on_device(work.resident())
             needed -= flops.bytes_on_device(arguments[name][0])
-        yield name, needed, time.monotonic() - begin
+        seconds = time.monotonic() - begin
+        said = sum(costs.traffic.by_program[name].values())
+        yield Program(name, needed, seconds, *travels(made, work, costs), said)
+
+
+def travels(
+    made: topology.Compiled, work: PolicyWork, costs: budget.Budget
+) -> tuple[float | None, float]:
+    """Bytes that a program moves to a device, and the share that hides; see Program.
+
+    Rounds of a pack and microbatches that are skipped are known from the plan alone.
+    """
+    if not made.text:
+        return None, 0.0
+    _, packed, batch = work.first_iteration()
+    packs = len(packed.tables.rounds) // work.mesh.size
+    batches = batch.weight.shape[0] * batch.weight.shape[1] / work.mesh.size
+    moved = hlo.collectives(
+        made.text, costs.rounds.sampling / packs, costs.rounds.learning / batches
+    )
+    total = sum(one.total for one in moved)
+    beside = sum(one.total for one in moved if one.asynchronous)
+    return total, beside / total if total else 0.0
 
 
 def verdict(
@@ -219,6 +298,81 @@ def remedy(config: ConfigDict, mesh: AnyMesh) -> str:
     if config.microbatch > 1:
         return f"take --config.microbatch={config.microbatch // 2}"
     return "take chips with more memory, a LoRA or a lower resolution"
+
+
+# -- the cheapest choice ----------------------------------------------------------------
+
+
+def tune(config: ConfigDict, name: str) -> None:
+    """Prints choices by formula, what compilers say of the best, and flags to paste."""
+    work, chip, why_not = workload(config, name)
+    memory, paths = flops.CHIPS[chip].memory, topology.paths(name, work.mesh)
+    given = tuning.carried_out(work, budget.of(work), flops.CHIPS[chip], paths)
+    print(f"given           {candidate_line(given)}")
+    found = choices.candidates(config, name)
+    print(f"by formula      {len(found)} choices fit {memory / flops.GB:.0f} GB")
+    for one in found[:_SHOWN]:
+        print(f"                {candidate_line(one)}", flush=True)
+    best = found[0]
+    if why_not:
+        print(f"compiled        no: {why_not}")
+    else:
+        best = confirmed(config, name, found, memory)
+    print(
+        f"chosen          {given.seconds / best.seconds:.2f} times as fast as what was "
+        f"given, by formula\n{best.choice.flags}"
+    )
+
+
+def candidate_line(one: Candidate) -> str:
+    """What is chosen and what it costs."""
+    choice = one.choice
+    return (
+        f"microbatch {choice.microbatch}, remat {choice.remat}, fsdp {choice.fsdp}, "
+        f"reward_batches {choice.reward_batches}: {one.seconds:.1f} s, "
+        f"{one.bytes / flops.GB:.1f} GB by the formulas"
+    )
+
+
+def confirmed(
+    config: ConfigDict, name: str, found: Sequence[Candidate], memory: float
+) -> Candidate:
+    """The first that fits by the compiler; what it says of one corrects the others.
+
+    UserError if none of the first few does.
+    """
+    taken: dict[str, float] = {}  # of the formula's activations, by remat
+    left = list(found)
+    for _ in range(_COMPILED):
+        left = [one for one in left if expected(one, taken) <= memory]
+        if not left:
+            break
+        one = left.pop(0)
+        work, _, _ = workload(choices.with_choice(config, one.choice), name)
+        print(f"compiling       {candidate_line(one)}", flush=True)
+        try:
+            needed = 0.0
+            for made in compile_programs(work, one.costs, ("update", "rollout")):
+                print(f"compiled        {made.line}", flush=True)
+                needed = max(needed, made.bytes)
+                if needed > memory:
+                    break
+        except topology.DoesNotFit:
+            needed = 2 * max(memory, expected(one, taken))
+        if needed <= memory:
+            return one
+        activations = one.costs.bytes["activations"]
+        taken[one.choice.remat] = 1 + (needed - one.bytes) / activations
+    raise UserError(
+        f"--tune: {name}: none of the {_COMPILED} best choices fits by the compiler: "
+        "take more chips or chips with more memory, a LoRA or a lower resolution"
+    )
+
+
+def expected(one: Candidate, taken: Mapping[str, float]) -> float:
+    """Bytes of a choice, its activations as large as others of its `remat` were."""
+    extra = taken.get(one.choice.remat, 1.0) - 1.0
+    return one.bytes + extra * one.costs.bytes["activations"]
 
 
 # -- the table ------------------------------------------------------------------------

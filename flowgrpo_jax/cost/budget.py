@@ -6,20 +6,24 @@ all of it and adds what the compiler says; a run prints `summary` before it star
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flowgrpo_jax.cost import flops
+from flowgrpo_jax.cost import flops, traffic
+from flowgrpo_jax.cost.links import Way
+from flowgrpo_jax.cost.traffic import Rounds, Traffic
 from flowgrpo_jax.data.prompts import Prompt
 from flowgrpo_jax.engine import text_table
 from flowgrpo_jax.engine.policy import PolicySpec
 from flowgrpo_jax.engine.workload import PolicyWork, PretrainingWork, Work
+from flowgrpo_jax.models.denoiser import Denoiser
 from flowgrpo_jax.models.flow_model import FlowModel, overlay
 from flowgrpo_jax.models.operations import Pass
+from flowgrpo_jax.models.remat import POLICIES
 
 
 class Passes(NamedTuple):
@@ -36,12 +40,15 @@ class Passes(NamedTuple):
 
 
 class Operations(NamedTuple):
-    """Floating-point operations of one pass of each kind, guidance included."""
+    """Floating-point operations of one pass of each kind, guidance included.
+
+    `rerun`: what `remat` computes again in a pass to learn from, not part of `learning`.
+    """
 
     sampling: float
     decoding: float
     learning: float
-    rerun: float  # of `remat`, not part of `learning`
+    rerun: float
 
 
 class Budget(NamedTuple):
@@ -54,6 +61,8 @@ class Budget(NamedTuple):
     operations: Operations
     bytes: dict[str, int | float]
     devices: int
+    rounds: Rounds
+    traffic: Traffic
 
     @property
     def total(self) -> float:
@@ -66,40 +75,71 @@ class Budget(NamedTuple):
         )
 
     @property
-    def busiest(self) -> float:
-        """Operations of an iteration on the device that has most to do."""
+    def busiest(self) -> Mapping[str, float]:
+        """Operations of rollout and update on the device that has most to do."""
         passes, each = self.passes, self.operations
         images = -(-passes.images // self.devices)
         sampling = passes.busiest_sampling * each.sampling + images * each.decoding
-        return sampling + passes.busiest_learning * each.learning
+        return {
+            "rollout": sampling,
+            "update": passes.busiest_learning * each.learning,
+        }
 
     @property
     def waiting(self) -> float:
         """Share of the time that devices wait for the busiest one, on average."""
-        return 1.0 - self.total / (self.devices * self.busiest)
+        return 1.0 - self.total / (self.devices * sum(self.busiest.values()))
 
-    def floor(self, chip: flops.Chip) -> float:
-        """Seconds of an iteration at the chip's full rate."""
-        return flops.seconds(self.busiest, chip)
+    def computing(self, chip: flops.Chip) -> dict[str, float]:
+        """Seconds of each program at the chip's full rate."""
+        return {
+            name: flops.seconds(count, chip) for name, count in self.busiest.items()
+        }
+
+    def travelling(self, paths: Mapping[str, Way]) -> dict[str, float]:
+        """Seconds of each program in which bytes reach a device, axis by axis."""
+        return {
+            name: sum(count / paths[axis].rate for axis, count in by_axis.items())
+            for name, by_axis in self.traffic.by_program.items()
+        }
+
+    def floor(self, chip: flops.Chip, paths: Mapping[str, Way] | None = None) -> float:
+        """Seconds of an iteration: of each program, the slower of compute and links.
+
+        Without `paths` of compute alone.
+        """
+        computing = self.computing(chip)
+        links = self.travelling(paths) if paths else dict.fromkeys(computing, 0.0)
+        return sum(max(computing[name], links[name]) for name in computing)
 
 
 def of(work: Work) -> Budget:
     """The budget of a run's workload."""
     model = work.model
-    rows, columns, _ = model.latent_shape
-    tokens, text = model.image_tokens, model.text_tokens
-    forward = model.denoiser.cost(tokens, text)
-    decoding = model.autoencoder.decode_operations(rows, columns)
-    passes, latents = _passes(work)
+    forward = model.denoiser.cost(model.image_tokens, model.text_tokens)
+    passes, rounds, latents = _passes(work)
     frozen, state = work.resident()
     return Budget(
         parameters=flops.parameters(overlay(frozen, state.trainable)["transformer"]),
         trained=flops.parameters(work.trainable),
         passes=passes,
         forward=forward,
-        operations=_operations(work, forward, decoding),
-        bytes=_bytes(work, tokens + text, latents),
+        operations=_operations(work, model.denoiser, forward),
+        bytes=_bytes(work, latents),
         devices=work.mesh.size,
+        rounds=rounds,
+        traffic=traffic.of(work, rounds, passes.images, model.denoiser.remat),
+    )
+
+
+def with_remat(work: Work, costs: Budget, remat: str) -> Budget:
+    """The budget `costs` of this workload, had it another `remat`."""
+    denoiser = work.model.denoiser.with_options(remat=remat)
+    images = costs.passes.images
+    return costs._replace(
+        operations=_operations(work, denoiser, costs.forward),
+        bytes=costs.bytes | {"activations": _activations(work, denoiser)},
+        traffic=traffic.of(work, costs.rounds, images, remat),
     )
 
 
@@ -108,7 +148,8 @@ def _learning_branches(work: Work) -> int:
     return work.model.passes(work.learner.guidance_scale)
 
 
-def _operations(work: Work, forward: Pass, decoding: float) -> Operations:
+def _operations(work: Work, denoiser: Denoiser, forward: Pass) -> Operations:
+    rows, columns, _ = work.model.latent_shape
     sampled = work.guidance_scale if isinstance(work, PolicyWork) else 1.0
     branches = work.model.passes(sampled)
     learned = _learning_branches(work)
@@ -116,28 +157,42 @@ def _operations(work: Work, forward: Pass, decoding: float) -> Operations:
     learning = flops.trained_pass(
         forward, lora=work.learner.partly, references=references
     )
+    policy = POLICIES[denoiser.remat]
+    rerun = forward.linear * policy.again[0 if work.learner.partly else 1]
+    rerun += forward.attention * policy.attention
     return Operations(
         sampling=branches * forward.total,
-        decoding=decoding,
+        decoding=work.model.autoencoder.decode_operations(rows, columns),
         learning=learned * learning,
-        rerun=learned * forward.total if work.model.denoiser.remat == "full" else 0.0,
+        rerun=learned * rerun,
     )
 
 
-def _passes(work: Work) -> tuple[Passes, float]:
-    """Passes of an iteration, and bytes of latents that a device holds for it."""
+def _passes(work: Work) -> tuple[Passes, Rounds, float]:
+    """Passes and rounds of an iteration, and bytes of latents that a device holds."""
     devices = work.mesh.size
     size = 4.0 * np.prod(work.model.latent_shape)
     if isinstance(work, PretrainingWork):
         images = work.scenes_per_iteration
         most = -(-images // devices)
-        return Passes(images, 0, images, 0, most), most * size
+        rounds = Rounds(0, -(-most // work.learner.microbatch), 1)
+        return Passes(images, 0, images, 0, most), rounds, most * size
     jobs, packed, update_batch = work.first_iteration()
     tables, weight = packed.tables, np.asarray(update_batch.weight) != 0
     sampling = np.asarray(tables.used).reshape(devices, -1).sum(axis=1)
     # Siblings share the pass of their state; samples have one each.
     learning = weight if work.learns_from_samples else weight.any(axis=-1)
     learning = learning.reshape(len(weight), devices, -1).sum(axis=-1)
+    shared = work.mesh.shape["fsdp"]
+    turns = np.asarray(tables.rounds).reshape(devices // shared, shared, -1)
+    batches = weight.any(axis=(2, 3)).reshape(
+        len(weight), devices // shared, shared, -1
+    )
+    rounds = Rounds(
+        sampling=int(turns.max(axis=1).sum(axis=-1).max()),
+        learning=int(batches.any(axis=2).sum(axis=-1).max(axis=1).sum()),
+        updates=len(weight),
+    )
     packs = len(tables.rounds) // devices
     states, siblings = tables.action.shape[1:]
     stored = 1 + siblings + ("old_velocity" in work.needs)
@@ -151,7 +206,7 @@ def _passes(work: Work) -> tuple[Passes, float]:
         busiest_sampling=int(sampling.max()),
         busiest_learning=int(learning.max(axis=1).sum()),
     )
-    return passes, float((kept + moving) * size)
+    return passes, rounds, float((kept + moving) * size)
 
 
 def _largest_block(work: Work, tree: Any, specs: Any) -> int:
@@ -170,7 +225,13 @@ def _largest_block(work: Work, tree: Any, specs: Any) -> int:
     return max(sizes.values(), default=0)
 
 
-def _bytes(work: Work, tokens: int, latents: float) -> dict[str, int | float]:
+def _activations(work: Work, denoiser: Denoiser) -> float:
+    tokens = work.model.image_tokens + work.model.text_tokens
+    images = _learning_branches(work) * work.learner.microbatch
+    return images * denoiser.kept_bytes(tokens)
+
+
+def _bytes(work: Work, latents: float) -> dict[str, int | float]:
     """Bytes of one device by kind, at most of what lives at one time."""
     frozen, state = work.resident()
     item = jnp.dtype(work.learner.dtype).itemsize
@@ -183,14 +244,13 @@ def _bytes(work: Work, tokens: int, latents: float) -> dict[str, int | float]:
         for leaf in jax.tree.leaves(state.trainable)
     )
     own = flops.bytes_on_device(state.trainable)
-    kept = work.model.denoiser.kept_bytes(tokens)
     return {
         "weights": flops.bytes_on_device(frozen),
         "training state": flops.bytes_on_device(state),
         "gathered weights": item * read,
         "gradients": shards + own + 4 * trained,
         "latents": latents,
-        "activations": _learning_branches(work) * work.learner.microbatch * kept,
+        "activations": _activations(work, work.model.denoiser),
     }
 
 
@@ -209,13 +269,54 @@ def operations(count: float) -> str:
     return f"{count / 1e9:.3g} GFLOP"
 
 
-def floor_line(budget: Budget, chip_name: str) -> str:
+def floor_line(
+    budget: Budget, chip_name: str, paths: Mapping[str, Way] | None = None
+) -> str:
     """The floor time and the share of the peak that it takes for granted."""
     chip = flops.CHIPS[chip_name]
-    return (
-        f"at least {budget.floor(chip):.1f} s on {budget.devices} {chip_name} at 100% "
-        f"of {chip.rate / flops.TERA:.0f} TFLOP/s each (dense bf16)"
+    line = (
+        f"at least {budget.floor(chip, paths):.1f} s on {budget.devices} {chip_name} "
+        f"at 100% of {chip.rate / flops.TERA:.0f} TFLOP/s each (dense bf16)"
     )
+    slower = paths and budget.floor(chip, paths) > budget.floor(chip)
+    return line + ", or of the links, which are slower" * bool(slower)
+
+
+def travelled(count: float) -> str:
+    """Bytes with a unit that fits."""
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if count >= size:
+            return f"{count / size:.4g} {unit}"
+    return f"{count / 1e3:.4g} kB"
+
+
+def links_lines(budget: Budget, paths: Mapping[str, Way], chip_name: str) -> list[str]:
+    """What reaches a device over the links of each axis, and how long that takes."""
+    if budget.devices == 1:
+        return ["nothing travels: one device"]
+    parts = [
+        f"{name} {travelled(count)}"
+        for name, count in budget.traffic._asdict().items()
+        if count
+    ]
+    used = {axis for way in budget.traffic.by_program.values() for axis in way}
+    rates = [
+        f"{axis} at {path.rate / flops.GB:.4g} GB/s by {path.name}"
+        for axis, path in paths.items()
+        if axis in used
+    ]
+    links, computing = (
+        budget.travelling(paths),
+        budget.computing(flops.CHIPS[chip_name]),
+    )
+    beside = ", ".join(
+        f"{links[name]:.1f} s of the {name} beside {computing[name]:.1f} s of computing"
+        for name in links
+    )
+    return [
+        f"{', '.join(parts)}: {travelled(sum(budget.traffic))} to each device",
+        f"{'; '.join(rates)}: at least {beside}",
+    ]
 
 
 def memory_line(budget: Budget) -> str:

@@ -20,22 +20,24 @@ TERA = 1e12
 class Chip(NamedTuple):
     """Published figures of a device: dense bf16 operations per second, bytes.
 
-    Of TPUs by docs.cloud.google.com/tpu/docs/{v5e,v5p,v6e,tpu7x}: a TPU7x chip (2,307
-    TFLOP/s, 192 GiB) is two devices, of the other kinds it is one.
+    `bandwidth`: bytes per second of its memory. Of TPUs by
+    docs.cloud.google.com/tpu/docs/{v5e,v5p,v6e,tpu7x}: a TPU7x chip (2,307 TFLOP/s, 192
+    GiB, 7,380 GB/s) is two devices, of the other kinds it is one.
     """
 
     rate: float
     memory: float
+    bandwidth: float
     matrix_unit: int | None = None  # a TPU's: lanes that one head's features can fill
 
 
 CHIPS = {
-    "v5e": Chip(197 * TERA, 16 * GB, 128),
-    "v5p": Chip(459 * TERA, 95 * GB, 128),
-    "v6e": Chip(918 * TERA, 32 * GB, 256),
-    "tpu7x": Chip(2307 / 2 * TERA, 96 * GB, 256),
-    "H100": Chip(989 * TERA, 80 * GB),
-    "H200": Chip(989 * TERA, 141 * GB),
+    "v5e": Chip(197 * TERA, 16 * GB, 819 * GB, 128),
+    "v5p": Chip(459 * TERA, 95 * GB, 2765 * GB, 128),
+    "v6e": Chip(918 * TERA, 32 * GB, 1638 * GB, 256),
+    "tpu7x": Chip(2307 / 2 * TERA, 96 * GB, 7380 / 2 * GB, 256),
+    "H100": Chip(989 * TERA, 80 * GB, 3350 * GB),
+    "H200": Chip(989 * TERA, 141 * GB, 4800 * GB),
 }
 # How devices name themselves.
 _KINDS = {

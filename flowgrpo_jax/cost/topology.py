@@ -6,10 +6,12 @@ import os
 import re
 import signal
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from jax.experimental import topologies
 
+from flowgrpo_jax.cost import links
+from flowgrpo_jax.cost.links import Way
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.runtime import mesh as meshes
 
@@ -53,6 +55,12 @@ def parse(name: str, known: Collection[str]) -> tuple[str, int]:
     if count > _MOST:
         raise UserError(f"--topology: {name}: {count:,} devices: at most {_MOST:,}")
     return kind, count
+
+
+def paths(name: str, mesh: meshes.AnyMesh) -> Mapping[str, Way]:
+    """The way of each mesh axis between chips that `parse` takes."""
+    kind, sizes = _split(name)
+    return links.paths(kind, sizes, dict(mesh.shape))
 
 
 def _split(name: str) -> tuple[str, tuple[int, ...]]:
@@ -100,26 +108,38 @@ def _devices(name: str, kind: str, sizes: tuple[int, ...]) -> Any:
     return there.devices
 
 
-def compiled_bytes(lowered: Any) -> float:
-    """Bytes of a device while the program runs: arguments, results and temporaries.
+class Compiled(NamedTuple):
+    """`bytes` of a device while a program runs, and the `text` of its HLO.
 
-    Of a program that is too large too, where the compiler's message tells them; else
-    `DoesNotFit` with its first line.
+    Bytes are arguments, results and temporaries. There is no text of a program that is
+    too large.
+    """
+
+    bytes: float
+    text: str = ""
+
+
+def compiled(lowered: Any) -> Compiled:
+    """What the compiler makes of a program, and of one that is too large its bytes.
+
+    `DoesNotFit` with the first line of its message if that does not tell them.
     """
     try:
-        memory = lowered.compile().memory_analysis()
+        program = lowered.compile()
     except Exception as error:  # the type of XLA's errors is not public
         text = str(error)
         for pattern in _SIZES:
             if found := pattern.search(text):
-                return float(found[1]) * _UNITS[found[2]]
+                return Compiled(float(found[1]) * _UNITS[found[2]])
         if _NO_ROOM.search(text):
             raise DoesNotFit(text.strip().splitlines()[0]) from error
         raise
-    return float(
+    memory = program.memory_analysis()
+    size = (
         memory.argument_size_in_bytes
         + memory.output_size_in_bytes
         - memory.alias_size_in_bytes
         + memory.temp_size_in_bytes
         + memory.generated_code_size_in_bytes
     )
+    return Compiled(float(size), program.as_text())

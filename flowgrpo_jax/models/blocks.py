@@ -8,6 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array
 
 from flowgrpo_jax.models.layers import Dense
 
@@ -25,6 +26,11 @@ def dense(cfg: Any, layer: str, features: int, parts: int = 1, **options: Any) -
     )
 
 
+def kept_out(tokens: Array) -> Array:
+    """What a gate multiplies, by the name under which `remat` may keep it."""
+    return checkpoint_name(tokens, "out")
+
+
 class FeedForward(nn.Module):
     """Two layers with GELU between; `prefix` stands before its name in LoRA targets."""
 
@@ -37,7 +43,7 @@ class FeedForward(nn.Module):
         hidden = dense(cfg, f"{layer}/proj", cfg.mlp_ratio * cfg.width)(tokens)
         hidden = checkpoint_name(hidden, "hidden")
         hidden = nn.gelu(hidden, approximate=True)
-        return dense(cfg, f"{layer}/out", cfg.width)(hidden)
+        return kept_out(dense(cfg, f"{layer}/out", cfg.width)(hidden))
 
 
 def modulation(cfg: Any, changes: int, name: str):

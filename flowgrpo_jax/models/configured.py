@@ -72,6 +72,10 @@ class Configured:
         return type(self)(dataclasses.replace(self.config, **given))
 
     def _kept_bytes(self, tokens: int, blocks: int) -> float:
-        """Of so many blocks, by the arrays [token, width] that `remat` keeps of each."""
+        """Of so many blocks, by the arrays [token, width] that `remat` keeps of each.
+
+        And of those of the block whose gradient is being computed.
+        """
         width = tokens * self.config.width * jnp.dtype(self.dtype).itemsize
-        return 1.0 * blocks * policies.POLICIES[self.remat].per_block * width
+        kept = blocks * policies.POLICIES[self.remat].per_block
+        return (kept + policies.IN_ONE_BLOCK) * width

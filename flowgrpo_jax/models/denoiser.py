@@ -103,5 +103,5 @@ class Denoiser(Protocol):
         ...
 
     def kept_bytes(self, tokens: int) -> float:
-        """Bytes that one image's pass keeps for its backward, under `remat`."""
+        """Bytes that one image's pass takes until its backward ends, under `remat`."""
         ...

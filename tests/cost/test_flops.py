@@ -81,10 +81,13 @@ def test_seconds():
 
 
 def test_saved_activations():
-    """Oracle: by hand; 24 blocks of 1229 tokens of 1536 bf16 numbers are 0.09 GB."""
+    """Oracle: by hand; 24 blocks of 1229 tokens of 1536 bf16 numbers are 0.09 GB.
+
+    And 70 such arrays live in the block whose gradient is computed.
+    """
     config = dataclasses.replace(MEDIUM, dtype=jnp.bfloat16, remat="full")
     kept = SD3Denoiser(config).kept_bytes(1229)
-    assert kept / flops.GB == pytest.approx(0.0906, 1e-3)
+    assert kept / flops.GB == pytest.approx(0.0906 * (24 + 70) / 24, 1e-3)
 
 
 @pytest.mark.parametrize("config, count", [(MEDIUM, 2243171520), (LARGE, 8056627520)])

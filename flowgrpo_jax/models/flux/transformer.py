@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.models.attention import attention
-from flowgrpo_jax.models.blocks import FeedForward, dense, modulation
+from flowgrpo_jax.models.blocks import FeedForward, dense, kept_out, modulation
 from flowgrpo_jax.models.flux import positions
 from flowgrpo_jax.models.flux.transformer_config import PATCH, FluxConfig
 from flowgrpo_jax.models.layers import LayerNorm, RMSNorm, timestep_embedding
@@ -142,7 +142,8 @@ class _Single(nn.Module):
         hidden = checkpoint_name(hidden, "hidden")
         mixed = _SelfAttention(cfg, name="attn")(normed, turn)
         both = jnp.concatenate([mixed, nn.gelu(hidden, approximate=True)], axis=-1)
-        return joined + gate * dense(cfg, "single/proj_out", cfg.width)(both)
+        out = kept_out(dense(cfg, "single/proj_out", cfg.width)(both))
+        return joined + gate * out
 
 
 class _JointAttention(nn.Module):
@@ -158,10 +159,9 @@ class _JointAttention(nn.Module):
         ]
         joined = [jnp.concatenate(pair, axis=1) for pair in zip(*streams, strict=True)]
         mixed = _attend(cfg, joined, turn)
-        return (
-            dense(cfg, "double/attn/to_out", cfg.width)(mixed[:, tokens:]),
-            dense(cfg, "double/attn/to_add_out", cfg.width)(mixed[:, :tokens]),
-        )
+        image_out = dense(cfg, "double/attn/to_out", cfg.width)(mixed[:, tokens:])
+        text_out = dense(cfg, "double/attn/to_add_out", cfg.width)(mixed[:, :tokens])
+        return kept_out(image_out), kept_out(text_out)
 
 
 class _SelfAttention(nn.Module):
@@ -178,13 +178,17 @@ class _SelfAttention(nn.Module):
 def _attend(cfg: FluxConfig, heads, turn) -> Array:
     query, key, value = heads
     query, key = positions.rotate(query, *turn), positions.rotate(key, *turn)
-    query, key, value = (checkpoint_name(x, "qkv") for x in (query, key, value))
     return attention(query, key, value, kind=cfg.attention)
 
 
 def _query_key_value(cfg: FluxConfig, tokens, prefix: str) -> list[Array]:
-    """Fused projections of one stream, as heads, query and key normalised."""
+    """Fused projections of one stream, as heads, query and key normalised.
+
+    What `remat` keeps of them is the product itself, from which the gradient of the
+    norms asks for no second one.
+    """
     fused = dense(cfg, f"{prefix}qkv", 3 * cfg.width, parts=3)(tokens)
+    fused = checkpoint_name(fused, "qkv")
     inside = prefix.rpartition("/")[2]
     shape = (*tokens.shape[:2], 3, cfg.num_attention_heads, cfg.attention_head_dim)
     query, key, value = jnp.moveaxis(fused.reshape(shape), 2, 0)

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.models.attention import attention
-from flowgrpo_jax.models.blocks import FeedForward, dense, modulation
+from flowgrpo_jax.models.blocks import FeedForward, dense, kept_out, modulation
 from flowgrpo_jax.models.layers import Dense, LayerNorm, RMSNorm, timestep_embedding
 from flowgrpo_jax.models.remat import rematerialized
 from flowgrpo_jax.models.sd3 import positions
@@ -150,11 +150,11 @@ class _JointAttention(nn.Module):
         ]
         joined = [jnp.concatenate(pair, axis=1) for pair in zip(*streams, strict=True)]
         mixed = attention(*joined, kind=cfg.attention)
-        image_out = dense(cfg, "attn/to_out", cfg.width)(mixed[:, :tokens])
+        image_out = kept_out(dense(cfg, "attn/to_out", cfg.width)(mixed[:, :tokens]))
         if self.last:
             return image_out, None
         text_out = dense(cfg, "attn/to_add_out", cfg.width)(mixed[:, tokens:])
-        return image_out, text_out
+        return image_out, kept_out(text_out)
 
 
 class _SelfAttention(nn.Module):
@@ -167,19 +167,24 @@ class _SelfAttention(nn.Module):
         cfg = self.config
         heads = _query_key_value(cfg, image, "attn2/")
         mixed = attention(*heads, kind=cfg.attention)
-        return dense(cfg, "attn2/to_out", cfg.width)(mixed)
+        return kept_out(dense(cfg, "attn2/to_out", cfg.width)(mixed))
 
 
 def _query_key_value(cfg: MMDiTConfig, tokens, prefix: str):
-    """Fused projections of one stream, as heads, query and key normalised."""
+    """Fused projections of one stream, as heads, query and key normalised.
+
+    What `remat` keeps of them is the product itself, from which the gradient of the
+    norms asks for no second one.
+    """
     fused = dense(cfg, f"{prefix}qkv", 3 * cfg.width, parts=3)(tokens)
+    fused = checkpoint_name(fused, "qkv")
     prefix = prefix.rpartition("/")[2]
     shape = (*tokens.shape[:2], 3, cfg.num_attention_heads, cfg.attention_head_dim)
     query, key, value = jnp.moveaxis(fused.reshape(shape), 2, 0)
     if cfg.qk_norm == "rms_norm":
         query = RMSNorm(name=f"{prefix}norm_q")(query)
         key = RMSNorm(name=f"{prefix}norm_k")(key)
-    return tuple(checkpoint_name(heads, "qkv") for heads in (query, key, value))
+    return query, key, value
 
 
 class _Patchify(nn.Module):
