@@ -5,7 +5,6 @@ i belongs to the run that goes on from it. So a killed run that is started again
 writes the rows that an undisturbed one writes.
 """
 
-import json
 import sys
 import time
 import types
@@ -22,16 +21,17 @@ from flowgrpo_jax.assemble.run import Run
 from flowgrpo_jax.config import checks
 from flowgrpo_jax.cost import budget
 from flowgrpo_jax.inference import evaluator
-from flowgrpo_jax.report import page
-from flowgrpo_jax.rewards import monitors
+from flowgrpo_jax.report import hacking, page
+from flowgrpo_jax.report.live import LivePage
 from flowgrpo_jax.rewards.scoring import RewardFailure
 from flowgrpo_jax.runtime import environment, metric_names
 from flowgrpo_jax.runtime import images as grids
+from flowgrpo_jax.runtime import samples as pictures
 from flowgrpo_jax.runtime.checkpoint import Checkpointer, Schedule
 from flowgrpo_jax.runtime.metrics import MetricWriter, peak_memory_gb, read_metrics
 from flowgrpo_jax.runtime.progress import Progress
 from flowgrpo_jax.runtime.stopping import GracefulStop, Stopped
-from flowgrpo_jax.runtime.workdir import atomic_write, finished_line, open_workdir
+from flowgrpo_jax.runtime.workdir import finished_line, open_workdir
 
 
 def train(
@@ -76,6 +76,8 @@ def train(
                     start,
                     config.log.tensorboard,
                     {"project": config.log.wandb} if config.log.wandb else None,
+                    held,
+                    [LivePage(place.path, command)],
                 ) as writer,
                 Progress(config.num_iterations, start, _pauses(config)) as progress,
                 jax.transfer_guard("disallow"),
@@ -89,7 +91,7 @@ def train(
         finished = finished and not stop.requested
         if finished:
             run.save(state, place.path)
-        _report(place.path, finished, command)
+        _report(place.path, finished)
         if finished:
             run.warn_if_unmoved(state)
     return finished
@@ -153,9 +155,9 @@ def _loop(run, state, start, checkpoints, writer, stop, progress, place):
 def _evaluate(run, state, iteration, final, writer, progress, place) -> None:
     begin = time.monotonic()
     progress.message(f"evaluating {run.evaluation_size(final)} images")
-    scores = run.evaluate(state, final)
+    scores, samples, by_prompt = run.evaluate(state, final)
     evals = [row for row in read_metrics(place.path) if row["kind"] == "eval"]
-    worse = monitors.fallen(
+    worse = hacking.fallen(
         evals[0] if evals else scores,
         scores,
         run.config.reward.to_dict(),
@@ -164,16 +166,15 @@ def _evaluate(run, state, iteration, final, writer, progress, place) -> None:
     scores[metric_names.MONITORS_WORSE] = len(worse)
     seconds = {metric_names.EVALUATION: time.monotonic() - begin}
     writer.write(iteration, scores | seconds, kind="eval")
-    _show_samples(run, state, iteration, writer, place)
+    _show_samples(run, iteration, samples, by_prompt, writer, place)
     progress.message(f"iteration {iteration}\n{evaluator.table(scores)}")
     if worse:
-        progress.message(monitors.warning(worse))
+        progress.message(hacking.warning(worse))
     progress.skip()
 
 
-def _report(workdir: Path, finished: bool, command: str) -> None:
+def _report(workdir: Path, finished: bool) -> None:
     """Write report.html; tell a finished run's scores before and after."""
-    atomic_write(workdir / "report.json", json.dumps({"command": command}))
     path = page.write_report(workdir)
     if finished:
         scores = [row for row in read_metrics(workdir) if row["kind"] == "eval"]
@@ -181,15 +182,15 @@ def _report(workdir: Path, finished: bool, command: str) -> None:
         print(f"peak memory {peak_memory_gb():.2f} GB; report: {path}")
 
 
-def _show_samples(run, state, iteration, writer, place) -> None:
-    images = run.sample_sheet(state)
-    grids.save_grid(
-        place.samples / f"iteration_{iteration:06d}.png",
-        images,
-        columns=12,
-        scale=max(1, 96 // images.shape[1]),  # small pictures are enlarged
-    )
-    writer.images(iteration, {metric_names.monitor("images"): images[:16]})
+def _show_samples(run, iteration, samples, by_prompt, writer, place) -> None:
+    pictures.save(place.samples, pictures.name_of(iteration), samples, by_prompt)
+    if groups := run.latest_groups():
+        told = {"iteration": iteration - 1}
+        pictures.save(place.samples, pictures.GROUPS, groups, columns=4, **told)
+    rewards = run.config.eval.reward or run.config.reward
+    captions = [one.caption([*rewards]) for one in samples[:16]]
+    images = grids.on_one_canvas([one.image for one in samples[:16]])
+    writer.images(iteration, {metric_names.monitor("images"): images}, captions)
 
 
 class _Callable(types.ModuleType):

@@ -14,7 +14,7 @@ import numpy as np
 from flowgrpo_jax.data import buckets
 from flowgrpo_jax.data.buckets import Buckets
 from flowgrpo_jax.data.prompts import Prompt
-from flowgrpo_jax.engine import credit, overlap, programs, text_table
+from flowgrpo_jax.engine import credit, extremes, overlap, programs, text_table
 from flowgrpo_jax.engine.finite import check_finite
 from flowgrpo_jax.engine.text_table import TextTable
 from flowgrpo_jax.engine.workload import PolicyWork
@@ -27,6 +27,7 @@ from flowgrpo_jax.rl.update import TrainState
 from flowgrpo_jax.runtime import mesh as meshes
 from flowgrpo_jax.runtime import metric_names
 from flowgrpo_jax.runtime.resolution import Size
+from flowgrpo_jax.runtime.samples import Sample
 
 MOST_LOST = 3  # iterations in a row without any reward, where failures are skipped
 
@@ -69,6 +70,7 @@ class PolicyStep:
         self._check = check
         work = next(iter(works.values()))  # they plan and place alike
         self._empty = work.place(text.empty)
+        self.latest_groups: list[Sample] = []  # some of the last iteration
         self._lost = 0
         self._seen: set[str] = set()
         self._seen_until = 0
@@ -111,6 +113,9 @@ class PolicyStep:
         if failed.get("reward_failed") == 1.0:
             return state, failed
         update_batch, stats = work.update_batch(jobs, packed, leaves, measured)
+        self.latest_groups = extremes.best_and_worst(
+            work.advantage, images, prompts, leaves, measured
+        )
         scored = time.monotonic()
 
         self._check()  # for the last time: the update takes the state's memory
