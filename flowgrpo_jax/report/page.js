@@ -228,7 +228,10 @@
 
   // -- pictures through training -----------------------------------------------------------
   function sheets() {
-    document.querySelectorAll(".through").forEach((box, number) => {
+    // With one evaluation there is nothing to slide through.
+    const several = [...document.querySelectorAll(".through")]
+      .filter((box) => box.querySelector("script"));
+    several.forEach((box, number) => {
       const frames = JSON.parse(box.querySelector("script").textContent);
       const slider = box.querySelector("input"), shown = box.querySelector("output");
       const show = () => {

@@ -9,7 +9,7 @@ import threading
 import numpy as np
 import pytest
 
-from flowgrpo_jax.report.page import render_page
+from flowgrpo_jax.report.page import render_page, write_report
 from flowgrpo_jax.report.serve import Server
 from flowgrpo_jax.runtime import samples
 from flowgrpo_jax.runtime.samples import Sample
@@ -163,6 +163,17 @@ def test_the_slider_goes_through_training(long_run, opened):
     assert page.locator(".through output").inner_text() == "iteration 4,000"
     assert first.locator("figcaption").all_inner_texts() == ["mine: 0", "mine: 4e+03"]
     assert first.locator(".now img").get_attribute("src") != later
+
+
+def test_a_run_with_one_evaluation(tmp_path, opened):
+    """Oracle: by hand: its pictures are there, and no slider."""
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "samples").mkdir()
+    image = np.zeros((8, 8, 3), np.float32)
+    samples.save(tmp_path / "samples", samples.name_of(0), [Sample(image, "a dog", {})])
+    page = opened(write_report(tmp_path).as_uri())
+    assert page.locator(".twin img").count() == 1
+    assert page.locator(".through input").count() == 0
 
 
 def test_a_served_page_follows_its_run(long_run, opened, tmp_path):
