@@ -23,7 +23,7 @@ from flowgrpo_jax.report.scores import Row, TaskScores
 from flowgrpo_jax.report.templating import render
 from flowgrpo_jax.report.verdicts import Verdict, verdicts
 from flowgrpo_jax.runtime import environment, metric_names, samples
-from flowgrpo_jax.runtime.metrics import read_metrics
+from flowgrpo_jax.runtime.metrics import WANDB_URL, read_metrics
 from flowgrpo_jax.runtime.workdir import atomic_write, parse_json, read_config
 
 FILE = "report.html"
@@ -260,11 +260,14 @@ def _links(workdir: Path, folder: Path) -> list[tuple[str, str]]:
     grids = sorted((workdir / "samples").glob("iteration_*.png"))
     if grids:
         wanted["latest pictures in full size"] = f"samples/{grids[-1].name}"
-    return [
+    links = [
         (name, os.path.relpath(workdir / file, folder))
         for name, file in wanted.items()
         if (workdir / file).exists()
     ]
+    wandb = workdir / WANDB_URL
+    url = wandb.read_text().strip() if wandb.exists() else ""
+    return [*links, ("wandb", url)] if url.startswith("https://") else links
 
 
 def _differing(told: Sequence[Story]) -> list[tuple[str, list[str]]]:

@@ -38,6 +38,7 @@ Number = int | float
 
 _FILE = "metrics.jsonl"
 _WANDB_ID = "wandb_id.txt"
+WANDB_URL = "wandb_url.txt"  # where the run is seen: the page of the run links there
 
 
 class MetricWriter:
@@ -317,6 +318,8 @@ class _Wandb:
         run_id = id_file.read_text().strip()
         options = {"dir": str(workdir), "id": run_id, "resume": "allow", **arguments}
         self._run = wandb.init(**options)
+        if url := getattr(self._run, "url", None):  # none offline
+            atomic_write(workdir / WANDB_URL, url)
         # wandb's own step can only grow, but a resumed run writes iterations again.
         self._run.define_metric("iteration")
         self._run.define_metric("*", step_metric="iteration")

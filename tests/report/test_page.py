@@ -283,6 +283,15 @@ def test_several_runs_are_on_one_page(tmp_path):
     assert "a/metrics.jsonl" in page.links and "b/metrics.jsonl" in page.links
 
 
+def test_the_page_links_to_wandb(tmp_path):
+    """Oracle: the address that wandb gave; nothing but one of the web is a link."""
+    (tmp_path / "config.json").write_text("{}")
+    for url, count in (("https://wandb.example/run", 1), ("javascript:alert(1)", 0)):
+        (tmp_path / "wandb_url.txt").write_text(url)
+        _, page, _ = read(write_report(tmp_path))
+        assert page.links.count(url) == count
+
+
 def test_an_interrupted_run_has_its_page(tmp_path):
     """Oracle: by hand; the last line was cut off by a kill, and most is still to do."""
     make_run(tmp_path)

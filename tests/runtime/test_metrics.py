@@ -211,6 +211,7 @@ class FakeWandb(types.ModuleType):
         super().__init__("wandb")
         self.inits, self.logged, self.finished = [], [], 0
         self.Image = lambda pixels, caption: (caption, pixels.dtype, pixels.shape)
+        self.url = "https://wandb.example/run"
 
     def init(self, **arguments):
         self.inits.append(arguments)
@@ -247,6 +248,7 @@ def test_wandb_goes_on_in_the_same_run(tmp_path, monkeypatch):
         "eval_images": [("a dog | mine: 0.93", np.dtype("uint8"), (4, 4, 3))],
     }
     assert fake.finished == 2
+    assert (tmp_path / "wandb_url.txt").read_text() == fake.url
 
 
 def test_wandb_asked_for_but_missing_is_one_line(tmp_path, monkeypatch):
