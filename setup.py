@@ -26,7 +26,7 @@ setup(
     package_dir={"flowgrpo_jax.configs": "configs"},
     package_data={
         "flowgrpo_jax": ["py.typed"],
-        "flowgrpo_jax.report": ["style.css", "templates/*"],
+        "flowgrpo_jax.report": ["page.js", "style.css", "templates/*", "vendor/*"],
         "flowgrpo_jax.worlds.sprites": ["weights/*"],
         "flowgrpo_jax.worlds.words": ["weights/*"],
     },
@@ -89,6 +89,7 @@ setup(
             "mypy",
             "nbclient",
             "peft",
+            "playwright",
             "pytest",
             "pytest-xdist",
             "pyyaml",

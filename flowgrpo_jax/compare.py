@@ -240,7 +240,7 @@ def _row(which: str, side: Side, number: int) -> "list[Picture]":
     sampled, measured = side
     row = []
     for member, image in enumerate(sampled[number]):
-        scores = [f"{k} {v[number, member]:.4g}" for k, v in measured.items()]
+        scores = [f"{k}: {v[number, member]:.4g}" for k, v in measured.items()]
         source = data_url(images.png(image))
         alternative = f"{which}, image {member}"
         row.append(Picture(source, alternative, which, ", ".join(scores)))

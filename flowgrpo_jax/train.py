@@ -6,7 +6,6 @@ writes the rows that an undisturbed one writes.
 """
 
 import functools
-import json
 import signal
 import sys
 import time
@@ -24,11 +23,12 @@ from flowgrpo_jax.assemble.run import Run
 from flowgrpo_jax.config import checks
 from flowgrpo_jax.cost import budget
 from flowgrpo_jax.inference import evaluator
-from flowgrpo_jax.report import page
-from flowgrpo_jax.rewards import monitors
+from flowgrpo_jax.report import hacking, page
+from flowgrpo_jax.report.live import LivePage
 from flowgrpo_jax.rewards.scoring import RewardFailure
 from flowgrpo_jax.runtime import cluster, environment, metric_names
 from flowgrpo_jax.runtime import images as grids
+from flowgrpo_jax.runtime import samples as pictures
 from flowgrpo_jax.runtime.checkpoint import Checkpointer, Schedule
 from flowgrpo_jax.runtime.metrics import (
     MetricWriter,
@@ -40,7 +40,7 @@ from flowgrpo_jax.runtime.process_log import ProcessLog
 from flowgrpo_jax.runtime.progress import Progress
 from flowgrpo_jax.runtime.shared_workdir import open_on_all
 from flowgrpo_jax.runtime.stopping import GracefulStop, Stopped
-from flowgrpo_jax.runtime.workdir import Workdir, atomic_write, finished_line
+from flowgrpo_jax.runtime.workdir import Workdir, finished_line
 
 
 def train(
@@ -90,7 +90,7 @@ def _train(run: Run, place: Workdir, stop: GracefulStop, command: str) -> bool:
         if start:
             state = checkpoints.restore(state, start)
         with (
-            _writer(place.path, start, config) as writer,
+            _writer(place.path, start, config, command) as writer,
             Progress(config.num_iterations, start, _pauses(config)) as progress,
             jax.transfer_guard("disallow"),
         ):
@@ -103,18 +103,27 @@ def _train(run: Run, place: Workdir, stop: GracefulStop, command: str) -> bool:
     finished = finished and not any(cluster.together(lambda: stop.requested))
     if finished:
         run.save(state, place.path)
-    cluster.first(lambda: _report(place.path, finished, command))
+    cluster.first(lambda: _report(place.path, finished))
     if finished:
         run.warn_if_unmoved(state)
     return finished
 
 
-def _writer(workdir: Path, start: int, config) -> MetricWriter | Unwritten:
+def _writer(
+    workdir: Path, start: int, config, command: str
+) -> MetricWriter | Unwritten:
     """Rows of this run, of which the first process writes all."""
     if not cluster.is_first():
         return Unwritten()
     wandb = {"project": config.log.wandb} if config.log.wandb else None
-    return MetricWriter(workdir, start, config.log.tensorboard, wandb)
+    return MetricWriter(
+        workdir,
+        start,
+        config.log.tensorboard,
+        wandb,
+        config.to_dict(),
+        [LivePage(workdir, command)],
+    )
 
 
 def _going_on(start: int, rewritten: int) -> str:
@@ -178,16 +187,15 @@ def _loop(run, state, start, checkpoints, writer, stop, progress, place):
 def _evaluate(run, state, iteration, final, writer, progress, place) -> None:
     begin = time.monotonic()
     progress.message(f"evaluating {run.evaluation_size(final)} images")
-    scores = run.evaluate(state, final)
+    scores, samples, by_prompt = run.evaluate(state, final)
     seconds = {metric_names.EVALUATION: time.monotonic() - begin}
-    images = run.sample_sheet(state)
     if cluster.is_first():
         worse = _fallen(run, scores, place)
         scores[metric_names.MONITORS_WORSE] = len(worse)
         writer.write(iteration, scores | seconds, kind="eval")
-        _show_samples(images, iteration, writer, place)
+        _show_samples(run, iteration, samples, by_prompt, writer, place)
         if worse:
-            progress.message(monitors.warning(worse))
+            progress.message(hacking.warning(worse))
     progress.message(f"iteration {iteration}\n{evaluator.table(scores)}")
     progress.skip()
 
@@ -195,7 +203,7 @@ def _evaluate(run, state, iteration, final, writer, progress, place) -> None:
 def _fallen(run, scores, place) -> dict[str, float]:
     """The monitors that are worse than at the first evaluation, by how much."""
     evals = [row for row in read_metrics(place.path) if row["kind"] == "eval"]
-    return monitors.fallen(
+    return hacking.fallen(
         evals[0] if evals else scores,
         scores,
         run.config.reward.to_dict(),
@@ -203,9 +211,8 @@ def _fallen(run, scores, place) -> dict[str, float]:
     )
 
 
-def _report(workdir: Path, finished: bool, command: str) -> None:
+def _report(workdir: Path, finished: bool) -> None:
     """Write report.html; tell a finished run's scores before and after."""
-    atomic_write(workdir / "report.json", json.dumps({"command": command}))
     path = page.write_report(workdir)
     if finished:
         scores = [row for row in read_metrics(workdir) if row["kind"] == "eval"]
@@ -213,14 +220,15 @@ def _report(workdir: Path, finished: bool, command: str) -> None:
         print(f"peak memory {peak_memory_gb():.2f} GB; report: {path}")
 
 
-def _show_samples(images, iteration, writer, place) -> None:
-    grids.save_grid(
-        place.samples / f"iteration_{iteration:06d}.png",
-        images,
-        columns=12,
-        scale=max(1, 96 // images.shape[1]),  # small pictures are enlarged
-    )
-    writer.images(iteration, {metric_names.monitor("images"): images[:16]})
+def _show_samples(run, iteration, samples, by_prompt, writer, place) -> None:
+    pictures.save(place.samples, pictures.name_of(iteration), samples, by_prompt)
+    if groups := run.latest_groups():
+        told = {"iteration": iteration - 1}
+        pictures.save(place.samples, pictures.GROUPS, groups, columns=4, **told)
+    rewards = run.config.eval.reward or run.config.reward
+    captions = [one.caption([*rewards]) for one in samples[:16]]
+    images = grids.on_one_canvas([one.image for one in samples[:16]])
+    writer.images(iteration, {metric_names.monitor("images"): images}, captions)
 
 
 class _Callable(types.ModuleType):

@@ -76,7 +76,7 @@ def test_the_page_has_pairs_and_their_rewards(run, capsys):
     name, base, tuned = re.match(r"(\w+): (\S+) base, (\S+) tuned, hi", out).groups()
     assert name == "geneval" and base != tuned
     assert f"<td>{base}</td><td>{tuned}</td>" in page
-    shown = [float(x) for x in re.findall(r'class="soft">geneval (\S+?),', page)]
+    shown = [float(x) for x in re.findall(r'class="soft">geneval: (\S+?),', page)]
     assert len(shown) == 8 and np.mean(shown[:2] + shown[4:6]) == pytest.approx(
         float(base), rel=1e-3
     )

@@ -22,10 +22,10 @@ from flowgrpo_jax.assemble import run as assembled
 from flowgrpo_jax.engine.finite import check_finite
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.inference import evaluator
-from flowgrpo_jax.report import curves
 from flowgrpo_jax.rewards import scoring
 from flowgrpo_jax.rl import measurements
 from flowgrpo_jax.rl import update as rl_update
+from flowgrpo_jax.runtime import metric_meanings, samples
 from flowgrpo_jax.runtime.checkpoint import Checkpointer, Schedule
 from flowgrpo_jax.runtime.metrics import read_metrics
 from flowgrpo_jax.worlds.sprites import model as sprites_model
@@ -87,13 +87,27 @@ def test_rows_are_complete(undisturbed):
     assert (workdir / "report.html").stat().st_size > 10_000
 
 
-def test_the_page_charts_metrics_that_runs_write(undisturbed):
-    """Oracle: the rows of a run; a title for a name that none writes is never seen."""
-    rows = [row for row in read_metrics(undisturbed[0]) if row["kind"] == "train"]
-    assert curves.TRAINING.keys() <= rows[0].keys()
-    words = (undisturbed[0] / "report.html").read_text()
-    for title, _ in curves.TRAINING.values():
-        assert f"<h3>{title}</h3>" in words
+def test_every_metric_of_a_run_has_a_meaning(undisturbed):
+    """Oracle: the rows of a run; the page and the boards say what each of them is."""
+    names = {name for row in read_metrics(undisturbed[0]) for name in row}
+    for name in names - {"iteration", "kind"}:
+        meaning = metric_meanings.of(name)
+        assert meaning.title and (meaning.means or meaning.unit == "s"), name
+
+
+def test_the_page_has_pictures_with_words(undisturbed):
+    """Oracle: what the run asked for, and the groups of its last iteration."""
+    folder = undisturbed[0] / "samples"
+    told = samples.read_words(folder, samples.name_of(4))
+    assert told["samples"][0]["scores"].keys() >= {"geneval", "avg"}
+    page = (undisturbed[0] / "report.html").read_text()
+    assert told["samples"][0]["prompt"] in page
+    groups = samples.read_words(folder, samples.GROUPS)
+    best, worst = groups["samples"][:2]
+    assert groups["iteration"] == 3 and best["prompt"] == worst["prompt"]
+    assert best["scores"]["geneval"] > worst["scores"]["geneval"]
+    assert best["scores"]["advantage"] > 0 > worst["scores"]["advantage"]
+    assert "Groups of iteration 3" in page
 
 
 def test_learning_raises_the_reward(undisturbed):

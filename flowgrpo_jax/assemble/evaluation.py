@@ -36,7 +36,7 @@ def evaluate(
         make_eval_reward(config, context),
         make_monitor(config, context),
     )
-    return evaluator(placed.variables, final=True)
+    return evaluator(placed.variables, final=True).scores
 
 
 def measure(

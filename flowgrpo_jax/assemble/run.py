@@ -1,12 +1,11 @@
 """What one run consists of: model, data, rewards, a step, and an evaluator."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import ml_collections
-import numpy as np
 
 from flowgrpo_jax.assemble import base_weights, prompt_checks, sizes, specs
 from flowgrpo_jax.assemble.model import (
@@ -31,17 +30,15 @@ from flowgrpo_jax.data.prompts import Prompt
 from flowgrpo_jax.engine.policy import PolicyStep, coming_texts
 from flowgrpo_jax.engine.pretraining import PretrainingStep
 from flowgrpo_jax.engine.workload import PretrainingWork, Work, for_devices
-from flowgrpo_jax.inference.evaluator import Evaluator, evaluation_set
+from flowgrpo_jax.inference.evaluator import Evaluation, Evaluator
 from flowgrpo_jax.models.flow_model import Variables, overlay
 from flowgrpo_jax.rewards import registry
 from flowgrpo_jax.rl.update import TrainState
 from flowgrpo_jax.runtime import cluster
-from flowgrpo_jax.runtime import images as grids
 from flowgrpo_jax.runtime import mesh as meshes
 from flowgrpo_jax.runtime.resolution import Size
+from flowgrpo_jax.runtime.samples import Sample
 from flowgrpo_jax.worlds.registry import WORLDS
-
-SAMPLES = 48  # images on the contact sheet, the same noise every time
 
 
 class Run:
@@ -211,24 +208,17 @@ class Run:
 
     # -- evaluation ----------------------------------------------------------------
 
-    def evaluate(self, state: TrainState, final: bool) -> dict[str, float]:
-        """Scores of the EMA (or the learner) on the held-out prompts."""
+    def evaluate(self, state: TrainState, final: bool) -> Evaluation:
+        """The EMA (or the learner) on the held-out prompts: scores and some images."""
         return self._evaluator(self._variables(state), final)
 
     def evaluation_size(self, final: bool) -> int:
         """How many images an evaluation makes of every kind (guided, unguided ...)."""
         return len(self._evaluator.chosen(final)[0])
 
-    def sample_sheet(self, state: TrainState) -> np.ndarray:
-        """The contact sheet: some held-out prompts of every task, fixed noise."""
-        tasks = {prompt.metadata.get("tag", "") for prompt in self._eval_prompts}
-        prompt, member = evaluation_set(
-            self._eval_prompts, max(1, SAMPLES // len(tasks)), every_prompt=False
-        )
-        images = self._evaluator.images(
-            self._variables(state), prompt[:SAMPLES], member[:SAMPLES]
-        )
-        return grids.on_one_canvas(images)
+    def latest_groups(self) -> Sequence[Sample]:
+        """Best and worst images of some groups of the last iteration, if any."""
+        return self._step.latest_groups
 
     def _variables(self, state: TrainState) -> Variables:
         variables = overlay(self._frozen, self._evaluated(state))

@@ -223,9 +223,13 @@ FLAGS: dict[str, Rule] = {
 
 
 def check_flag(name: str, value: Any) -> None:
-    """UserError that names the flag for a value that it cannot have; None was not given."""
+    """UserError that names the flag for a value that it cannot have; None was not given.
+
+    A list has the values of a flag that may be given several times.
+    """
     if value is not None and name in FLAGS:
-        _apply(FLAGS[name], f"--{name}", value)
+        for one in value if isinstance(value, list) else [value]:
+            _apply(FLAGS[name], f"--{name}", one)
 
 
 def check(config: ml_collections.ConfigDict) -> None:

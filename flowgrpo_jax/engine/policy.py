@@ -14,7 +14,7 @@ import numpy as np
 from flowgrpo_jax.data import buckets
 from flowgrpo_jax.data.buckets import Buckets
 from flowgrpo_jax.data.prompts import Prompt
-from flowgrpo_jax.engine import credit, overlap, programs, text_table
+from flowgrpo_jax.engine import credit, extremes, overlap, programs, text_table
 from flowgrpo_jax.engine.finite import check_finite
 from flowgrpo_jax.engine.text_table import TextTable
 from flowgrpo_jax.engine.workload import PolicyWork
@@ -26,6 +26,7 @@ from flowgrpo_jax.rl.update import TrainState
 from flowgrpo_jax.runtime import cluster, metric_names
 from flowgrpo_jax.runtime import mesh as meshes
 from flowgrpo_jax.runtime.resolution import Size
+from flowgrpo_jax.runtime.samples import Sample
 
 MOST_LOST = 3  # iterations in a row without any reward, where failures are skipped
 
@@ -68,6 +69,7 @@ class PolicyStep:
         self._check = check
         work = next(iter(works.values()))  # they plan and place alike
         self._empty = work.place(text.empty)
+        self.latest_groups: list[Sample] = []  # some of the last iteration
         self._lost = 0
         self._seen: set[str] = set()
         self._seen_until = 0
@@ -98,10 +100,10 @@ class PolicyStep:
             made = work.rollout(variables, key, tables, text, self._empty)
             return made, work.decode(decoding(self._frozen), made.clean)
 
-        sums: list[float] = []  # of images, which are finite if their sum is
+        arrived: list[np.ndarray] = []  # images that this process holds
 
         def score(images, numbers):
-            sums.append(images.sum())
+            arrived.append(images)
             judged = [prompts[k] for k in leaves.prompt[numbers]]
             return self._reward.start(images, judged)
 
@@ -114,6 +116,7 @@ class PolicyStep:
             # All of it first, whatever fails: the devices of all processes do it together.
             made, scores = overlap.sample(pieces, start, work.join, score)
             sampled = time.monotonic()
+            sums = [images.sum() for images in arrived]  # no copies, as of a joined one
             check_finite(learning_rate, iteration, {"images": sums})
             self._check()
             batches = [batch for _, batch in scores]
@@ -134,6 +137,16 @@ class PolicyStep:
         if failed.get("reward_failed") == 1.0:
             return state, failed
         update_batch, stats = work.update_batch(jobs, packed, leaves, measured)
+        numbers = told[cluster.index()]["numbers"]
+        if arrived:
+            self.latest_groups = extremes.best_and_worst(
+                work.advantage,
+                np.concatenate(arrived),
+                np.concatenate(numbers),
+                prompts,
+                leaves,
+                measured,
+            )
         scored = time.monotonic()
 
         state, info = work.update(

@@ -15,6 +15,7 @@ from flowgrpo_jax.rl import measurements
 from flowgrpo_jax.rl.update import TrainState
 from flowgrpo_jax.runtime import mesh as meshes
 from flowgrpo_jax.runtime import metric_names
+from flowgrpo_jax.runtime.samples import Sample
 from flowgrpo_jax.worlds.registry import Stream
 
 
@@ -22,6 +23,7 @@ class PretrainingStep:
     """Iterations of a model, its text encoder included, on a stream of scenes."""
 
     moves_text = True  # what embeds prompts learns too
+    latest_groups: Sequence[Sample] = ()  # there is no rollout
 
     def __init__(
         self, work: PretrainingWork, frozen: Variables, scenes: Stream, seed: int

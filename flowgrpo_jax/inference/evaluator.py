@@ -8,7 +8,7 @@ stochastic sampler of training gets than the ODE (arXiv 2510.10767).
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -21,6 +21,20 @@ from flowgrpo_jax.rewards import geneval
 from flowgrpo_jax.rewards.monitors import Monitor
 from flowgrpo_jax.rewards.registry import Reward
 from flowgrpo_jax.runtime import cluster, metric_names
+from flowgrpo_jax.runtime.samples import Sample
+
+SAMPLES = 48  # images on the contact sheet, the same noise every time
+
+
+class Evaluation(NamedTuple):
+    """Scores of all columns; of the first one some images, and means of its prompts.
+
+    Of several processes the first one has the images, and what monitors measured.
+    """
+
+    scores: dict[str, float]
+    samples: list[Sample]
+    by_prompt: list[dict[str, Any]]  # {"prompt", "tag", "images", "scores"} of each
 
 
 def evaluation_set(
@@ -89,21 +103,32 @@ class Evaluator:
         """Take the prompts' embeddings (again, when the text encoder has moved)."""
         self._pipeline.set_text(text)
 
-    def __call__(self, variables: Any, final: bool = False) -> dict[str, float]:
+    def __call__(self, variables: Any, final: bool = False) -> Evaluation:
         """All scores of these weights; `final` for the full set of images."""
         prompt, member = self.chosen(final)
         prompts = [self._prompts[p] for p in prompt]
         scores: dict[str, float] = {}
+        shown = self._shown(prompt, member)
+        kept: dict[int, np.ndarray] = {}
+        tables: list[Mapping[str, np.ndarray]] = []
         for column in self._spec.columns:
             measured, monitored = [], []
             for share, found in self._judged(variables, prompt, member, column):
                 measured.append((share.places, found))
                 images = share.whole()
-                if images is not None:
-                    judged = [prompts[place] for place in share.places]
-                    watched = self._monitor(images, judged, prompt[share.places])
-                    monitored.append((len(share.places), watched))
-            scores |= summarize(in_order(measured), prompts, column)
+                if images is None:  # another process looks at them
+                    continue
+                judged = [prompts[place] for place in share.places]
+                if not tables:  # the first column
+                    kept |= {
+                        place: images[n].copy()
+                        for n, place in enumerate(share.places.tolist())
+                        if place in shown
+                    }
+                watched = self._monitor(images, judged, prompt[share.places])
+                monitored.append((len(share.places), watched))
+            tables.append(in_order(measured))
+            scores |= summarize(tables[-1], prompts, column)
             scores |= {
                 metric_names.monitor(name, column): value
                 for name, value in mean(monitored).items()
@@ -118,7 +143,17 @@ class Evaluator:
             ours = metric_names.reward(metric_names.AVERAGE, metric_names.STOCHASTIC)
             theirs = metric_names.reward(metric_names.AVERAGE, self._spec.deterministic)
             scores |= {ours: reward, metric_names.GAP: reward - scores[theirs]}
-        return scores
+        samples = [
+            Sample(
+                kept[place],
+                prompts[place].text,
+                {name: float(values[place]) for name, values in tables[0].items()},
+                prompts[place].metadata.get("tag", ""),
+            )
+            for place in shown
+            if place in kept
+        ]
+        return Evaluation(scores, samples, by_prompt(tables[0], self._prompts, prompt))
 
     def _judged(
         self, variables: Any, prompt: np.ndarray, member: np.ndarray, column: str
@@ -147,18 +182,44 @@ class Evaluator:
         size = spec.final_images_per_task if final else spec.images_per_task
         return evaluation_set(self._prompts, size, every_prompt=final)
 
-    def images(
-        self, variables: Any, prompt: np.ndarray, member: np.ndarray
-    ) -> list[np.ndarray]:
-        """A guided image [height, width, 3] of every prompt number and member."""
-        column = metric_names.GUIDED
-        parts = self._pipeline.parts(variables, prompt, member, column)
-        found = {
-            place: image
-            for places, images in parts
-            for place, image in zip(places.tolist(), images, strict=True)
+    def _shown(self, prompt: np.ndarray, member: np.ndarray) -> list[int]:
+        """The places of the contact sheet: every task, the same images every time."""
+        always = _pairs(*self.chosen(False)).keys() & _pairs(*self.chosen(True)).keys()
+        place = _pairs(prompt, member)
+        by_tag: dict[str, list[int]] = {}
+        for pair in sorted(always):
+            tag = self._prompts[pair[0]].metadata.get("tag", "")
+            by_tag.setdefault(tag, []).append(place[pair])
+        each = max(1, SAMPLES // len(by_tag))
+        return [
+            places[n]
+            for places in by_tag.values()
+            for n in np.linspace(0, len(places) - 1, min(each, len(places)), dtype=int)
+        ][:SAMPLES]
+
+
+def _pairs(prompt: np.ndarray, member: np.ndarray) -> dict[tuple[int, int], int]:
+    """(prompt number, member) -> place."""
+    pairs = zip(prompt.tolist(), member.tolist(), strict=True)
+    return {pair: place for place, pair in enumerate(pairs)}
+
+
+def by_prompt(
+    measured: Mapping[str, np.ndarray], prompts: Sequence[Prompt], owner: np.ndarray
+) -> list[dict[str, Any]]:
+    """Mean measurements [sample] of every prompt that is the `owner` of any image."""
+    return [
+        {
+            "prompt": prompts[number].text,
+            "tag": prompts[number].metadata.get("tag", ""),
+            "images": int(np.sum(owner == number)),
+            "scores": {
+                name: float(np.mean(values[owner == number]))
+                for name, values in measured.items()
+            },
         }
-        return [found[place] for place in range(len(prompt))]
+        for number in np.unique(owner).tolist()
+    ]
 
 
 def in_order(

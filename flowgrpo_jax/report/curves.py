@@ -1,115 +1,224 @@
-"""Which charts the page of a run has, and in which order."""
+"""Which charts the page of a run has, in which order, and their data, thinned.
 
-from collections.abc import Mapping, Sequence
+A long run is thinned on purpose: neighbouring rows become one point, which keeps their
+mean, their smallest and their largest value. So the page stays small and no spike is
+lost. `page.js` draws what is made here.
+"""
+
+import bisect
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from markupsafe import Markup
-
-from flowgrpo_jax.report.charts import Series, chart
-from flowgrpo_jax.report.scores import Row, points
+from flowgrpo_jax.runtime import metric_meanings as meanings
 from flowgrpo_jax.runtime import metric_names
 
-# Metric of training rows -> title of its chart and a note, in the order of the page. A
-# run has those that its algorithm measures; every other metric of its rows has a chart
-# under its own name.
-TRAINING = {
-    metric_names.REWARD_AVERAGE: ("Reward", "mean over the rollout"),
-    "reward_std_mean": ("Reward spread", "mean standard deviation within a group"),
-    "kl_loss": ("KL to the reference", "how far the policy has moved"),
-    "clipfrac": ("Clip fraction", "share of ratios outside the clip range"),
-    "ratio": ("Probability ratio", "mean of new over old policy; 1 is on-policy"),
-    "approx_kl": ("Approximate KL", "between the new and the old policy"),
-    "zero_std_ratio": ("Groups without a signal", "all rewards of the group equal"),
-    "policy_loss": ("Policy loss", "what the update minimises, less the regularizers"),
-    "grad_norm": ("Gradient norm", "before clipping"),
-    metric_names.IMAGES_PER_SECOND: ("Throughput", "images per second of training"),
-}
-# The ways to sample the images of an evaluation: name in the legend, and colour.
+Row = Mapping[str, Any]
+
+POINTS = 400  # the most of a line
+_DIGITS = 7  # a ratio of 0.9999996 is not 1
+# The ways to sample the images of an evaluation: name in the legend, and dashes.
 _COLUMNS = {
-    metric_names.GUIDED: ("with guidance", 1),
-    metric_names.UNGUIDED: ("without", 2),
-    metric_names.STOCHASTIC: ("sampler of training", 3),
+    metric_names.GUIDED: ("with guidance", []),
+    metric_names.UNGUIDED: ("without guidance", [6, 4]),
+    metric_names.STOCHASTIC: ("sampler of training", [2, 3]),
 }
-_GAP = ("Gain of the sampler of training", "its reward less that of the ODE")
+_SECTIONS = {
+    meanings.HELD_OUT: "Held-out prompts",
+    meanings.REWARD: "Rewards of training",
+    meanings.TASKS: "Held-out prompts by task",
+    meanings.MONITORS: "Monitors: measured, never optimised",
+    meanings.UPDATE: "The update",
+    "measurements": "Other measurements of rewards",
+    meanings.WORK: "What an iteration consists of",
+    meanings.TIME: "Time and memory",
+}
+_FOLDED = ("measurements", meanings.WORK, meanings.TIME)
+_NO_CHART = ("iteration", "kind", metric_names.WALL, metric_names.PROCESS)
 
 
 @dataclass(frozen=True)
-class Curves:
-    """All charts of a run, by section of the page."""
+class RunRows:
+    """The rows of one run, and the names of the rewards that it optimises."""
 
-    main: list[Markup]
-    tasks: list[Markup]
-    monitors: list[Markup]
-    others: list[Markup]
+    name: str
+    train: Sequence[Row]
+    evals: Sequence[Row]
+    rewards: Sequence[str]
 
 
-def of_run(train: Sequence[Row], evals: Sequence[Row]) -> Curves:
-    """Charts of all metrics that have a number in a training or evaluation row."""
-    main = [
-        _score_chart(evals, "iteration", "iteration", 1.0),
-        _score_chart(evals, metric_names.WALL, "minutes", 1 / 60),
-        *(_train_chart(train, key, *text) for key, text in TRAINING.items()),
+def data(runs: Sequence[RunRows]) -> dict[str, Any]:
+    """All that `page.js` draws: {"runs", "axes", "sections"}, plain values of JSON.
+
+    "axes" has for every run and kind of row the x of its points, by axis. A section has
+    charts, a chart has lines, a line has `mean`, and `low` and `high` where a point
+    stands for several rows.
+    """
+    charts: dict[tuple[str, str], dict[str, Any]] = {}
+    axes = []
+    for number, run in enumerate(runs):
+        parts = {"train": _buckets(run.train), "eval": _buckets(run.evals)}
+        images = _images(run.train)
+        axes.append({kind: _axes(part, images) for kind, part in parts.items()})
+        for kind, part in parts.items():
+            for key in _metrics(part):
+                line = _line(part, key)
+                if line is None:
+                    continue
+                column = metric_names.parse(key).column if kind == "eval" else ""
+                label, dash = _COLUMNS.get(column, ("", []))
+                _chart(charts, key, kind, run)["lines"].append(
+                    {"run": number, "rows": kind, "label": label, "dash": dash} | line
+                )
+    _drop_copies(charts)
+    sections = [
+        {"title": title, "folded": name in _FOLDED, "charts": drawn}
+        for name, title in _SECTIONS.items()
+        if (drawn := [one for (section, _), one in charts.items() if section == name])
     ]
-    others = [
-        _train_chart(train, key, key, "")
-        for key in dict.fromkeys(key for row in train for key in row)
-        if key not in TRAINING and key not in ("iteration", "kind")
-        if not metric_names.is_time(key)
-    ]
-    tasks, monitors = _eval_charts(evals)
-    return Curves(*map(_drawn, (main, tasks, monitors, others)))
-
-
-def _drawn(charts: Sequence[Markup]) -> list[Markup]:
-    return [one for one in charts if one]
-
-
-def _train_chart(train: Sequence[Row], key: str, title: str, note: str) -> Markup:
-    return chart(title, [Series(key, points(train, key), noisy=True)], note=note)
-
-
-def _score_chart(
-    evals: Sequence[Row], x_key: str, x_label: str, scale: float
-) -> Markup:
-    keys = {
-        column: metric_names.accuracy(metric_names.OVERALL, column)
-        for column in (metric_names.GUIDED, metric_names.UNGUIDED)
+    return {
+        "runs": [run.name for run in runs],
+        "axes": axes,
+        "sections": sections,
     }
-    series = _series(evals, keys, x_key, scale)
-    unit = "iterations" if x_label == "iteration" else "wall time"
-    return chart(f"Score over {unit}", series, x_label, True, "held-out prompts")
 
 
-def _eval_charts(evals: Sequence[Row]) -> tuple[list[Markup], list[Markup]]:
-    """One chart for each task's accuracy, one for each other evaluation metric."""
-    metrics: dict[tuple[str, str], dict[str, str]] = {}
-    for key in dict.fromkeys(key for row in evals for key in row):
-        read = metric_names.parse(key)
-        if read.column and (read.kind, read.name) != ("accuracy", metric_names.OVERALL):
-            metrics.setdefault((read.kind, read.name), {})[read.column] = key
-    tasks: list[Markup] = []
-    monitors: list[Markup] = []
-    for (kind, name), keys in metrics.items():
-        title, note = name.replace("_", " ").capitalize(), ""
-        if kind == "reward":
-            title = f"Reward {name.replace('_', ' ')}"
-        if metric_names.GAP in keys.values():
-            title, note = _GAP
-        is_task = kind == "accuracy"
-        drawn = chart(title, _series(evals, keys), percent=is_task, note=note)
-        (tasks if is_task else monitors).append(drawn)
-    return tasks, monitors
+def _drop_copies(charts) -> None:
+    """The weighted sum of one reward is that reward: one chart is enough."""
+    for kind in ("train", "eval"):
+        sums = [_values(one, kind) for one in charts.values() if _is_sum(one, kind)]
+        copies = [
+            place
+            for place, one in charts.items()
+            if metric_names.parse(one["metric"]).kind == "reward"
+            and not _is_sum(one, kind)
+            and _values(one, kind) in sums
+        ]
+        for place in copies:
+            del charts[place]
 
 
-def _series(
-    evals: Sequence[Row],
-    keys: Mapping[str, str],
-    x_key: str = "iteration",
-    scale: float = 1.0,
-) -> list[Series]:
-    """A line for each column that has the metric; `keys`: column -> metric."""
+def _is_sum(chart, kind: str) -> bool:
+    read = metric_names.parse(chart["metric"])
+    of = chart["lines"][0]["rows"]
+    return (read.kind, read.name, of) == ("reward", metric_names.AVERAGE, kind)
+
+
+def _values(chart, kind: str) -> list:
+    """The lines of a chart, but for the one that only the sum has."""
     return [
-        Series(label, points(evals, keys[column], x_key, scale), colour)
-        for column, (label, colour) in _COLUMNS.items()
-        if column in keys
+        line["mean"]
+        for line in chart["lines"]
+        if line["rows"] == kind
+        and line["label"] != _COLUMNS[metric_names.STOCHASTIC][0]
     ]
+
+
+def _metrics(part: Sequence[Sequence[Row]]) -> list[str]:
+    """The names in these rows, in their order, that have a chart."""
+    names = dict.fromkeys(key for bucket in part for row in bucket for key in row)
+    return [name for name in names if name not in _NO_CHART]
+
+
+def _chart(charts, key: str, kind: str, run: RunRows) -> dict[str, Any]:
+    """The chart of a metric, made if this is its first line."""
+    read, meaning = metric_names.parse(key), meanings.of(key)
+    section = meaning.group
+    optimised = (*run.rewards, metric_names.AVERAGE)
+    if read.kind == "reward" and read.name not in optimised:
+        section = "measurements"
+    # A metric of evaluations has one chart for all ways to make the images.
+    name = f"{read.kind} {read.name}" if kind == "eval" else key
+    notes = [meaning.means, _direction(meaning, section)]
+    chart = {
+        "title": meaning.title,
+        "note": "; ".join(note for note in notes if note),
+        "healthy": meaning.healthy,
+        "remedy": meaning.remedy,
+        "unit": meaning.unit,
+        "metric": key,
+        "lines": [],
+    }
+    return charts.setdefault((section, name), chart)
+
+
+def _direction(meaning: meanings.Meaning, section: str) -> str:
+    if section != meanings.MONITORS:
+        return ""
+    return {1: "higher is better", -1: "lower is better", 0: "neither way is better"}[
+        meaning.better
+    ]
+
+
+# -- thinning ------------------------------------------------------------------------------
+
+
+def _buckets(rows: Sequence[Row]) -> list[Sequence[Row]]:
+    """Rows in order, neighbours together where there are more than POINTS."""
+    size = max(1, -(-len(rows) // POINTS))
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+def _line(part: Sequence[Sequence[Row]], key: str) -> dict[str, Any] | None:
+    """The values of a metric; None where no row has a number of it."""
+    values = [
+        [float(row[key]) for row in bucket if math.isfinite(row.get(key, math.nan))]
+        for bucket in part
+    ]
+    if not any(values):
+        return None
+    line = {"mean": [_digits(sum(one) / len(one)) if one else None for one in values]}
+    if any(len(bucket) > 1 for bucket in part):
+        line["low"] = [_digits(min(one)) if one else None for one in values]
+        line["high"] = [_digits(max(one)) if one else None for one in values]
+    return line
+
+
+def _digits(value: float) -> float | int:
+    short = float(f"{value:.{_DIGITS}g}")
+    return int(short) if short.is_integer() and abs(short) < 1e15 else short
+
+
+# -- axes ------------------------------------------------------------------------------------
+
+
+def _axes(
+    part: Sequence[Sequence[Row]], images: Callable[[int], float | None]
+) -> dict[str, list]:
+    """x of the points: the middle row of each."""
+    middle = [bucket[len(bucket) // 2] for bucket in part]
+    found = {
+        "iteration": [row["iteration"] for row in middle],
+        "hours": [_hours(row) for row in middle],
+        "images": [images(row["iteration"]) for row in middle],
+    }
+    return {name: xs for name, xs in found.items() if xs and None not in xs}
+
+
+def _hours(row: Row) -> float | None:
+    wall = row.get(metric_names.WALL)
+    return None if wall is None else round(wall / 3600, 5)
+
+
+def _images(train: Sequence[Row]) -> Callable[[int], float | None]:
+    """How many images were sampled for training before an iteration; None if unknown.
+
+    A row stands for the iterations up to the next one: with log.every above 1 most are
+    not written.
+    """
+    rows = [row for row in train if "decoded_images" in row]
+    firsts = [row["iteration"] for row in rows]
+    before = [0.0]
+    for row, following in zip(rows, firsts[1:], strict=False):
+        span = following - row["iteration"]
+        before.append(before[-1] + row["decoded_images"] * span)
+
+    def sampled(iteration: int) -> float | None:
+        if not rows:
+            return None
+        place = max(0, bisect.bisect_left(firsts, iteration) - 1)
+        span = iteration - firsts[place]
+        return before[place] + rows[place]["decoded_images"] * span
+
+    return sampled

@@ -1,6 +1,8 @@
 """Fills the templates of the pages; names, prompts and paths in them are escaped."""
 
+import base64
 import functools
+import hashlib
 from importlib import resources
 from typing import Any
 
@@ -22,6 +24,16 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    style = resources.files("flowgrpo_jax.report").joinpath("style.css").read_text()
-    environment.globals["style"] = Markup(style)
+    script = "\n".join(map(_file, ("vendor/uPlot.iife.min.js", "page.js")))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    environment.globals |= {
+        "style": Markup(_file("style.css")),
+        "plot_style": Markup(_file("vendor/uPlot.min.css")),
+        "script": Markup(script),
+        "script_digest": digest,
+    }
     return environment
+
+
+def _file(name: str) -> str:
+    return resources.files("flowgrpo_jax.report").joinpath(name).read_text()

@@ -1,12 +1,11 @@
-"""Measurements that are never optimised, and a warning when they get worse.
+"""Measurements that are never optimised.
 
 A policy that exploits its reward shows it elsewhere: the images of a prompt become
 alike, colours become too strong, a grid of fine dots appears, other rewards fall.
-`fallen` looks for that: the optimised reward is up and a monitor is down.
+`report/hacking.py` looks for that: the optimised reward is up and a monitor is down.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,13 +24,6 @@ Owners = Int[np.ndarray, " sample"]
 Monitor = Callable[[np.ndarray, Sequence[Prompt], np.ndarray], dict[str, float]]
 Measure = Callable[[Pixels, Owners], float]
 CLIP = "clip_diversity"
-
-# Which change is worse: 1 for a fall, -1 for a rise. Other monitors are only shown.
-GOOD = {
-    **dict.fromkeys(("diversity", "clip_diversity", "color_entropy"), 1),
-    **dict.fromkeys(("saturation", "high_frequency", "background_texture"), -1),
-}
-_STD = "_std"  # of a held-out reward over the images, beside its mean
 
 
 def make(
@@ -77,7 +69,7 @@ def make(
             measured = reward.finish([reward.start(images, prompts)], skip=True)
             scores = np.asarray(measured[name], np.float64)
             values[metric_names.reward(name)] = float(scores.mean())
-            values[metric_names.reward(name) + _STD] = float(scores.std())
+            values[metric_names.deviation(name)] = float(scores.std())
         return values
 
     return measure
@@ -164,43 +156,3 @@ PIXELS: dict[str, Measure] = {
     "saturation": saturation,
     "high_frequency": high_frequency,
 }
-
-
-def fallen(
-    first: Mapping[str, Any],
-    now: Mapping[str, Any],
-    weights: Mapping[str, float | int],
-    threshold: float,
-    column: str = metric_names.GUIDED,
-) -> dict[str, float]:
-    """The monitors that got worse by over `threshold` as the reward rose, and by how much.
-
-    `first` and `now` are the scores of two evaluations. A held-out reward is measured
-    in units of its first std over images, the others as a share of their first value.
-    Empty where the reward did not rise, or an evaluation does not measure it.
-    """
-    keys = {metric_names.reward(name, column): w for name, w in weights.items() if w}
-    if not all(key in scores for key in keys for scores in (first, now)):
-        return {}
-    if sum(weight * (now[key] - first[key]) for key, weight in keys.items()) <= 0:
-        return {}
-    worse = {}
-    for key, begin in first.items():
-        name = key.removeprefix(column)
-        held_out = key + _STD in first
-        if key not in now or not (held_out or name in GOOD):
-            continue
-        scale = first[key + _STD] if held_out else abs(begin)
-        change = (begin - now[key]) * (1 if held_out else GOOD[name])
-        if scale > 0 and change > threshold * scale:
-            worse[name] = change / scale
-    return worse
-
-
-def warning(worse: Mapping[str, float]) -> str:
-    """The line that is printed for the monitors that `fallen` returns."""
-    parts = [f"{name} by {share:.2f}" for name, share in worse.items()]
-    return (
-        "warning: reward hacking? The reward has risen since the first evaluation, and "
-        f"monitors got worse: {', '.join(parts)} (of its first value, or std)"
-    )

@@ -12,7 +12,7 @@ from flowgrpo_jax.runtime.workdir import atomic_write
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
-_GAP = 2
+GAP = 2
 _FONT_SIZE = 11
 _LINE_HEIGHT = 13
 _LINES = 3
@@ -58,9 +58,9 @@ def save_grid(
     lines = [_wrap(text, font, width - 6) for text in captions or ()]
     below = max((len(wrapped) for wrapped in lines), default=0) * _LINE_HEIGHT
     below += 4 if captions else 0
-    step_x, step_y = width + _GAP, height + below + _GAP
+    step_x, step_y = width + GAP, height + below + GAP
     rows = -(-number // columns)
-    size = (columns * step_x - _GAP, rows * step_y - _GAP)
+    size = (columns * step_x - GAP, rows * step_y - GAP)
     sheet = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)
     for index, tile in enumerate(tiles):

@@ -46,6 +46,11 @@ def reward(name: str, column: str = PLAIN) -> str:
     return f"{column}{_REWARD}{name}"
 
 
+def deviation(name: str, column: str = PLAIN) -> str:
+    """The standard deviation of a held-out reward over images, beside its mean."""
+    return f"{reward(name, column)}_std"
+
+
 def accuracy(task: str, column: str = GUIDED) -> str:
     """The score of a task. A task called like a column or a reward gets a `_` first."""
     mark = "_" if _AMBIGUOUS.match(task) else ""
@@ -88,6 +93,7 @@ REWARD_AVERAGE = reward(AVERAGE)
 GAP = monitor("gap", STOCHASTIC)  # its reward less that of the deterministic column
 MONITORS_WORSE = monitor("monitors_worse")  # how many, see rewards/monitors.py
 WALL = time("wall")  # seconds of the run so far
+PROCESS = time("process")  # how many times the run was started so far
 PEAK_MEMORY = time("peak_memory_gb")
 IMAGES_PER_SECOND = time("images_per_second")
 EVALUATION = time("evaluation")

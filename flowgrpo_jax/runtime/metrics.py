@@ -26,7 +26,7 @@ import jax
 import numpy as np
 
 from flowgrpo_jax.errors import UserError
-from flowgrpo_jax.runtime import metric_names, paths
+from flowgrpo_jax.runtime import metric_meanings, metric_names, paths
 from flowgrpo_jax.runtime.workdir import (
     atomic_write,
     checkpoint_steps,
@@ -38,6 +38,7 @@ Number = int | float
 
 _FILE = "metrics.jsonl"
 _WANDB_ID = "wandb_id.txt"
+WANDB_URL = "wandb_url.txt"  # where the run is seen: the page of the run links there
 
 
 class Unwritten:
@@ -50,7 +51,9 @@ class Unwritten:
     ) -> None:
         """Does nothing."""
 
-    def images(self, iteration: int, images: Mapping[str, Any]) -> None:
+    def images(
+        self, iteration: int, images: Mapping[str, Any], captions: Sequence[str] = ()
+    ) -> None:
         """Does nothing."""
 
     def flush(self) -> None:
@@ -71,8 +74,10 @@ class MetricWriter:
       start_iteration: the first iteration of this process; rows that an earlier process
         wrote from it on are removed.
       tensorboard: whether to write TensorBoard events too.
-      wandb: arguments of `wandb.init` (project, name, mode, config ...), None for no
-        wandb. A resumed run goes on in the same wandb run.
+      wandb: arguments of `wandb.init` (project, name, mode ...), None for no wandb. A
+        resumed run goes on in the same wandb run.
+      config: that of the run, for the boards to show.
+      boards: more of them, with the methods of `_Wandb`.
 
     `rewritten` counts the removed lines of an earlier process; they are written again.
     """
@@ -83,11 +88,14 @@ class MetricWriter:
         start_iteration: int,
         tensorboard: bool = True,
         wandb: Mapping[str, Any] | None = None,
+        config: Mapping[str, Any] | None = None,
+        boards: Sequence[Any] = (),
     ):
         workdir = Path(workdir)
         self._path = workdir / _FILE
         rows, self.rewritten = _keep_rows(self._path, start_iteration)
         self._wall_before = rows[-1].get(metric_names.WALL, 0.0) if rows else 0.0
+        self._process = rows[-1].get(metric_names.PROCESS, 1) + 1 if rows else 1
         self._opened = time.monotonic()
         with user_errors(self._path):
             self._file = self._path.open("ab+", buffering=0)
@@ -99,16 +107,20 @@ class MetricWriter:
                 self._boards.append(
                     TensorBoardWriter(workdir / "tensorboard", start_iteration)
                 )
+                if config and not start_iteration:
+                    self._boards[0].write_config(config)
         if wandb is not None:
-            self._boards.append(_Wandb(workdir, wandb))
+            self._boards.append(_Wandb(workdir, {"config": config} | dict(wandb)))
+        self._boards += boards
 
     def write(
         self, iteration: int, scalars: Mapping[str, Any], kind: str = "train"
     ) -> None:
         """Writes one row of 0-d numbers; `kind` is "train" or "eval".
 
-        Adds `time/wall` (seconds of this run so far, over all its processes) and
-        `time/peak_memory_gb` (of this process on the host).
+        Adds `time/wall` (seconds of this run so far, over all its processes),
+        `time/process` (1 for the first of them) and `time/peak_memory_gb` (of this
+        process on the host).
         """
         # One explicit transfer, of a list, since a pytree would sort the names.
         on_host = jax.device_get(list(scalars.values()))
@@ -125,11 +137,16 @@ class MetricWriter:
             with user_errors(self._path.parent):
                 board.write_scalars(iteration, values)
 
-    def images(self, iteration: int, images: Mapping[str, Any]) -> None:
-        """Images [height, width, 3] or [n, height, width, 3] in [0, 1], for boards only."""
+    def images(
+        self, iteration: int, images: Mapping[str, Any], captions: Sequence[str] = ()
+    ) -> None:
+        """Images [height, width, 3] or [n, height, width, 3] in [0, 1], for boards only.
+
+        `captions`: one for each image, or none.
+        """
         for board in self._boards:
             with user_errors(self._path.parent):
-                board.write_images(iteration, images)
+                board.write_images(iteration, images, captions)
 
     def flush(self) -> None:
         """Returns once all rows are on disk; call it before a checkpoint is saved."""
@@ -155,6 +172,7 @@ class MetricWriter:
         wall = self._wall_before + time.monotonic() - self._opened
         return {
             metric_names.WALL: round(wall, 3),
+            metric_names.PROCESS: self._process,
             metric_names.PEAK_MEMORY: round(peak_memory_gb(), 3),
         }
 
@@ -325,20 +343,29 @@ class _Wandb:
         run_id = id_file.read_text().strip()
         options = {"dir": str(workdir), "id": run_id, "resume": "allow", **arguments}
         self._run = wandb.init(**options)
+        if url := getattr(self._run, "url", None):  # none offline
+            atomic_write(workdir / WANDB_URL, url)
         # wandb's own step can only grow, but a resumed run writes iterations again.
         self._run.define_metric("iteration")
         self._run.define_metric("*", step_metric="iteration")
 
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
-        self._run.log({"iteration": step, **scalars})
+        grouped = {metric_meanings.tag(name): value for name, value in scalars.items()}
+        self._run.log({"iteration": step, **grouped})
 
-    def write_images(self, step: int, images: Mapping[str, Any]) -> None:
+    def write_images(
+        self, step: int, images: Mapping[str, Any], captions: Sequence[str] = ()
+    ) -> None:
         logged = {}
         for name, value in images.items():
             batch = np.asarray(value)
             batch = batch if batch.ndim == 4 else batch[None]
             pixels = np.round(batch * 255).astype(np.uint8)
-            logged[name] = [self._wandb.Image(image) for image in pixels]
+            told = captions or [""] * len(pixels)
+            logged[name] = [
+                self._wandb.Image(image, caption=caption or None)
+                for image, caption in zip(pixels, told, strict=True)
+            ]
         self._run.log({"iteration": step, **logged})
 
     def flush(self) -> None:

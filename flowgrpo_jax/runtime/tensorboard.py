@@ -5,11 +5,13 @@ thread writes the events: tensorboardX's own SummaryWriter hands them to a threa
 silently on a full disk, and its `flush` then waits for ever.
 """
 
+import json
 import logging
 import sys
+import textwrap
 import time
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,6 +19,8 @@ import numpy as np
 from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+from flowgrpo_jax.runtime.metric_meanings import tag
 
 
 def _import_clu_interface() -> types.ModuleType:
@@ -39,6 +43,14 @@ _interface: Any = _import_clu_interface()
 logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)
 
 
+def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
 class TensorBoardWriter(_interface.MetricWriter):
     """clu's MetricWriter on tensorboardX's event files; images are in [0, 1]."""
 
@@ -59,15 +71,35 @@ class TensorBoardWriter(_interface.MetricWriter):
 
     def write_scalars(self, step: int, scalars: Mapping) -> None:
         for name, value in scalars.items():
-            self._add(step, summary.scalar(name, np.asarray(value)))
+            self._add(step, summary.scalar(tag(name), np.asarray(value)))
 
-    def write_images(self, step: int, images: Mapping) -> None:
+    def write_images(
+        self, step: int, images: Mapping, captions: Sequence[str] = ()
+    ) -> None:
+        """TensorBoard shows a caption as the picture's name and description."""
         for name, value in images.items():
             pixels = np.round(np.asarray(value) * 255).astype(np.uint8)
             batch = pixels if pixels.ndim == 4 else pixels[None]
             for index, image in enumerate(batch):
-                tag = name if len(batch) == 1 else f"{name}/{index}"
-                self._add(step, summary.image(tag, image, dataformats="HWC"))
+                one = name if len(batch) == 1 else f"{name}/{index}"
+                drawn = summary.image(one, image, dataformats="HWC")
+                if captions:
+                    told = drawn.value[0].metadata
+                    told.display_name = told.summary_description = captions[index]
+                self._add(step, drawn)
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """The config as text, and its numbers and words as hyperparameters."""
+        text = json.dumps(config, indent=2, default=str)
+        # Markdown shows what is indented by four spaces as it is.
+        self.write_texts(0, {"config": textwrap.indent(text, "    ")})
+        self.write_hparams(
+            {
+                key: value
+                for key, value in _flat(config)
+                if isinstance(value, bool | int | float | str)
+            }
+        )
 
     def write_texts(self, step: int, texts: Mapping) -> None:
         for name, value in texts.items():

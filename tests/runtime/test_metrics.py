@@ -210,7 +210,8 @@ class FakeWandb(types.ModuleType):
     def __init__(self):
         super().__init__("wandb")
         self.inits, self.logged, self.finished = [], [], 0
-        self.Image = lambda pixels: ("image", pixels.dtype, pixels.shape)
+        self.Image = lambda pixels, caption: (caption, pixels.dtype, pixels.shape)
+        self.url = "https://wandb.example/run"
 
     def init(self, **arguments):
         self.inits.append(arguments)
@@ -231,19 +232,23 @@ def test_wandb_goes_on_in_the_same_run(tmp_path, monkeypatch):
     fake = FakeWandb()
     monkeypatch.setitem(sys.modules, "wandb", fake)
     for start in (0, 5):
-        options = {"project": "sprites"}
-        with MetricWriter(tmp_path, start, tensorboard=False, wandb=options) as writer:
+        options = {"wandb": {"project": "sprites"}, "config": {"seed": 3}}
+        with MetricWriter(tmp_path, start, tensorboard=False, **options) as writer:
             writer.write(start, {"reward_avg": 0.5})
-            writer.images(start, {"eval_images": np.zeros((4, 4, 3))})
+            picture = {"eval_images": np.zeros((4, 4, 3))}
+            writer.images(start, picture, ["a dog | mine: 0.93"])
     first, second = fake.inits
     assert first == second
     assert first["project"] == "sprites" and first["resume"] == "allow"
-    assert fake.logged[0]["iteration"] == 0 and fake.logged[0]["reward_avg"] == 0.5
+    assert first["config"] == {"seed": 3}
+    row = fake.logged[0]
+    assert row["iteration"] == 0 and row["reward/reward_avg"] == 0.5
     assert fake.logged[3] == {
         "iteration": 5,
-        "eval_images": [("image", np.dtype("uint8"), (4, 4, 3))],
+        "eval_images": [("a dog | mine: 0.93", np.dtype("uint8"), (4, 4, 3))],
     }
     assert fake.finished == 2
+    assert (tmp_path / "wandb_url.txt").read_text() == fake.url
 
 
 def test_wandb_asked_for_but_missing_is_one_line(tmp_path, monkeypatch):

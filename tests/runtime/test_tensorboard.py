@@ -33,21 +33,38 @@ def test_tensorboard_reads_back_scalars_images_and_restarts(tmp_path):
     for start in (0, 1):
         with MetricWriter(tmp_path, start) as writer:
             writer.write(start, {"reward_avg": 0.5 + start})
-            writer.images(start, {"eval_images": image})
+            writer.images(start, {"eval_images": image}, ["a dog | mine: 0.93"])
     assert "tensorflow" not in sys.modules
     found = events(tmp_path)
     scalars = [
         (event.step, value.tag, value.simple_value)
         for event in found
         for value in event.summary.value
-        if value.tag == "reward_avg"
+        if value.tag == "reward/reward_avg"
     ]
-    assert scalars == [(0, "reward_avg", 0.5), (1, "reward_avg", 1.5)]
+    assert [(step, value) for step, _, value in scalars] == [(0, 0.5), (1, 1.5)]
     starts = [event.step for event in found if event.HasField("session_log")]
     assert starts == [0, 1]
-    pictures = [v.image for e in found for v in e.summary.value if v.HasField("image")]
-    pixels = np.asarray(Image.open(io.BytesIO(pictures[0].encoded_image_string)))
+    pictures = [v for e in found for v in e.summary.value if v.HasField("image")]
+    encoded = pictures[0].image.encoded_image_string
+    assert pictures[0].metadata.display_name == "a dog | mine: 0.93"
+    pixels = np.asarray(Image.open(io.BytesIO(encoded)))
     np.testing.assert_array_equal(pixels, np.round(image * 255).astype(np.uint8))
+
+
+def test_the_config_is_among_the_events(tmp_path):
+    """Oracle: the tags of TensorBoard's text and hparams plugins; written once."""
+    config = {"seed": 3, "train": {"beta": 0.04, "options": []}, "reward": {"a": 1.0}}
+    for start in (0, 1):
+        MetricWriter(tmp_path, start, config=config).close()
+    values = [value for event in events(tmp_path) for value in event.summary.value]
+    tags = [value.tag for value in values]
+    assert tags.count("config/text_summary") == 1
+    text = values[tags.index("config/text_summary")].tensor.string_val[0].decode()
+    assert '        "beta": 0.04' in text
+    start = values[tags.index("_hparams_/session_start_info")]
+    data = start.metadata.plugin_data.content
+    assert b"train.beta" in data and b"reward.a" in data and b"options" not in data
 
 
 def test_a_clock_that_was_set_back_leaves_the_order_of_processes(tmp_path, monkeypatch):
@@ -73,7 +90,7 @@ def test_a_score_that_is_no_number_is_written_without_a_warning(tmp_path, caplog
         value.simple_value
         for event in events(tmp_path)
         for value in event.summary.value
-        if value.tag == "eval_diversity"
+        if value.tag == "monitors/eval_diversity"
     ]
     assert np.isnan(value) and not caplog.records
 
