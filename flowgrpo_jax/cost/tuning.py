@@ -25,7 +25,7 @@ _MOST = 64
 # Of the weights, those of adaLN: their products have a row an image, and hide nothing.
 _FEW_ROWS = 1 / 3
 # Of the gathered bytes, those that a block waits for before its first product: 16 to 22%
-# in what libtpu 0.0.42.1 schedules for SD3.5 (docs/estimates.md).
+# in what libtpu 0.0.42.1 schedules (docs/estimates.md).
 _FIRST = 1 / 6
 
 
