@@ -24,8 +24,8 @@ _POWERS = (1, 2, 4, 8, 16, 32, 64)
 _MOST = 64
 # Of the weights, those of adaLN: their products have a row an image, and hide nothing.
 _FEW_ROWS = 1 / 3
-# Of the gathered bytes, those that a block waits for before its first product: 16 to 18%
-# in what libtpu 0.0.42.1 schedules for SD3.5 (docs/estimates.md).
+# Of the gathered bytes, those that a block waits for before its first product: 16 to 22%
+# in what libtpu 0.0.42.1 schedules (docs/estimates.md).
 _FIRST = 1 / 6
 
 
