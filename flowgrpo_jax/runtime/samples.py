@@ -27,7 +27,7 @@ GROUPS = "groups"
 class Sample:
     """An image in [0, 1], its prompt and tag, and its scores by name."""
 
-    image: Float[np.ndarray, "height width 3"] = field(repr=False)
+    image: Float[np.ndarray, "height width channel"] = field(repr=False)
     prompt: str
     scores: Mapping[str, float]
     tag: str = ""
