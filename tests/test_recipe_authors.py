@@ -11,12 +11,13 @@ from flowgrpo_jax.assemble import specs
 from flowgrpo_jax.config import checks, recipes
 from flowgrpo_jax.engine.planner import Planner
 from flowgrpo_jax.errors import UserError
-from flowgrpo_jax.flow import packing, plan
+from flowgrpo_jax.flow import packing, plan, schedule
 from flowgrpo_jax.models.flow_model import FlowModel
 from flowgrpo_jax.rl import losses
+from flowgrpo_jax.rl.objectives import sigma_draws
 from flowgrpo_jax.rl.objectives.noised import SampleElements
 from flowgrpo_jax.rl.objectives.table import OBJECTIVES
-from tests import toy
+from tests import authors, toy
 
 # Guidance on SD3.5-M: of sampling, of the loss, of evaluation.
 GUIDANCE = {
@@ -84,6 +85,8 @@ def test_the_loss_has_a_guidance_of_its_own(scale, asked):
         advantage=column,
         reward=column,
         noise_key=jax.random.split(jax.random.key(0), (3, 1)),
+        sample_key=jax.random.split(jax.random.key(0), (3, 1)),
+        draw=jnp.zeros((3, 1), int),
     )
     empty = jax.tree.map(lambda rows: rows[:1], text)
     loss(toy.VARIABLES, losses.Policies(), (text, empty), elements)
@@ -176,3 +179,152 @@ def test_guard_divides_by_the_std_of_a_group():
     assert config.train.advantage_std == "group"
     assert config.train.clip_range == 2e-6 and config.train.beta == 0.0
     assert config.train.learning_rate == 1e-4
+
+
+def of_row(one, key):
+    """The value of a key in a row on the model that its authors trained."""
+    value = configs.get(configs.make(f"model={one.model},recipe={one.recipe}"), key)
+    return value.to_dict() if hasattr(value, "to_dict") else value
+
+
+@pytest.mark.parametrize(
+    "one",
+    [one for one in authors.ENTRIES if isinstance(one, authors.Same)],
+    ids=lambda one: f"{one.recipe}-{one.model}",
+)
+def test_rows_have_their_authors_values(one):
+    """Oracle: the authors' repositories and papers, by the source of the entry."""
+    checks.check(configs.make(f"model={one.model},recipe={one.recipe}"))
+    assert {key: of_row(one, key) for key in one.values} == one.values
+
+
+def test_what_differs_is_what_the_page_says():
+    """Oracle: the row; a value that was mended may not be told as a difference."""
+    for one in authors.ENTRIES:
+        if isinstance(one, authors.Differs) and one.key:
+            assert of_row(one, one.key) == one.ours != one.authors
+
+
+def test_every_row_is_told_and_the_page_is_the_table():
+    """Oracle: the table of recipes, and `python -m tests.authors`."""
+    told = {one.recipe for one in authors.ENTRIES if isinstance(one, authors.Same)}
+    assert told == set(recipes.RECIPES) - {"pretrain"}
+    assert authors.section(authors.PAGE.read_text()).strip() == authors.table().strip()
+
+
+def sigmas_of(recipe, samples=400):
+    """[sample, draw] sigmas at which a row of SD3.5-M noises its samples."""
+    config = configs.make(f"model=sd3.5-medium,recipe={recipe}")
+    options = OBJECTIVES[config.train.objective].options(
+        **config.train.objective_options.to_dict()
+    )
+    draws = config.train.draws
+    nodes = tuple(schedule.shifted_grid(config.sample.num_steps, 3.0).tolist())
+    keys = jax.random.split(jax.random.key(1), samples)
+
+    def draw(key, number):
+        own = jax.random.split(jax.random.fold_in(key, number), 3)
+        place = sigma_draws.Draw(own, key, number)
+        return sigma_draws.sigma_in_range(place, options, nodes, draws)
+
+    every = jax.vmap(jax.vmap(draw, (None, 0)), (0, None))
+    return nodes, np.asarray(jax.jit(every)(keys, jnp.arange(draws)))
+
+
+def test_nft_noises_at_the_samplers_nodes():
+    """Oracle: train_nft_sd3.py: nine of the ten timesteps, in random order for every
+    sample; their mean is .66, where a uniform sigma's is .5."""
+    nodes, sigmas = sigmas_of("diffusion_nft")
+    assert sigmas.shape[1] == 9
+    assert set(np.unique(sigmas)) == set(np.float32(nodes[:-1]))
+    assert all(len(set(row)) == 9 for row in sigmas)
+    left_out = [np.setdiff1d(np.float32(nodes[:-1]), row)[0] for row in sigmas]
+    counts = np.unique(left_out, return_counts=True)[1]
+    assert len(counts) == 10 and counts.min() > 15  # 40 +- 6 each
+    np.testing.assert_allclose(sigmas.mean(), 0.658, atol=0.005)
+
+
+def test_dgpo_noises_at_the_first_nodes():
+    """Oracle: train_sd3_dgpo.py: 4 different ones of the timesteps 0 .. trunc_steps 6."""
+    nodes, sigmas = sigmas_of("dgpo")
+    assert set(np.unique(sigmas)) == set(np.float32(nodes[:7]))
+    assert all(len(set(row)) == 4 for row in sigmas)
+
+
+def test_awm_noises_in_strata():
+    """Oracle: AWM (arXiv 2509.25050): six strata of the first 90% of 14 steps, without
+    the first one: nodes 1 to 12, two a stratum, alike often."""
+    nodes, sigmas = sigmas_of("awm")
+    for draw in range(6):
+        values, counts = np.unique(sigmas[:, draw], return_counts=True)
+        pair = np.float32(nodes[1 + 2 * draw : 3 + 2 * draw])
+        np.testing.assert_allclose(np.sort(values), np.sort(pair), rtol=1e-6)
+        assert counts.min() > 150  # of 400: 200 +- 10
+
+
+@pytest.mark.parametrize("recipe", ["online_dpo", "rwr", "sft"])
+def test_baselines_noise_as_sd3_is_trained(recipe):
+    """Oracle: train_sd3_dpo.py and train_sd3_sft.py index timesteps that are shifted by
+    3 with a logit-normal number: the median is 3 * .5 / (1 + 2 * .5)."""
+    _, sigmas = sigmas_of(recipe)
+    assert sigmas.shape[1] == 39
+    np.testing.assert_allclose(np.median(sigmas), 0.75, atol=0.01)
+    unshifted = sigmas / (3 - 2 * sigmas)
+    logit = np.log(unshifted) - np.log1p(-unshifted)
+    np.testing.assert_allclose(logit.std(), 1.0, atol=0.02)
+
+
+def test_more_draws_than_nodes_begin_again_and_none_is_refused():
+    """Oracle: counting; and the line, by hand."""
+    options = sigma_draws.SigmaInRange(sigma="nodes")
+    key = jax.random.key(0)
+    own = jax.random.split(key, 3)
+    sigmas = [
+        float(
+            sigma_draws.sigma_in_range(
+                sigma_draws.Draw(own, key, jnp.array(n)), options, (1.0, 0.5, 0.0), 4
+            )
+        )
+        for n in range(4)
+    ]
+    assert sorted(sigmas) == [0.5, 0.5, 1.0, 1.0]
+    nowhere = sigma_draws.SigmaInRange(node_min=0.6, node_max=0.9)
+    with pytest.raises(UserError, match="node_min: 0.6: no step of 2 lies between"):
+        sigma_draws.nodes_in_range(nowhere, (1.0, 0.5, 0.0))
+
+
+def test_who_has_no_advantage_leaves_the_mean_or_not(monkeypatch):
+    """Oracle: train_sd3.py filters, train_flux.py and DanceGRPO average over all: where
+    half the samples tie, the mean over all has half the gradient."""
+    norms = {}
+    for how, counted in (("drop", 4), ("count", 8)):
+        run = toy.make_run(
+            monkeypatch,
+            "dance_grpo",
+            scores=half_ties,
+            prompts_per_iteration=2,
+            group_size=4,
+            updates_per_iteration=1,
+            microbatch=8,
+            train__zero_advantage=how,
+            train__max_grad_norm=0.0,
+        )
+        _, metrics = run.step(run.initial_state(), 0)
+        assert metrics["actual_batch_size"] == counted * 9  # 60% of 15 steps
+        norms[how] = metrics["grad_norm"]
+    np.testing.assert_allclose(norms["drop"], 2 * norms["count"], rtol=1e-4)
+
+
+def half_ties(images, prompts):
+    """The first group's rewards differ, the second's do not."""
+    del prompts
+    number = np.arange(len(images))
+    return {"geneval": np.where(number < 4, number, 0.0)}
+
+
+def test_rewards_that_failed_never_count():
+    """Oracle: definition; no score is not an advantage of 0."""
+    spec = specs.update_spec(configs.make(recipe="g2rpo"))
+    assert spec.count_zeros
+    weight = spec.weight(np.array([0.0, 1.0, np.nan]))
+    np.testing.assert_array_equal(weight, [1.0, 1.0, 0.0])

@@ -43,6 +43,7 @@ def make_loss(
         trained_steps=tuple(config.sample.branch_steps) or None,
         ema_beta=train.ema_beta,
         norm_hinge=train.norm_hinge,
+        draws=train.draws,
     )
 
 

@@ -86,6 +86,7 @@ def update_spec(config: ml_collections.ConfigDict) -> UpdateSpec:
         in_steps=train.update_order == "steps",
         draws=train.draws,
         best_only=train.select == "best",
+        count_zeros=train.zero_advantage == "count",
     )
 
 

@@ -9,7 +9,7 @@ from flowgrpo_jax.rewards import registry
 from flowgrpo_jax.rl.objectives.table import OBJECTIVES, PRETRAINING
 from flowgrpo_jax.worlds.registry import WORLDS
 
-_CLIPPING = ("ppo_clip", "guard", "awm")
+_CLIPPING = ("ppo_clip", "guard", "awm", "dgpo")
 
 
 def check(config: ml_collections.ConfigDict) -> None:

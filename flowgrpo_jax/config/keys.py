@@ -179,9 +179,12 @@ def base() -> ml_collections.ConfigDict:
                     "advantage_centre": "mean",  # mean | leave_one_out | none
                     "advantage_ddof": 0,
                     "advantage_eps": 1e-4,
+                    # What has none: it leaves the mean of an update, or counts in it
+                    "zero_advantage": "drop",  # drop | count
                     "backup": "sum",  # of leaves to actions: sum | mean | difference
                     # Of several rewards: sum, zscore (of each over the batch, then
-                    # sum), advantage (of each, then sum), gdpo (that, scaled)
+                    # sum), advantage (of each, then sum), advantage_mean (that, over
+                    # the sum of weights), gdpo (that, over its std)
                     "reward_combination": "sum",
                     "step_weight": "none",  # or std (TempFlow)
                     "draws": 1,  # on samples: sigmas per image

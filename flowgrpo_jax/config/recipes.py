@@ -49,13 +49,16 @@ _FLUX = {
     "prompts_per_iteration": 48,
     "train.learning_rate": 3e-4,
     "train.beta": 0.0,
+    "train.zero_advantage": "count",  # train_flux.py has no filter, train_sd3.py has
 }
 # What DanceGRPO's code and its descendants (MixGRPO, G2RPO, ...) share.
 _DANCE_FAMILY: Values = {
     "sample.schedule": "shifted",
     "sample.init_noise": "shared",
     "train.advantage_std": "group",
+    "train.advantage_ddof": 1,  # torch's std
     "train.advantage_eps": 1e-8,
+    "train.zero_advantage": "count",
     "train.clip_range": 1e-4,
     "train.beta": 0.0,
     "train.ema": False,
@@ -99,7 +102,6 @@ _G2RPO: Values = {
     "updates_per_iteration": 1,
     "train.update_order": "steps",
     "train.advantage_key": "step",
-    "train.advantage_ddof": 1,
     "train.reward_combination": "advantage",
 }
 _MIX: Values = {
@@ -112,22 +114,34 @@ _MIX: Values = {
     "sample.sde_window_range": (0, 24),
     "sample.window_every": 25,
     "updates_per_iteration": 4,
-    "train.reward_combination": "advantage",
+    "train.reward_combination": "advantage_mean",
 }
 # Forward-process methods: the ODE without guidance, then matching at random sigmas;
-# never the guided velocity, whatever samples.
+# never the guided velocity, whatever samples. All samples count, also where a group
+# ties: a loss on samples has a part that no advantage weighs.
 _FORWARD: Values = {
     "sample.plan": "ode",
     "sample.guidance_scale": 1.0,
     "train.guidance_scale": 1.0,
     "train.kl_form": "velocity",
     "train.beta": 0.0,
+    "train.zero_advantage": "count",
 }
 _MATCHING: Values = {
     **_FORWARD,
     "train.objective": "weighted_matching",
     "train.behaviour": "copy",
     "train.behaviour_every": 40,
+}
+# Where diffusers' training of SD3 noises: logit-normal, then the model's shift of 3
+# (train_sd3_dpo.py, train_sd3_sft.py index the scheduler's shifted timesteps).
+_LOGIT_NORMAL = {"sigma": "logit_normal", "shift": 3.0}
+# 39 draws of every image. Theirs are samples of the SDE: of its 40 steps the ODE's differ
+# little, and have no noise left that matching would learn.
+_MATCHING_SD35: Values = {
+    **_SD35,
+    "sample.num_steps": 40,
+    "train.draws": 39,
 }
 
 RECIPES: dict[str, Recipe] = {
@@ -151,7 +165,14 @@ RECIPES: dict[str, Recipe] = {
             "train.clip_range": 1e-5,
             "train.beta": 0.0,
         },
-        authors={"sd3.5-medium": _SD35 | _UNGUIDED, "flux.1-dev": _FLUX},
+        authors={
+            "sd3.5-medium": _SD35 | _UNGUIDED,
+            "flux.1-dev": {
+                **_FLUX,
+                "sample.noise_level": 0.8,
+                "sample.sde_window_range": (0, 3),
+            },
+        },
     ),
     "flow_grpo_fast_v1": Recipe(
         paper="Flow-GRPO-Fast (authors' release of 2025-07), arXiv 2505.05470",
@@ -170,9 +191,13 @@ RECIPES: dict[str, Recipe] = {
             "sd3.5-medium": {
                 **_SD35,
                 "sample.sde_window_size": 2,
+                # Starts 0 to 5 (of all 24 of a prompt; theirs are mini-groups of 9
+                # with a start each).
+                "sample.sde_window_range": (0, 7),
                 "sample.noise_level": 0.8,
                 "train.clip_range": 1e-5,
                 "train.beta": 0.0,
+                "train.zero_advantage": "count",
             }
         },
     ),
@@ -197,7 +222,7 @@ RECIPES: dict[str, Recipe] = {
             "sample.granularities": (1, 2),
             "sample.merge_steps": (1, 1, 1, 1, 2, 2, 2, 2),
         },
-        authors={"flux.1-dev": _DANCE_FLUX},
+        authors={"flux.1-dev": {**_DANCE_FLUX, "num_iterations": 300}},
     ),
     "dance_grpo": Recipe(
         paper="DanceGRPO, arXiv 2505.07818",
@@ -267,7 +292,9 @@ RECIPES: dict[str, Recipe] = {
             "train.backup": "mean",
             "train.clip_range": 1e-3,
         },
-        authors={"flux.1-dev": {**_DANCE_FLUX, "group_size": 16}},
+        authors={
+            "flux.1-dev": {**_DANCE_FLUX, "group_size": 16, "num_iterations": 300}
+        },
     ),
     "dense_grpo": Recipe(
         paper="DenseGRPO, arXiv 2601.20218",
@@ -324,9 +351,12 @@ RECIPES: dict[str, Recipe] = {
         when="rule rewards at the least compute: no SDE, no guidance, any sampler",
         values={
             **_FORWARD,
+            "updates_per_iteration": 1,
             "train.objective": "nft",
-            "train.objective_options": {"beta": 1.0},
-            "train.draws": 10,
+            # Nine of the ten sigmas at which the sampler asked, in random order.
+            "train.objective_options": {"beta": 1.0, "sigma": "nodes"},
+            "train.draws": 9,
+            "train.zero_advantage": "drop",
             "train.advantage_std": "global",
             "train.beta": 1e-4,
             "train.behaviour": "ema",
@@ -342,6 +372,12 @@ RECIPES: dict[str, Recipe] = {
             "sample.num_steps": 14,
             "updates_per_iteration": 1,
             "train.objective": "awm",
+            # The sampler's first 90% without the first, a draw in each sixth of them.
+            "train.objective_options": {
+                "sigma": "stratified",
+                "node_min": 0.01,
+                "node_max": 0.9,
+            },
             "train.clip_range": 1.0,  # never reached: one update, whose ratio is 1
             "train.draws": 6,
             "train.advantage_std": "group",
@@ -352,20 +388,37 @@ RECIPES: dict[str, Recipe] = {
             "train.behaviour": "learner_beside_ema",
             "train.behaviour_ramp": (0.0, 0.001, 0, 0.3),
         },
-        authors={"sd3.5-medium": _SD35 | _UNGUIDED},
+        authors={
+            "sd3.5-medium": {
+                **_SD35,
+                **_UNGUIDED,
+                "sample.num_steps": 14,
+                "prompts_per_iteration": 24,
+            }
+        },
     ),
     "dgpo": Recipe(
         paper="DGPO, arXiv 2510.08425",
         when="whole groups compared at once, as direct preference does with pairs",
         values={
             **_FORWARD,
+            "updates_per_iteration": 1,
             "train.objective": "dgpo",
-            "train.objective_options": {"beta": 100.0},
+            "train.objective_options": {
+                "beta": 100.0,
+                "sigma": "nodes",
+                "node_max": 0.6,
+            },
+            "train.clip_range": 1e-3,
             "train.draws": 4,
             "train.advantage_std": "group",
             "train.beta": 0.001,
+            # Samples and is what ratios are to, from the first update on (theirs
+            # samples after 200, until which it hardly differs from the learner).
+            "train.behaviour": "ema",
+            "train.behaviour_ramp": (0.0, 0.001, 0, 0.3),
         },
-        authors={"sd3.5-medium": _SD35 | _UNGUIDED},
+        authors={"sd3.5-medium": {**_SD35, **_UNGUIDED, "train.lora_rank": 64}},
     ),
     "crd": Recipe(
         paper="Centered Reward Distillation, arXiv 2603.14128",
@@ -401,25 +454,28 @@ RECIPES: dict[str, Recipe] = {
             **_MATCHING,
             "sample.num_steps": 40,
             "train.objective": "dpo",
-            "train.objective_options": {"beta": 100.0},
+            "train.objective_options": {"beta": 100.0, **_LOGIT_NORMAL},
         },
-        authors={"sd3.5-medium": {**_SD35, "sample.num_steps": 40}},
+        authors={"sd3.5-medium": _MATCHING_SD35},
     ),
     "rwr": Recipe(
         paper="reward-weighted regression, Flow-GRPO's baseline, arXiv 2505.05470",
         when="a baseline: matching on own samples, weighted by the raw reward",
-        values={**_MATCHING, "train.objective_options": {"weight": "reward"}},
-        authors={"sd3.5-medium": {**_SD35, "sample.num_steps": 40}},
+        values={
+            **_MATCHING,
+            "train.objective_options": {"weight": "reward", **_LOGIT_NORMAL},
+        },
+        authors={"sd3.5-medium": _MATCHING_SD35},
     ),
     "sft": Recipe(
         paper="rejection fine-tuning, Flow-GRPO's baseline, arXiv 2505.05470",
         when="a baseline: matching on the best own sample of every group",
         values={
             **_MATCHING,
-            "train.objective_options": {"weight": "one"},
+            "train.objective_options": {"weight": "one", **_LOGIT_NORMAL},
             "train.select": "best",
         },
-        authors={"sd3.5-medium": {**_SD35, "sample.num_steps": 40}},
+        authors={"sd3.5-medium": _MATCHING_SD35},
     ),
     "pretrain": Recipe(
         paper="rectified flow, arXiv 2403.03206",

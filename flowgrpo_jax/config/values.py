@@ -155,6 +155,7 @@ RULES: dict[str, Rule] = {
     "train.advantage_centre": one_of(advantage.CENTRES),
     "train.advantage_ddof": whole(0, 1),
     "train.advantage_eps": number(0),
+    "train.zero_advantage": one_of(("drop", "count")),
     "train.backup": one_of(advantage.BACKUPS),
     "train.reward_combination": one_of(advantage.COMBINES),
     "train.step_weight": one_of(STEP_WEIGHTS),
@@ -296,11 +297,13 @@ def _check_objective(objective: str, options: Mapping[str, Any]) -> None:
         if field.name in options:
             key = f"train.objective_options.{field.name}"
             _apply(_rule_of(field), key, options[field.name])
-    low, high = options.get("sigma_min", 0.0), options.get("sigma_max", 1.0)
-    if low >= high:
-        raise UserError(
-            f"train.objective_options.sigma_min: {low}: must be below sigma_max ({high})"
-        )
+    for what in ("sigma", "node"):
+        low, high = options.get(f"{what}_min", 0.0), options.get(f"{what}_max", 1.0)
+        if low >= high:
+            raise UserError(
+                f"train.objective_options.{what}_min: {low}: must be below {what}_max "
+                f"({high})"
+            )
 
 
 def _rule_of(field: dataclasses.Field) -> Rule:

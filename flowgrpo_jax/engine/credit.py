@@ -27,7 +27,8 @@ class UpdateSpec:
     """How what was sampled is dealt to the optimizer steps of an iteration.
 
     `in_steps`: one update per trained step, in place of chunks of prompts. Of samples:
-    `draws` sigmas each, and of a group the best alone if `best_only`.
+    `draws` sigmas each, and of a group the best alone if `best_only`. Whoever has no
+    advantage leaves the mean, or with `count_zeros` counts in it.
     """
 
     updates_per_iteration: int
@@ -35,6 +36,14 @@ class UpdateSpec:
     in_steps: bool = False
     draws: int = 1
     best_only: bool = False
+    count_zeros: bool = False
+
+    def weight(self, advantage: np.ndarray) -> np.ndarray:
+        """1 for what an update averages over; an advantage of NaN is not known."""
+        counts = np.isfinite(advantage)
+        if not self.count_zeros:
+            counts &= advantage != 0
+        return counts.astype(np.float32)
 
 
 class Leaves(NamedTuple):
@@ -112,7 +121,10 @@ def of_actions(
     jobs: Sequence[Job],
     leaves: Leaves,
 ) -> tuple[np.ndarray, dict[str, float]]:
-    """Advantages [edge] of all trained actions, and metrics of the groups."""
+    """Advantages [edge] of all trained actions, and metrics of the groups.
+
+    NaN where no image that has a score answers for the action.
+    """
     first = np.cumsum([0, *(len(job.plan.labels) for job in jobs)])
     rows, keys = [], []
     for number, job in enumerate(jobs):
@@ -122,7 +134,9 @@ def of_actions(
         at = job.plan.table[parents, 1]
         keys.append(number * (job.plan.num_steps + 1) + at)
     credit, edge_key = np.concatenate(rows), np.concatenate(keys)
-    return _advantages(spec, measured, leaves, credit, edge_key)
+    edges, stats = _advantages(spec, measured, leaves, credit, edge_key)
+    answered = (leaves.credited[credit] & (credit >= 0)).any(axis=1)
+    return np.where(answered, edges, np.float32(np.nan)), stats
 
 
 def of_samples(
@@ -164,7 +178,7 @@ def batch_of_actions(
 ) -> UpdateBatch:
     """Entries of all states, with the advantages [edge] of the actions taken there.
 
-    An action without advantage teaches nothing: it is left out of the mean.
+    Which of them the mean counts is `UpdateSpec.weight`.
     """
     columns: dict[str, list] = {"item": [], "pack": [], "prompt": [], "advantage": []}
     update = []
@@ -192,8 +206,8 @@ def batch_of_actions(
         spec.microbatch,
         item=flat["item"] + _offset(flat["pack"], packed, devices, states),
         prompt=flat["prompt"],
-        weight=(flat["advantage"] != 0).astype(np.float32),
-        advantage=flat["advantage"].astype(np.float32),
+        weight=spec.weight(flat["advantage"]),
+        advantage=np.nan_to_num(flat["advantage"]).astype(np.float32),
         reward=np.zeros(flat["advantage"].shape, np.float32),
         number=np.zeros(flat["advantage"].shape, np.int32),
         draw=np.zeros(len(update), np.int32),
@@ -210,7 +224,8 @@ def batch_of_samples(
 ) -> UpdateBatch:
     """Entries of images [prompt, member] for forward-process objectives.
 
-    A prompt whose rewards are NaN teaches nothing: its entries have no weight.
+    A prompt whose rewards are NaN teaches nothing: its entries have no weight. Of the
+    others `UpdateSpec.weight` tells.
     `together` says who shares an entry: one image, the best and the worst as a pair,
     or the whole group; `best_only` leaves the others out. Each is drawn
     `draws` times, at another sigma and with other noise.
@@ -244,7 +259,7 @@ def batch_of_samples(
         max(1, spec.microbatch // members.shape[1]),
         item=where + offset,
         prompt=prompt,
-        weight=known[members].astype(np.float32),
+        weight=spec.weight(np.where(known, advantages.reshape(-1), np.nan)[members]),
         advantage=advantages.reshape(-1)[members].astype(np.float32),
         reward=flat[members].astype(np.float32),
         number=members % group,

@@ -164,15 +164,18 @@ def fetch_samples(
         def per_sample(values):
             return jnp.repeat(values, siblings)
 
-        keys = rollout.sample_keys(
+        of_samples = rollout.sample_keys(
             key, per_sample(batch.prompt), batch.number.reshape(-1)
         )
-        keys = jax.vmap(jax.random.fold_in)(keys, per_sample(batch.draw))
+        draw = per_sample(batch.draw)
+        keys = jax.vmap(jax.random.fold_in)(of_samples, draw)
         return SampleElements(
             clean=flat[batch.item],
             advantage=batch.advantage,
             reward=batch.reward,
             noise_key=keys.reshape(slots, siblings),
+            sample_key=of_samples.reshape(slots, siblings),
+            draw=draw.reshape(slots, siblings),
         )
 
     return fetch

@@ -50,7 +50,7 @@ class AdvantageSpec:
 
 STDS = ("group", "global", "none")
 CENTRES = ("mean", "leave_one_out", "none")
-COMBINES = ("sum", "zscore", "advantage", "gdpo")
+COMBINES = ("sum", "zscore", "advantage", "advantage_mean", "gdpo")
 BACKUPS = ("sum", "mean", "difference")
 
 
@@ -202,14 +202,15 @@ def combined(
     ddof: int,
     eps: float,
 ) -> Float64[np.ndarray, " item"]:
-    """One advantage per item from several rewards; weights are used as they are.
+    """One advantage per item from several rewards.
 
     - "sum": `compare` (a `normalise` with its options) of the weighted raw sum.
     - "zscore": the same of rewards that are first brought to mean 0 and std 1 over the
       whole batch, so that weights do not depend on units (with groups of any spread).
     - "advantage": the weighted sum of each reward's own `compare`, so that the unit of
-      a reward does not matter (MixGRPO, arXiv 2507.21802; G2RPO).
-    - "gdpo": that, divided by its std over the whole batch, which keeps its size the
+      a reward does not matter (G2RPO).
+    - "advantage_mean": that over the sum of weights (MixGRPO, arXiv 2507.21802).
+    - "gdpo": the sum, divided by its std over the whole batch, which keeps its size the
       same for any number of rewards (GDPO, arXiv 2601.05242). The batch's mean is that
       of the groups, 0; taking it off again would only add a rounding.
     """
@@ -219,6 +220,8 @@ def combined(
         return compare(weighted_sum(tables, weights))
     own = {name: compare(table) for name, table in tables.items()}
     total = weighted_sum(own, weights)
+    if how == "advantage_mean":
+        return total / sum(weights.values())
     return total / _scale_of_all(total, ddof, eps) if how == "gdpo" else total
 
 

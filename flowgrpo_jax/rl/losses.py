@@ -87,12 +87,14 @@ def make(
     trained_steps: Sequence[int] | None = None,
     ema_beta: float = 0.0,
     norm_hinge: float = 0.0,
+    draws: int = 1,
 ) -> Loss:
     """The loss of a row of OBJECTIVES plus its penalties; UserError for wrong values.
 
     `options` are those of the row, the other arguments those of `Clip`, `penalties`
     and, for `step_weight` "std", `tempflow_weights`. The reference "guided" is the
-    frozen policy asked through `reference_sampler`.
+    frozen policy asked through `reference_sampler`. Clean samples are drawn `draws`
+    times each.
     """
     row = table.row(objective)
     own_options = table.make_options(objective, options)
@@ -125,7 +127,9 @@ def make(
         points_of = functools.partial(_stored_points, sampler)
         score = functools.partial(_score_actions, sampler, row, score, weights)
     else:
-        draw_sigma = functools.partial(row.draw_sigma, options=own_options)
+        draw_sigma = functools.partial(
+            row.draw_sigma, options=own_options, sigmas=sampler.sigmas, draws=draws
+        )
         points_of = functools.partial(add_noise, draw_sigma, row.shared_draw)
     asked = sorted((row.needs - {"old_velocity"}) | references)
 

@@ -31,7 +31,8 @@ SHARED = {
     "train.adv_clip_max": 5.0,
     "train.advantage_std": "group",
     "train.advantage_eps": 1e-8,
-    "train.reward_combination": "advantage",
+    "train.advantage_ddof": 1,
+    "train.zero_advantage": "count",
     "train.beta": 0.0,
     "train.ema": False,
 }
@@ -46,7 +47,7 @@ G2RPO = {
     "sample.granularities": (1, 2, 3),
     "train.learning_rate": 2e-6,
     "train.advantage_key": "step",
-    "train.advantage_ddof": 1,
+    "train.reward_combination": "advantage",
     "train.update_order": "steps",
 }
 AUTHORS = {
@@ -60,6 +61,7 @@ AUTHORS = {
         "sample.noise_level": 0.3,
         "train.learning_rate": 1e-5,
         "train.timestep_fraction": 0.6,
+        "train.reward_combination": "advantage",
     },
     "mix_grpo": {
         "num_iterations": 300,
@@ -70,6 +72,7 @@ AUTHORS = {
         "sample.noise_level": 0.7,
         "sample.sde_window_size": 4,
         "sample.window_every": 25,
+        "train.reward_combination": "advantage_mean",
         "train.learning_rate": 1e-5,
     },
 }

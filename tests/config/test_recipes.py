@@ -36,7 +36,7 @@ PRICE = {
     "flow_cps": (G * 10, G, G * 9),
     "grpo_guard": (G * 10, G, G * 9),
     "flow_dppo": (G * 10, G, G * 3),
-    "diffusion_nft": (G * 10, G, G * 10),
+    "diffusion_nft": (G * 10, G, G * 9),
     "awm": (G * 14, G, G * 6),
     "dgpo": (G * 10, G, 4),  # groups, each drawn four times
     "crd": (G * 10, G, 20),
@@ -129,7 +129,9 @@ def test_every_row_learns_at_its_price(recipe, monkeypatch):
     if OBJECTIVES[run.config.train.objective].consumes == "transitions":
         assert first["ratio_gap"] == 0.0
     rewards = []
-    for iteration in range(1, 30):
+    # One pair a group, noised mostly where all images look alike, says little.
+    iterations = 45 if recipe == "online_dpo" else 30
+    for iteration in range(1, iterations):
         state, metrics = run.step(state, iteration)
         rewards.append(metrics["reward_avg"])
     before, after = first["reward_avg"], np.mean(rewards[-5:])

@@ -105,7 +105,8 @@ def test_errors_name_key_and_value():
         group_advantages(broken, OWNER, std="group")
     for option, message in {
         "centre": "advantage_centre: x: one of mean, leave_one_out, none",
-        "combine": "reward_combination: x: one of sum, zscore, advantage, gdpo",
+        "combine": "reward_combination: x: one of sum, zscore, advantage, "
+        "advantage_mean, gdpo",
         "backup": "^backup: x: one of sum, mean, difference",
     }.items():
         with pytest.raises(UserError, match=message):
@@ -316,6 +317,7 @@ def test_ways_to_combine_rewards():
             owner,
         ),
         "advantage": own,
+        "advantage_mean": own / 2.5,
         "gdpo": (own - own.mean()) / (own.std() + 1e-4),
     }
     for how, values in expected.items():

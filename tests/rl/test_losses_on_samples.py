@@ -44,6 +44,8 @@ def make_elements(slots=3, siblings=2, seed=0, advantage=None):
         advantage=jnp.broadcast_to(jnp.asarray(advantage, jnp.float32), shape),
         reward=jax.random.uniform(keys[2], shape),
         noise_key=jax.random.split(keys[3], shape),
+        sample_key=jax.random.split(keys[3], shape),
+        draw=jnp.zeros(shape, int),
     )
 
 
@@ -71,7 +73,12 @@ def gradient(loss, elements, shift=0.0, fixed=0.0):
 
 def noised(elements, shared=False, **options):
     """What the loss asks the networks about: (noised points, velocity there)."""
-    sigma = functools.partial(sigma_in_range, options=SigmaInRange(**options))
+    sigma = functools.partial(
+        sigma_in_range,
+        options=SigmaInRange(**options),
+        sigmas=SAMPLER.sigmas,
+        draws=1,
+    )
     return add_noise(sigma, shared, (), elements)
 
 
@@ -295,6 +302,29 @@ def test_dgpo_in_closed_form():
     np.testing.assert_allclose(values, gate * a * error, rtol=1e-4)
 
 
+def test_dgpo_does_not_follow_ratios_that_left_their_range():
+    """Oracle: train_sd3_dgpo.py, should_clip: no gradient where exp(d_old - d) is above
+    1 + c and A > 0, or below 1 - c and A < 0; the same gradient everywhere else."""
+    elements = make_elements(64, 1)
+    free = make("dgpo", {"beta": 1.0}, clip_range_high=1e9)
+    held = make("dgpo", {"beta": 1.0}, clip_range=0.01)
+    ratio = np.exp(errors(elements, 0.0, True)[0] - errors(elements, 0.1, True)[0])
+    a = np.asarray(elements.advantage)
+    out = np.where(a > 0, ratio > 1.01, ratio < 0.99)[:, 0]
+    assert out.any() and not out.all()
+
+    def slopes(loss):
+        def each(variables):
+            return loss(variables, policies(0.0), (), elements)[0][:, 0]
+
+        made = jax.jit(jax.jacrev(each))(variables(0.1))
+        return np.concatenate([x.reshape(64, -1) for x in made.values()], axis=1)
+
+    np.testing.assert_array_equal(slopes(held)[out], 0.0)
+    np.testing.assert_allclose(slopes(held)[~out], slopes(free)[~out], rtol=1e-5)
+    assert slopes(free)[out].any(axis=1).all()
+
+
 def test_dgpo_gradient_is_that_of_the_group_preference():
     """Oracle: -log sigmoid(-beta/G sum A (d - d_ref)) by autodiff, over beta / G."""
     elements = make_elements(3, 4)
@@ -309,7 +339,8 @@ def test_dgpo_gradient_is_that_of_the_group_preference():
         total = (elements.advantage * (error - reference)).sum(axis=1)
         return (jax.nn.softplus(beta / group * total) * group / beta).sum()
 
-    actual = gradient(make("dgpo", {"beta": beta}), elements, 0.1)
+    free = make("dgpo", {"beta": beta}, clip_range_high=1e9)
+    actual = gradient(free, elements, 0.1)
     assert_trees_close(
         actual, jax.grad(preference)(variables(0.1)), rtol=1e-4, atol=1e-5
     )

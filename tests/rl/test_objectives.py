@@ -148,6 +148,8 @@ def dpo_loss(error=ERROR, **options):
         jnp.zeros(shape),
         jnp.zeros(shape),
         jax.random.split(jax.random.key(0), shape),
+        jax.random.split(jax.random.key(0), shape),
+        jnp.zeros(shape, int),
     )
     v, v_old = (jnp.sqrt(x).reshape(zero.shape) for x in (error, REFERENCE))
     fixed, chosen = {"old": v_old}, DpoOptions(beta=4.0, **options)

@@ -10,7 +10,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Float, Float32, Key
+from jaxtyping import Array, Float, Float32, Int, Key
+
+from flowgrpo_jax.rl.objectives.sigma_draws import Draw
 
 Velocity = Float[Array, "sample height width channel"]
 # Losses and measurements of a microbatch.
@@ -28,7 +30,9 @@ class SampleElements:
     clean: Float[Array, "*lead sibling height width channel"]
     advantage: Float[Array, "*lead sibling"]
     reward: Float[Array, "*lead sibling"]
-    noise_key: Key[Array, "*lead sibling"]
+    noise_key: Key[Array, "*lead sibling"]  # of this draw of the sample
+    sample_key: Key[Array, "*lead sibling"]  # of all its draws
+    draw: Int[Array, "*lead sibling"]  # the number of this one
 
 
 class Noised(NamedTuple):
@@ -53,23 +57,24 @@ class Noised(NamedTuple):
 
 
 def add_noise(
-    draw_sigma: Callable[[Array], Float32[Array, ""]],
+    draw_sigma: Callable[[Draw], Float32[Array, ""]],
     shared: bool,
     text: tuple,
     elements: SampleElements,
 ) -> Noised:
     """(1 - sigma) * clean + sigma * noise; with `shared`, alike for all siblings."""
     slots, siblings = elements.advantage.shape
-    keys = elements.noise_key
+    drawn = (elements.noise_key, elements.sample_key, elements.draw)
     if shared:
-        keys = jnp.broadcast_to(keys[:, :1], keys.shape)
+        drawn = jax.tree.map(lambda x: jnp.broadcast_to(x[:, :1], x.shape), drawn)
     clean = elements.clean.reshape(-1, *elements.clean.shape[2:])
 
-    def draw(key):
+    def draw(key, sample_key, number):
         keys = jax.random.split(key, 4)
-        return draw_sigma(keys[:3]), jax.random.normal(keys[3], clean.shape[1:])
+        sigma = draw_sigma(Draw(keys[:3], sample_key, number))
+        return sigma, jax.random.normal(keys[3], clean.shape[1:])
 
-    sigma, noise = jax.vmap(draw)(keys.reshape(-1))
+    sigma, noise = jax.vmap(draw)(*(x.reshape(-1) for x in drawn))
     level = sigma[:, None, None, None]
     latent = (1 - level) * clean + level * noise
     text = _repeat(text, siblings)

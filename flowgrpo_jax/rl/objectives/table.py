@@ -38,7 +38,8 @@ class Objective:
     velocity, fixed velocities by name, elements, clip, options) of samples.
     `grouping`: who are siblings in a slot. `needs`: "old_velocity" is that stored with
     transitions, the others are fields of `losses.Policies`. Samples are noised at the
-    sigma of `draw_sigma`(keys, options); with `shared_draw` siblings alike.
+    sigma of `draw_sigma`(draw, options, sigmas, draws); with `shared_draw` siblings
+    alike.
     """
 
     consumes: Literal["transitions", "samples"]
@@ -83,7 +84,7 @@ OBJECTIVES: dict[str, Objective] = {
     "nft": _on_samples(nft, "old", options=NftOptions),
     "awm": _on_samples(awm, "old", options=AwmOptions),
     "dgpo": _on_samples(
-        dgpo, "frozen", options=DgpoOptions, grouping="group", shared_draw=True
+        dgpo, "frozen", "old", options=DgpoOptions, grouping="group", shared_draw=True
     ),
     "crd": _on_samples(crd, "old", options=CrdOptions, grouping="group"),
     "dpo": _on_samples(
