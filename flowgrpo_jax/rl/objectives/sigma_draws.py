@@ -63,7 +63,8 @@ def sigma_in_range(
         else:
             unit = draw.number % draws + jax.random.uniform(draw.keys[0])
             # The product may round up to the end of the last stretch.
-            place = jnp.minimum((unit * count / draws).astype(int), count - 1)
+            at = jnp.asarray(unit * count / draws).astype(int)
+            place = jnp.clip(at, 0, count - 1)
         return jnp.asarray(nodes, jnp.float32)[place]
     if options.sigma == "uniform":
         unit = jax.random.uniform(draw.keys[0])
