@@ -63,15 +63,14 @@ def sigma_in_range(
         else:
             unit = draw.number % draws + jax.random.uniform(draw.keys[0])
             # The product may round up to the end of the last stretch.
-            at = jnp.asarray(unit * count / draws).astype(int)
-            place = jnp.clip(at, 0, count - 1)
+            place = jnp.minimum((unit * count / draws).astype(int), count - 1)
         return jnp.asarray(nodes, jnp.float32)[place]
     if options.sigma == "uniform":
         unit = jax.random.uniform(draw.keys[0])
     else:
         unit = jax.nn.sigmoid(jax.random.normal(draw.keys[0]))
-    unit = shift_sigma(unit, options.shift)
-    return options.sigma_min + (options.sigma_max - options.sigma_min) * unit
+    shifted = jnp.asarray(shift_sigma(unit, options.shift))
+    return options.sigma_min + (options.sigma_max - options.sigma_min) * shifted
 
 
 def nodes_in_range(options: SigmaInRange, sigmas: Sequence[float]) -> tuple[float, ...]:
