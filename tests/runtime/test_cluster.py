@@ -66,7 +66,7 @@ def ended(processes):
     """(exit code, stdout, lines of errors) of each."""
     found = []
     for process in processes:
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=600)
         errors = [line for line in err.splitlines() if line.startswith("error: ")]
         found.append((process.returncode, out, errors))
     return found
@@ -162,7 +162,7 @@ def test_a_fault_on_all_of_them_is_told_as_it_is():
     print(1 / 0)
     """
     for process in start(body):
-        _, err = process.communicate(timeout=120)
+        _, err = process.communicate(timeout=600)
         assert process.returncode == 1 and "ZeroDivisionError" in err
 
 
