@@ -69,7 +69,7 @@ def sigma_in_range(
         unit = jax.random.uniform(draw.keys[0])
     else:
         unit = jax.nn.sigmoid(jax.random.normal(draw.keys[0]))
-    unit = shift_sigma(unit, options.shift)
+    unit = jnp.asarray(shift_sigma(unit, options.shift))
     return options.sigma_min + (options.sigma_max - options.sigma_min) * unit
 
 
