@@ -162,17 +162,14 @@ class _Cluster:
 
     def start(self) -> None:
         """Learn the others' names, and watch them from here on."""
-        host = socket.gethostname()
+        hosts = self._all({"host": socket.gethostname()})
         self.names = [
-            f"process {index} on {name}"
-            for index, name in enumerate(self._all_hosts(host))
+            f"{name} on {one['host']}"
+            for name, one in zip(self.names, hosts, strict=True)
         ]
         self._watching.start()
         stopping.last_words = self.tell_the_others
         _on_abort(self._lost_line(0))
-
-    def _all_hosts(self, host: str) -> list[str]:
-        return [answer["host"] for answer in self._all({"host": host})]
 
     def close(self) -> None:
         """Leave together, once all have come so far."""
@@ -229,15 +226,13 @@ class _Cluster:
                 self._end(_LOST, self._lost_line(0))
             for key, told in left:
                 self._end_with(int(key.rpartition("/")[2]), told)
-            if (
-                now - before > _PATIENCE / 2
-            ):  # this process slept: so its clock tells no
-                seen.clear()  # more of the others
+            if now - before > _PATIENCE / 2:
+                seen.clear()  # this process slept, and knows nothing of the others
             before = now
             for index in range(self.count):
-                told = alive.get(f"alive/{index}", "")
-                if seen.get(index, ("none", 0.0))[0] != told:
-                    seen[index] = told, now
+                sign = alive.get(f"alive/{index}", "")
+                if seen.get(index, ("none", 0.0))[0] != sign:
+                    seen[index] = sign, now
                 elif now - seen[index][1] > _PATIENCE:
                     self._end(_LOST, self._lost_line(index))
 
