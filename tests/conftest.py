@@ -44,17 +44,19 @@ def pytest_collection_modifyitems(config, items):
 def pytest_configure(config):
     """What one test process has compiled, the others take from a folder of this run.
 
-    Most of the time goes into compiling. The first process makes the folder; workers
-    inherit its name.
+    Most of the time goes into compiling. The first process makes the folder, unless
+    whoever started it has named one; workers inherit its name.
     """
     if not hasattr(config, "workerinput"):
-        config.compiled = tempfile.mkdtemp()
-        os.environ["JAX_COMPILATION_CACHE_DIR"] = config.compiled
+        config.compiled = ""
+        if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+            config.compiled = tempfile.mkdtemp()
+            os.environ["JAX_COMPILATION_CACHE_DIR"] = config.compiled
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 
 def pytest_unconfigure(config):
-    if not hasattr(config, "workerinput"):
+    if not hasattr(config, "workerinput") and config.compiled:
         shutil.rmtree(config.compiled, ignore_errors=True)
 
 

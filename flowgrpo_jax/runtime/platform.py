@@ -29,10 +29,11 @@ def configure(cache_dir: str | Path | None = None) -> None:
             flags += " --xla_cpu_multi_thread_eigen=false"
         os.environ["XLA_FLAGS"] = flags.strip()
     quiet_libtpu()
-    cache = paths.local(cache_dir or "~/.cache/flowgrpo_jax/xla").absolute()
-    with contextlib.suppress(OSError):  # no cache where the home folder is read-only
-        cache.mkdir(parents=True, exist_ok=True)
-        jax.config.update("jax_compilation_cache_dir", str(cache))
+    if cache_dir or "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # JAX reads that
+        cache = paths.local(cache_dir or "~/.cache/flowgrpo_jax/xla").absolute()
+        with contextlib.suppress(OSError):  # none where the home folder is read-only
+            cache.mkdir(parents=True, exist_ok=True)
+            jax.config.update("jax_compilation_cache_dir", str(cache))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 

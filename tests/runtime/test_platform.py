@@ -63,3 +63,12 @@ def test_a_home_that_cannot_be_written_to_has_no_cache(monkeypatch, tmp_path):
         assert jax.config.jax_compilation_cache_dir == str(tmp_path / "xla")
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
+
+
+def test_a_folder_of_compiled_programs_that_the_user_names_stays(monkeypatch):
+    """Oracle: the option of jax, which has read the variable when it was imported."""
+    monkeypatch.setenv("XLA_FLAGS", os.environ.get("XLA_FLAGS", ""))
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/there")
+    before = jax.config.jax_compilation_cache_dir
+    platform.configure()
+    assert jax.config.jax_compilation_cache_dir == before
