@@ -5,8 +5,11 @@ python -m launch.slurm --config=configs/geneval.py --sweep=launch/sweeps/seeds.p
 
 It submits and ends; `squeue` shows the jobs and `python -m launch.table ROOT/XID` how far
 they are, --wait stays and shows both. ROOT is on a file system that all nodes see. A job
-whose time is up or that is preempted saves, is queued again and goes on. One task on one
-node is one unit.
+whose time is up or that is preempted saves, is queued again and goes on.
+
+--nodes=N gives a unit N nodes, one task on each, with --topology's chips divided among
+them: --topology=h100:16 --nodes=2. `main` joins the tasks; the first node's name must
+resolve on all of them. What a task prints is in ROOT/XID/submitit, JOB_TASK_log.out.
 """
 
 import subprocess
@@ -31,9 +34,10 @@ _MINUTES = flags.DEFINE_integer(
 _PARALLEL = flags.DEFINE_integer(
     "max_parallel", 64, "Jobs of the array at once.", 1, flag_values=FLAGS
 )
-_CPUS = flags.DEFINE_integer("cpus", 8, "CPU cores of a unit.", 1, flag_values=FLAGS)
+_NODES = flags.DEFINE_integer("nodes", 1, "Nodes of a unit.", 1, flag_values=FLAGS)
+_CPUS = flags.DEFINE_integer("cpus", 8, "CPU cores of a node.", 1, flag_values=FLAGS)
 _MEMORY = flags.DEFINE_integer(
-    "memory_gb", None, "Memory of a unit; by default the cluster's.", flag_values=FLAGS
+    "memory_gb", None, "Memory of a node; by default the cluster's.", flag_values=FLAGS
 )
 _WAIT = flags.DEFINE_bool("wait", False, "Stay until all units have ended.", FLAGS)
 _CLUSTER = flags.DEFINE_enum(
@@ -45,7 +49,6 @@ _CLUSTER = flags.DEFINE_enum(
 )
 _TURN = 1.0  # seconds between two looks at the jobs
 _MOST_STARTS = 1000  # of a unit, whose time was up before
-_SAVED = (130, 143)  # ended by a signal, after a checkpoint
 
 
 class Task:
@@ -57,7 +60,7 @@ class Task:
     def __call__(self) -> int:
         # A signal to a step reaches the run itself, so none is passed on twice.
         code = unit.run(self.words, shared=True)
-        if code in _SAVED:  # no result: the job may be queued again
+        if code in unit.SAVED:  # no result: the job may be queued again
             sys.exit(code)
         if code:
             raise RuntimeError(f"exit code {code}: see {unit.LOG} in the workdir")
@@ -79,6 +82,8 @@ def executor(folder: Path) -> Any:
         raise UserError(
             "launch.slurm: needs submitit: pip install 'flowgrpo_jax[slurm]'"
         ) from error
+    if _CLUSTER.value == "local" and _NODES.value > 1:
+        raise UserError(f"--nodes: {_NODES.value}: must be 1 with --cluster=local")
     if _CLUSTER.value == "slurm":
         command.program("sbatch", "start it on a login node of the cluster")
     made = submitit.AutoExecutor(
@@ -87,7 +92,7 @@ def executor(folder: Path) -> Any:
     made.update_parameters(
         name=f"sweep{folder.parent.name}",
         timeout_min=_MINUTES.value,
-        nodes=1,
+        nodes=_NODES.value,
         tasks_per_node=1,
         cpus_per_task=_CPUS.value,
         gpus_per_node=_gpus(),
@@ -101,12 +106,17 @@ def executor(folder: Path) -> Any:
 
 
 def _gpus() -> int:
+    """How many GPUs of --topology a node gives."""
     if (name := _OPTIONS.topology.value) is None:
         return 0
     chips = topologies.parse(name)
     if chips.is_tpu:
         raise UserError(f"--topology: {name}: SLURM has GPUs: give h100:8, or cpu")
-    return chips.count
+    if chips.count % _NODES.value:
+        raise UserError(
+            f"--nodes: {_NODES.value}: must divide the {chips.count} chips of --topology"
+        )
+    return chips.count // _NODES.value
 
 
 def main(extra: list[str]) -> int:

@@ -22,7 +22,6 @@ SCORES = (
     metric_names.reward(metric_names.AVERAGE, metric_names.GUIDED),
     metric_names.REWARD_AVERAGE,
 )
-_SIGNALS = (130, 143)  # SIGINT and SIGTERM: asked to stop, and saved
 _TAIL = 4096  # bytes of a log that its last line is looked for in
 
 Row = dict[str, Any]
@@ -124,7 +123,7 @@ def _word(workdir: Path, unit: Unit, record: dict[str, Any]) -> str:
     if code == 0:  # of fewer iterations, say: it is to go on
         same = tuple(_unplaced(record.get("words", ()))) == unit.words
         return "finished" if same else "waiting"
-    if code in _SIGNALS:
+    if code in units.SAVED:
         return "stopped"
     return "killed" if code > 128 else "failed"
 

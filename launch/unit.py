@@ -4,8 +4,12 @@ python -m launch.unit --config=FILE.py ... --workdir=DIR    the flags of flowgrp
 
 It runs `flowgrpo_jax.main`; DIR gets log.txt, all that the run printed, and unit.json,
 from which a launcher and `launch.table` read how far it is, on whatever machine it ran:
-words, host, process ids, times, exit code. A unit is one process today, on all devices
-that it sees; several processes (pods) are not launched yet.
+words, host, process ids, times, exit code.
+
+A unit of several processes (nodes of SLURM, pods, workers of a TPU) is this command once
+on each of their machines; `main` joins them and ends them together. Log and record are
+of the first one; what the others print is for whoever started them, beside
+logs/process_K.log of `main` itself.
 
 Only the standard library is imported: a unit takes no memory beside its run.
 """
@@ -21,7 +25,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 RECORD, LOG = "unit.json", "log.txt"
 MAIN = (sys.executable, "-m", "flowgrpo_jax.main")
@@ -30,6 +34,19 @@ MAIN = (sys.executable, "-m", "flowgrpo_jax.main")
 CPUS = "LAUNCH_CPUS"
 # Process id of a launcher on this machine, with which the unit is to end.
 LAUNCHER = "LAUNCH_PID"
+# Which process of its unit this is: as a launcher says it, SLURM, a TPU, an indexed job
+# of Kubernetes, or SkyPilot.
+PROCESS = "LAUNCH_PROCESS"
+_PROCESSES = (
+    PROCESS,
+    "SLURM_PROCID",
+    "TPU_WORKER_ID",
+    "JOB_COMPLETION_INDEX",
+    "SKYPILOT_NODE_RANK",
+)
+# Ended by a signal, or by the loss of another process, after a checkpoint: to be started
+# again.
+SAVED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 # Asks for a stop are passed on as what `main` saves for; USR1 and USR2 would end it.
 _STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 _BEAT = 15.0  # seconds between two touches of unit.json
@@ -57,43 +74,38 @@ def run(
     would take the same signal from here for a second one and not save; `stop` ends it.
     """
     workdir = Path(_workdir(words))
+    if process():
+        return _exit_code(_start(words, command, shared, None).wait())
     workdir.mkdir(parents=True, exist_ok=True)
     before = read(workdir) or {}
     while is_running(workdir):
         time.sleep(_TURN)  # that of a launcher that was killed is still saving
-    here = os.getpid()
     record: dict[str, Any] = {
         "words": list(words),
         "host": socket.gethostname(),
-        "pid": here,
+        "pid": os.getpid(),
         "started": time.time(),
         "starts": before.get("starts", 0) + 1,
     }
-    cpus = [int(core) for core in os.environ.get(CPUS, "").split(",") if core]
     with (workdir / LOG).open("ab") as log:
-        log.write(f"$ {by_hand(words, cpus, command)}\n".encode())
+        log.write(f"$ {by_hand(words, _cpus(), command)}\n".encode())
         log.flush()
         begin = log.tell()
-        child = subprocess.Popen(
-            [*command, *words],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=not shared,
-            preexec_fn=lambda: _prepare(here, cpus),
-        )
+        child = _start(words, command, shared, log)
     _running.append((child, workdir, record))
-    if not shared:
-        _pass_on(child)
     if launcher := os.environ.get(LAUNCHER):
         end_with(int(launcher))
     _write(workdir, record | {"child": child.pid})
     with (workdir / LOG).open("rb") as told:
         told.seek(begin)
-        code = _follow(child, workdir, told)
-    code = 128 - code if code < 0 else code
+        code = _exit_code(_follow(child, workdir, told))
     _write(workdir, record | {"code": code, "ended": time.time()})
     return code
+
+
+def process() -> int:
+    """Which process of its unit this is, from 0; 0 for a unit that is one process."""
+    return int(next(filter(None, map(os.environ.get, _PROCESSES)), 0))
 
 
 def read(workdir: Path) -> dict[str, Any] | None:
@@ -132,6 +144,32 @@ def by_hand(
     pinned = ["taskset", "-c", ",".join(map(str, cpus))] if cpus else []
     start = ["env", *visible] if visible else []
     return shlex.join([*start, *pinned, *command, *words])
+
+
+def _start(
+    words: Sequence[str], command: Sequence[str], shared: bool, log: IO[bytes] | None
+) -> subprocess.Popen:
+    """The run, whose lines go to `log`, or to where this process's own go."""
+    here, cpus = os.getpid(), _cpus()
+    child = subprocess.Popen(
+        [*command, *words],
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log and subprocess.STDOUT,
+        start_new_session=not shared,
+        preexec_fn=lambda: _prepare(here, cpus),
+    )
+    if not shared:
+        _pass_on(child)
+    return child
+
+
+def _cpus() -> list[int]:
+    return [int(core) for core in os.environ.get(CPUS, "").split(",") if core]
+
+
+def _exit_code(code: int) -> int:
+    return 128 - code if code < 0 else code
 
 
 def _workdir(words: Sequence[str]) -> str:
@@ -197,8 +235,8 @@ def _write(workdir: Path, record: Mapping[str, Any]) -> None:
 
 
 def _is_running(pid: int | None, record: Mapping[str, Any], workdir: Path) -> bool:
-    if pid is None or "code" in record:
-        return False
+    if pid in (None, os.getpid()) or "code" in record:
+        return False  # a new container on the same host gives the same numbers again
     if record.get("host") != socket.gethostname():
         return time.time() - (workdir / RECORD).stat().st_mtime < _SILENCE
     try:
