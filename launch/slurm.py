@@ -7,9 +7,7 @@ It submits and ends; `squeue` shows the jobs and `python -m launch.table ROOT/XI
 they are, --wait stays and shows both. ROOT is on a file system that all nodes see. A job
 whose time is up or that is preempted saves, is queued again and goes on.
 
---nodes=N gives a unit N nodes, one task on each, with --topology's chips divided among
-them: --topology=h100:16 --nodes=2. `main` joins the tasks; the first node's name must
-resolve on all of them. What a task prints is in ROOT/XID/submitit, JOB_TASK_log.out.
+--topology=h100:16 --nodes=2: a unit is two tasks, each on a node with eight GPUs.
 """
 
 import subprocess
@@ -113,9 +111,7 @@ def _gpus() -> int:
     if chips.is_tpu:
         raise UserError(f"--topology: {name}: SLURM has GPUs: give h100:8, or cpu")
     if chips.count % _NODES.value:
-        raise UserError(
-            f"--nodes: {_NODES.value}: must divide the {chips.count} chips of --topology"
-        )
+        raise UserError(f"--nodes: {_NODES.value}: must divide the chips of {name}")
     return chips.count // _NODES.value
 
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -96,11 +97,47 @@ def test_a_unit_that_is_killed_takes_its_run_along_and_the_next_one_waits(
 
 
 def test_a_number_that_another_process_has_is_no_unit(tmp_path):
-    """Oracle: this very process, which works on no unit; a host that fell silent."""
-    record = {"pid": os.getpid(), "host": unit.socket.gethostname()}
+    """Oracle: a process that works on no unit; a host that fell silent."""
+    record = {"pid": os.getppid(), "host": unit.socket.gethostname()}
     (tmp_path / "unit.json").write_text(json.dumps(record))
     assert not unit.is_running(tmp_path)
     (tmp_path / "unit.json").write_text(json.dumps(record | {"host": "elsewhere"}))
     assert unit.is_running(tmp_path)
     os.utime(tmp_path / "unit.json", (0, 0))
     assert not unit.is_running(tmp_path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
+def test_a_new_container_may_count_from_the_same_number(tmp_path):
+    """Oracle: this very process, whose command line has the name of the workdir."""
+    program = Path("/proc/self/cmdline").read_text().split("\0")[0]
+    workdir = tmp_path / Path(program).name
+    workdir.mkdir()
+    record = {"pid": os.getpid(), "host": unit.socket.gethostname()}
+    (workdir / "unit.json").write_text(json.dumps(record))
+    assert not unit.is_running(workdir)
+
+
+@pytest.mark.parametrize("name", unit._PROCESSES)
+def test_a_cluster_tells_which_process_this_is(monkeypatch, name):
+    """Oracle: the variables' names, by hand."""
+    assert unit.process() == 0
+    monkeypatch.setenv(name, "3")
+    assert unit.process() == 3
+
+
+def test_log_and_record_are_of_the_first_process(start, tmp_path):
+    """Oracle: what the fake main prints, twice; a signal reaches each of the two."""
+    first, workdir = start("--act=wait", SLURM_PROCID="0")
+    wait_for(lambda: "child" in (unit.read(workdir) or {}) and fakes.events(tmp_path))
+    second, _ = start("--act=wait", SLURM_PROCID="1")
+    wait_for(lambda: len(fakes.events(tmp_path)) == 2)
+    told = []
+    for process in (second, first):
+        process.send_signal(signal.SIGTERM)
+        told.append(process.communicate(timeout=60)[0])
+        assert process.returncode == 143
+    assert told == ["SIGTERM: saving, then stopping\n"] * 2
+    assert (workdir / "log.txt").read_text().count("SIGTERM: saving") == 1
+    record = unit.read(workdir)
+    assert (record["pid"], record["starts"], record["code"]) == (first.pid, 1, 143)
