@@ -35,10 +35,10 @@ _COORDINATOR = flags.DEFINE_string(
     FLAGS,
 )
 _PROCESSES = flags.DEFINE_integer(
-    "num_processes", None, "How many processes the run has.", 1, flag_values=FLAGS
+    "num_processes", None, "How many processes the run has.", 1, 100_000, FLAGS
 )
 _PROCESS = flags.DEFINE_integer(
-    "process_id", None, "Which of them this is, from 0.", 0, flag_values=FLAGS
+    "process_id", None, "Which of them this is, from 0.", 0, 99_999, FLAGS
 )
 _LIST = flags.DEFINE_bool(
     "list_recipes", False, "Print a table of the algorithms and exit.", FLAGS

@@ -167,7 +167,9 @@ def test_a_fault_on_all_of_them_is_told_as_it_is():
 
 
 def test_one_that_does_not_come_is_told():
-    for index, (code, _, [line]) in enumerate(ended(start("", joining=3, absent=[1]))):
+    for index, (code, _, [line]) in enumerate(
+        ended(start("pass", joining=3, absent=[1]))
+    ):
         assert code == 2
         assert "not all of 2 processes came there within 3 s" in line
         assert f"process {index} on" in line
@@ -178,7 +180,7 @@ def test_a_port_that_is_taken_is_told():
         taken.bind(("", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        [(code, _, [line])] = ended(start("", absent=[1], port=port, joining=3))
+        [(code, _, [line])] = ended(start("pass", absent=[1], port=port, joining=3))
     assert code == 2 and f"port {port} is taken on " in line
 
 
