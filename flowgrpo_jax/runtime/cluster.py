@@ -297,6 +297,13 @@ def _connect(address: Address) -> Any:
         _check_port(address.coordinator)
     # Its handler of SIGTERM would replace ours, below Python.
     jax.config.update("jax_enable_preemption_service", False)
+    line = (
+        f"--coordinator: {address.coordinator}: not all of {address.count} processes "
+        f"came there within {JOINING} s (this is process {address.index} on "
+        f"{socket.gethostname()}): start the same command on every host, each with its "
+        "own --process_id"
+    )
+    _on_abort(line, status=2)  # JAX raises nothing where one does not come
     try:
         jax.distributed.initialize(
             coordinator_address=address.coordinator,
@@ -307,12 +314,7 @@ def _connect(address: Address) -> Any:
             initialization_timeout=JOINING,
         )
     except (jax.errors.JaxRuntimeError, RuntimeError) as error:
-        raise UserError(
-            f"--coordinator: {address.coordinator}: not all of {address.count} processes "
-            f"came there within {JOINING} s (this is process {address.index} on "
-            f"{socket.gethostname()}): start the same command on every host, each with "
-            "its own --process_id"
-        ) from error
+        raise UserError(line) from error
     return distributed.global_state.client
 
 
@@ -413,23 +415,24 @@ def same(values: Mapping[str, Any]) -> None:
 # -- the end of process 0 ---------------------------------------------------------------
 
 
-def _on_abort(line: str) -> None:
+def _on_abort(line: str, status: int = _LOST) -> None:
     """JAX aborts a process as soon as process 0 is gone, from a thread of its own.
 
-    No handler of Python runs then: this one, of C, says who is gone before the end.
+    No handler of Python runs then: this one, of C, says why before the end. No line: no
+    handler.
     """
     libc = ctypes.CDLL(None)
     libc.signal.restype = ctypes.c_void_p
     libc.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
-    handler = ctypes.cast(_abort_handler(line), ctypes.c_void_p) if line else None
-    libc.signal(signal.SIGABRT, handler)
+    handler: Any = _abort_handler(line, status) if line else None
+    libc.signal(signal.SIGABRT, ctypes.cast(handler, ctypes.c_void_p))
 
 
 @functools.cache  # kept, since C holds its address
-def _abort_handler(line: str) -> Any:
+def _abort_handler(line: str, status: int) -> Any:
     @ctypes.CFUNCTYPE(None, ctypes.c_int)
     def handle(number: int) -> None:
         del number
-        stopping.leave(_LOST, f"error: {line}")
+        stopping.leave(status, f"error: {line}")
 
     return handle
