@@ -75,14 +75,10 @@ def start(
     environment: Mapping[str, str] = MappingProxyType({}),
 ) -> subprocess.Popen:
     """The tiny run; prompts and compiled programs are kept in `folder`."""
-    prompts = folder / "prompts.jsonl"
-    prompts.write_text("".join(json.dumps(record) + "\n" for record in PROMPTS))
     return subprocess.Popen(
         [
             *(sys.executable, "-m", "flowgrpo_jax.main"),
-            *("--config=configs/geneval.py", f"--workdir={workdir}", *OVERRIDES),
-            f"--config.prompts={prompts}",
-            f"--config.eval.prompts={prompts}",
+            *("--config=configs/geneval.py", f"--workdir={workdir}", *words(folder)),
             *more,
         ],
         stdout=log,
@@ -92,6 +88,17 @@ def start(
         | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
         | environment,
     )
+
+
+def words(folder: Path) -> list[str]:
+    """The flags of the tiny run; its prompts are written into `folder`."""
+    prompts = folder / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps(record) + "\n" for record in PROMPTS))
+    return [
+        *OVERRIDES,
+        f"--config.prompts={prompts}",
+        f"--config.eval.prompts={prompts}",
+    ]
 
 
 class Campaign:

@@ -35,7 +35,7 @@ if act == "refuse":
 if act == "die" or act == "die once" and first:
     print("about to die", flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
-if act == "wait":
+if act == "wait" or act == "wait once" and first:
     while not os.path.exists(flags["gate"]):
         time.sleep(0.02)
 time.sleep(float(flags.get("seconds", 0)))
