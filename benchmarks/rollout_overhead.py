@@ -16,6 +16,7 @@ from absl import app
 
 from flowgrpo_jax import assemble
 from flowgrpo_jax import config as configs
+from flowgrpo_jax.assemble import specs
 from flowgrpo_jax.engine import programs, text_table
 from flowgrpo_jax.engine.planner import Planner
 from flowgrpo_jax.runtime import mesh as meshes
@@ -31,23 +32,23 @@ def main(_):
         train__use_lora=False,
         updates_per_iteration=1,
     )
-    mesh = meshes.make_mesh(config.mesh.to_dict())
+    mesh = meshes.make_mesh(specs.mesh_shape(config))
     model, variables = assemble.load_model(config)
-    specs = meshes.specs(variables, model.denoiser.sharding_rules, mesh)
+    variable_specs = meshes.specs(variables, model.denoiser.sharding_rules, mesh)
     sampler = assemble.make_sampler(config, model)
     table = text_table.make(model, variables, ["a photo of a red circle"] * PROMPTS)
     text = meshes.place(
         table.rows(["a photo of a red circle"] * PROMPTS), programs.WHOLE, mesh
     )
     empty = meshes.place(table.empty, programs.WHOLE, mesh)
-    variables = meshes.place(variables, specs, mesh)
+    variables = meshes.place(variables, variable_specs, mesh)
     planner = Planner(specs.plan_spec(config), mesh.size)
     packed = planner.pack(planner.jobs(0))
     tables = meshes.place(packed.tables, programs.PACKS, mesh)
     numbers = np.arange(PROMPTS * GROUP, dtype=np.int32) // GROUP
     prompts = meshes.place(numbers.reshape(-1, config.microbatch), programs.PACKS, mesh)
     key = meshes.random_key(mesh, 0)
-    rollout = programs.make_rollout(mesh, specs, sampler, model.latent_shape)
+    rollout = programs.make_rollout(mesh, variable_specs, sampler, model.latent_shape)
     sigmas = jnp.asarray(sampler.sigmas)
 
     def forward_passes(variables, prompts, text, empty, start):
@@ -70,7 +71,7 @@ def main(_):
         jax.shard_map(
             forward_passes,
             mesh=mesh,
-            in_specs=(specs, split, whole, whole, whole),
+            in_specs=(variable_specs, split, whole, whole, whole),
             out_specs=split,
             check_vma=False,
         )

@@ -111,7 +111,7 @@ def workload(config: ConfigDict, name: str) -> tuple[PolicyWork, str, str | None
     # Chips of this machine are not needed, and another process may hold them.
     jax.config.update("jax_platforms", "cpu")
     checks.check(config)
-    mesh, why_not = topology.make_mesh(name, config.mesh.to_dict())
+    mesh, why_not = topology.make_mesh(name, specs.mesh_shape(config))
     if assemble.pretrains(config):
         raise UserError(
             f"train.objective: {config.train.objective}: what pretraining costs is not "

@@ -9,6 +9,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from flowgrpo_jax import assemble, cli, estimate
+from flowgrpo_jax.assemble import specs
 from flowgrpo_jax.config import checks, families
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.runtime import mesh as meshes
@@ -77,8 +78,9 @@ def _on_the_host() -> None:
 def _plan(config: ConfigDict) -> None:
     """All of the run that can be made without weights and devices."""
     if _is_here(config):
-        sizes = [size for size in config.mesh.to_dict().values() if size > 0]
-        mesh = meshes.make_abstract_mesh(config.mesh.to_dict(), math.prod(sizes))
+        shape = specs.mesh_shape(config)
+        count = math.prod(size for size in shape.values() if size > 0)
+        mesh = meshes.make_abstract_mesh(shape, count)
         assemble.make_work(config, mesh, *assemble.abstract_model(config))
 
 

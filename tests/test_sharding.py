@@ -43,7 +43,9 @@ def small_model(depth: int = 3):
     )
 
 
-def sampled(data: int, fsdp: int, prompts: int = PROMPTS, depth: int = 3):
+def sampled(
+    data: int, fsdp: int, prompts: int = PROMPTS, depth: int = 3, exact: bool = False
+):
     """(work, what an update takes, images in the order of prompts) of one rollout."""
     config = configs.make(
         prompts_per_iteration=prompts,
@@ -53,6 +55,7 @@ def sampled(data: int, fsdp: int, prompts: int = PROMPTS, depth: int = 3):
         sample__num_steps=3,
         train__use_lora=False,
         train__max_grad_norm=1e9,
+        mesh__exact=exact,
     )
     devices = jax.devices()[: data * fsdp]
     mesh = meshes.make_mesh({"data": data, "fsdp": fsdp}, devices)
@@ -82,9 +85,9 @@ def sampled(data: int, fsdp: int, prompts: int = PROMPTS, depth: int = 3):
 
 
 @functools.cache
-def iteration(data: int, fsdp: int):
+def iteration(data: int, fsdp: int, exact: bool = False):
     """(images in the order of prompts, measurements, gradients, state) of one update."""
-    work, taken, images = sampled(data, fsdp)
+    work, taken, images = sampled(data, fsdp, exact=exact)
     state, info = work.update(*taken)
     # After one step from zero Adam's first moment is a tenth of the gradient.
     grads = optax.tree.get(state.optimizer, "mu")
@@ -127,6 +130,28 @@ def test_loss_and_gradients(data, fsdp):
         assert error <= 1e-6 * most, (jax.tree_util.keystr(path), error, most)
 
     jax.tree_util.tree_map_with_path(close, grads, grads_alone)
+
+
+@pytest.mark.parametrize("data, fsdp", MESHES)
+def test_exact_gradients(data, fsdp):
+    """Oracle: an invariance; `mesh.exact` makes them and all measurements equal."""
+    mine, alone = (
+        (
+            *iteration(*shape, exact=True)[1:3],
+            iteration(*shape, exact=True)[3][0].trainable,
+        )
+        for shape in ((data, fsdp), (1, 1))
+    )
+    jax.tree.map(np.testing.assert_array_equal, mine, jax.device_get(alone))
+
+
+def test_exact_gradients_are_the_others():
+    """Oracle: the same sums in fp32; to 1e-6 of a parameter's largest gradient."""
+    for mine, other in zip(
+        *(jax.tree.leaves(iteration(1, 1, exact=kind)[2]) for kind in (True, False)),
+        strict=True,
+    ):
+        assert np.abs(mine - other).max() <= 1e-6 * np.abs(other).max()
 
 
 def test_the_state_keeps_its_sharding():

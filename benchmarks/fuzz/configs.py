@@ -274,7 +274,7 @@ def _finite(value: Any) -> bool:
 
 def _build(config: ml_collections.ConfigDict) -> None:
     """All that is made of a config before anything is compiled."""
-    meshes.make_abstract_mesh(config.mesh.to_dict(), 8)
+    meshes.make_abstract_mesh(specs.mesh_shape(config), 8)
     transformer_config.adapted_layers(config.train.lora_targets)
     rl_update.learning_rate(specs.optimizer_spec(config))
     assemble.make_behaviour(config)

@@ -56,7 +56,7 @@ class Run:
         self.config = config
         self.check: Callable[[], None] = lambda: None
         self._reward_context = rewards or reward_context(config)
-        self.mesh = meshes.make_mesh(config.mesh.to_dict())
+        self.mesh = meshes.make_mesh(specs.mesh_shape(config))
         self._load_prompts()
         asked = self._sizes()
         model, self._loaded = starting_model(config, self.mesh, asked)

@@ -22,6 +22,11 @@ from flowgrpo_jax.rl.update import Ema, OptimizerSpec
 from flowgrpo_jax.runtime import metric_names
 
 
+def mesh_shape(config: ml_collections.ConfigDict) -> dict[str, int]:
+    """Devices along each axis of the mesh; -1 for all the rest."""
+    return {"data": config.mesh.data, "fsdp": config.mesh.fsdp}
+
+
 def plan_spec(config: ml_collections.ConfigDict) -> PlanSpec:
     """Which transitions are stochastic, and how prompts are packed."""
     sample = config.sample
@@ -33,6 +38,7 @@ def plan_spec(config: ml_collections.ConfigDict) -> PlanSpec:
         updates_per_iteration=config.updates_per_iteration,
         microbatch=config.microbatch,
         reward_batches=config.reward_batches,
+        exact=config.mesh.exact,
         num_steps=sample.num_steps,
         timestep_fraction=config.train.timestep_fraction,
         shared_noise=sample.init_noise == "shared",
@@ -87,6 +93,7 @@ def update_spec(config: ml_collections.ConfigDict) -> UpdateSpec:
         draws=train.draws,
         best_only=train.select == "best",
         count_zeros=train.zero_advantage == "count",
+        exact=config.mesh.exact,
     )
 
 
@@ -124,6 +131,7 @@ def learner_spec(
         guidance_scale=train.guidance_scale or config.sample.guidance_scale,
         microbatch=config.microbatch,
         dtype=jnp.dtype(config.dtype),
+        exact=config.mesh.exact,
     )
 
 

@@ -2,7 +2,7 @@
 
 import ml_collections
 
-from flowgrpo_jax.assemble import sizes
+from flowgrpo_jax.assemble import sizes, specs
 from flowgrpo_jax.assemble.work import make_policy_work
 from flowgrpo_jax.config import checks
 from flowgrpo_jax.cost import flops, topology, tuning
@@ -22,7 +22,7 @@ def candidates(config: ml_collections.ConfigDict, name: str) -> list[Candidate]:
 
     def work_of(microbatch: int, fsdp: int) -> PolicyWork | None:
         chosen = with_choice(config, Choice(microbatch, "none", fsdp, 1))
-        mesh = meshes.make_abstract_mesh(chosen.mesh.to_dict(), devices)
+        mesh = meshes.make_abstract_mesh(specs.mesh_shape(chosen), devices)
         try:
             checks.check(chosen)
             return make_policy_work(chosen, mesh, model, shapes)

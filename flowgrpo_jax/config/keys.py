@@ -27,13 +27,12 @@ MAY_DIFFER = frozenset(
         ),
     }
 )
-# Groups whose keys are the user's: names of rewards, tasks or axes.
+# Groups whose keys are the user's: names of rewards or tasks.
 OPEN = frozenset(
     {
         "reward",
         "reward_options",
         "eval.reward",
-        "mesh",
         "train.objective_options",
         "train.caption_noise",
     }
@@ -124,7 +123,15 @@ def base() -> ml_collections.ConfigDict:
             # What a block keeps for its gradients: none (all of it) | dense | attention |
             # full (its input alone; a pass more of work, little memory)
             "remat": "none",
-            "mesh": c({"data": -1, "fsdp": 1}),
+            "mesh": c(
+                {
+                    "data": -1,  # devices that share microbatches; -1: all the rest
+                    "fsdp": 1,  # that share the weights too
+                    # Whether gradients are the same bits on any mesh: slower, and what
+                    # learns is whole on every device (docs/hosts.md).
+                    "exact": False,
+                }
+            ),
             "sample": c(
                 {
                     # Which steps are stochastic: all | subset | window |

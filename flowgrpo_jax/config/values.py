@@ -33,7 +33,6 @@ from flowgrpo_jax.rl.objectives import options as option_fields
 from flowgrpo_jax.rl.objectives.table import OBJECTIVES
 from flowgrpo_jax.rl.regularizer import KL_FORMS, REFERENCES
 from flowgrpo_jax.rl.step_weight import STEP_WEIGHTS
-from flowgrpo_jax.runtime import mesh as meshes
 from flowgrpo_jax.runtime import resolution
 
 WINDOWS = ("window", "random_window", "progressive_window")
@@ -103,7 +102,9 @@ RULES: dict[str, Rule] = {
     "microbatch": whole(1, 100_000),
     "dtype": one_of(("float32", "bfloat16")),
     "remat": one_of(remat.POLICIES),
-    "mesh": table(one_of(meshes.AXES), _axis),
+    "mesh.data": _axis,
+    "mesh.fsdp": _axis,
+    "mesh.exact": flag,
     "sample.plan": one_of(PLANS),
     "sample.num_steps": _STEPS,
     "sample.eval_num_steps": _STEPS,

@@ -28,7 +28,8 @@ class UpdateSpec:
 
     `in_steps`: one update per trained step, in place of chunks of prompts. Of samples:
     `draws` sigmas each, and of a group the best alone if `best_only`. Whoever has no
-    advantage leaves the mean, or with `count_zeros` counts in it.
+    advantage leaves the mean, or with `count_zeros` counts in it. If `exact`, every
+    pack has batches of its own, which are the same on any mesh.
     """
 
     updates_per_iteration: int
@@ -37,6 +38,7 @@ class UpdateSpec:
     draws: int = 1
     best_only: bool = False
     count_zeros: bool = False
+    exact: bool = False
 
     def weight(self, advantage: np.ndarray) -> np.ndarray:
         """1 for what an update averages over; an advantage of NaN is not known."""
@@ -198,13 +200,13 @@ def batch_of_actions(
             columns["advantage"].append([edges[edge_of[node]] for node in actions])
             update.append(job.prompt // chunk * parts + rank[state])
     flat = {name: np.array(values) for name, values in columns.items()}
+    unit, units, first_item = _units(flat["pack"], packed, devices, states, spec.exact)
     return _arrange(
         np.array(update),
-        flat["pack"],
-        packed,
-        devices,
+        unit,
+        units,
         spec.microbatch,
-        item=flat["item"] + _offset(flat["pack"], packed, devices, states),
+        item=flat["item"] + first_item,
         prompt=flat["prompt"],
         weight=spec.weight(flat["advantage"]),
         advantage=np.nan_to_num(flat["advantage"]).astype(np.float32),
@@ -250,14 +252,13 @@ def batch_of_samples(
     leaves = packed.tables.leaf.start.shape[1] // packed.per_pack
     where = number[:, None] * leaves + members % group
     chunk = prompts // spec.updates_per_iteration
-    offset = _offset(pack, packed, devices, leaves)[:, None]
+    unit, units, first_item = _units(pack, packed, devices, leaves, spec.exact)
     return _arrange(
         prompt // chunk,
-        pack,
-        packed,
-        devices,
+        unit,
+        units,
         max(1, spec.microbatch // members.shape[1]),
-        item=where + offset,
+        item=where + first_item[:, None],
         prompt=prompt,
         weight=spec.weight(np.where(known, advantages.reshape(-1), np.nan)[members]),
         advantage=advantages.reshape(-1)[members].astype(np.float32),
@@ -268,7 +269,7 @@ def batch_of_samples(
 
 
 def batch_of_scenes(
-    numbers: np.ndarray, microbatch: int, devices: int
+    numbers: np.ndarray, microbatch: int, devices: int, exact: bool = False
 ) -> tuple[np.ndarray, UpdateBatch]:
     """Entries of captioned scenes for pretraining: ([pack, leaf] numbers, entries)."""
     packs = -(-len(numbers) // microbatch)
@@ -278,7 +279,8 @@ def batch_of_scenes(
     mask = np.zeros(packs * microbatch, np.float32)
     mask[: len(numbers)] = 1
     lead = (1, packs, microbatch)
-    local = np.arange(packs * microbatch) % (packs // devices * microbatch)
+    items = microbatch * (1 if exact else packs // devices)  # of a pack or a device
+    local = np.arange(packs * microbatch) % items
     blank = np.zeros((*lead, 1), np.float32)
     update_batch = UpdateBatch(
         item=local.reshape(*lead, 1).astype(np.int32),
@@ -292,34 +294,39 @@ def batch_of_scenes(
     return rows.reshape(packs, microbatch), update_batch
 
 
-def _offset(pack, packed: Packed, devices: int, each: int) -> np.ndarray:
-    """Where a pack's items begin among those of its device."""
-    packs_each = len(packed.tables.rounds) // devices
-    return pack % packs_each * packed.per_pack * each
+def _units(pack, packed: Packed, devices: int, each: int, exact: bool) -> tuple:
+    """(whose batches an entry is in, of how many, what its number begins with there).
 
-
-def _arrange(update, pack, packed, devices, slots, **columns) -> UpdateBatch:
-    """Columns [entry, ...] to [update, batch, slot, ...]; a device's batches in a row.
-
-    Entries that teach something come first, so that the batches left over can be
-    skipped whole.
+    Of a device's, with the items of all its packs; if `exact`, of a pack's.
     """
-    device = pack // (len(packed.tables.rounds) // devices)
+    packs = len(packed.tables.rounds)
+    if exact:
+        return pack, packs, np.zeros_like(pack)
+    packs_each = packs // devices
+    return pack // packs_each, devices, pack % packs_each * packed.per_pack * each
+
+
+def _arrange(update, unit, units, slots, **columns) -> UpdateBatch:
+    """Columns [entry, ...] to [update, batch, slot, ...]; a unit's batches in a row.
+
+    Units are the devices, or else the packs. Entries that teach something come first, so
+    that the batches left over can be skipped whole.
+    """
     updates = int(update.max()) + 1
-    counts = np.zeros((updates, devices), np.int64)
-    np.add.at(counts, (update, device), 1)
+    counts = np.zeros((updates, units), np.int64)
+    np.add.at(counts, (update, unit), 1)
     batches = -(-int(counts.max()) // slots)
     idle = ~(columns["weight"] != 0).any(axis=1)
-    order = np.lexsort((np.arange(len(update)), idle, device, update))
+    order = np.lexsort((np.arange(len(update)), idle, unit, update))
     starts = np.cumsum(counts.reshape(-1)) - counts.reshape(-1)
-    cell = update[order] * devices + device[order]
+    cell = update[order] * units + unit[order]
     within = np.arange(len(order)) - starts[cell]
     place = cell * batches * slots + within
 
     def table(values):
         dtype = np.float32 if values.dtype.kind == "f" else np.int32
-        out = np.zeros((updates * devices * batches * slots, *values.shape[1:]), dtype)
+        out = np.zeros((updates * units * batches * slots, *values.shape[1:]), dtype)
         out[place] = values[order]
-        return out.reshape(updates, devices * batches, slots, *values.shape[1:])
+        return out.reshape(updates, units * batches, slots, *values.shape[1:])
 
     return UpdateBatch(**{name: table(values) for name, values in columns.items()})

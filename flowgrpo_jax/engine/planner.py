@@ -25,6 +25,7 @@ class PlanSpec:
     reward_batches: int  # parts of a rollout: one is scored while the next is sampled
     num_steps: int
     timestep_fraction: float
+    exact: bool  # packs are the same on any mesh
     shared_noise: bool  # a group begins with one noise
     window_size: int
     window_range: tuple[int, int]
@@ -52,7 +53,7 @@ class Planner:
         prompts = spec.prompts_per_iteration
         # Chunks of prompts are whole packs, and every device should have one of each.
         per_chunk = prompts // spec.updates_per_iteration
-        most = max(1, per_chunk // devices)
+        most = 1 if spec.exact else max(1, per_chunk // devices)
         fitting = max(n for n in range(1, most + 1) if per_chunk % n == 0)
         self.per_pack = packing.jobs_per_pack(self.kinds[0], fitting, spec.microbatch)
         self._check_batches(-(-prompts // self.per_pack))

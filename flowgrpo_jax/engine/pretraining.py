@@ -40,7 +40,10 @@ class PretrainingStep:
         size = work.scenes_per_iteration
         captions, scenes = self._scenes.batch(iteration, size)
         numbers, update_batch = credit.batch_of_scenes(
-            np.arange(size), work.learner.microbatch, work.mesh.size
+            np.arange(size),
+            work.learner.microbatch,
+            work.mesh.size,
+            work.learner.exact,
         )
         state, info = work.update(
             state,

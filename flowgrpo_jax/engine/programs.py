@@ -21,6 +21,7 @@ from flowgrpo_jax.rl import losses
 from flowgrpo_jax.rl import update as rl_update
 from flowgrpo_jax.rl.measurements import LARGEST
 from flowgrpo_jax.rl.objectives.noised import SampleElements
+from flowgrpo_jax.rl.summation import EXACT, ROUNDED
 from flowgrpo_jax.rl.update import UpdateBatch
 from flowgrpo_jax.runtime import mesh as meshes
 from flowgrpo_jax.runtime import platform
@@ -192,6 +193,7 @@ def make_update(
     ema: rl_update.Ema,
     behaviour: rl_update.Behaviour | None = None,
     dtype: DTypeLike | None = None,
+    exact: bool = False,
 ) -> Callable:
     """A program that learns: it gives the new state and measurements of every update.
 
@@ -201,9 +203,11 @@ def make_update(
     policies those that the loss `needs` are made: "frozen" itself, "old" (the behaviour
     policy, or the learner as it was when the iteration began) and "ema", an average.
     The state is donated. `dtype` as for the rollout; gradients are summed and reduced
-    in fp32.
+    in fp32. If `exact`, they are the same bits on any mesh: every pack is one round of a
+    loop, of one shape, and `rl/summation.py` adds up; no axis may split what learns.
     """
     trainable_specs = state_specs.trainable
+    summation = EXACT if exact else ROUNDED
 
     def local(
         trainable, old, average, frozen, experience, update_batch, key, text, empty
@@ -218,24 +222,32 @@ def make_update(
             old=variables(old) if "old" in needs else None,
             ema=variables(average) if "ema" in needs else None,
         )
-        grads, sums = rl_update.local_gradients(
-            lambda part, texts, elements: loss(
-                overlay(frozen, part), policies, texts, elements
-            ),
-            fetch_from(experience, key),
-            update_batch,
-            _parameters(trainable, trainable_specs, dtype),
-            text_lookup(text, empty),
-            part=meshes.parts,
-            agree=lambda busy: _any_of_fsdp(busy.astype(jnp.int32)) > 0,
-        )
-        whole = {
-            name: (jax.lax.pmax if name in LARGEST else meshes.sum_over)(
-                value, meshes.AXES
+        learning = _parameters(trainable, trainable_specs, dtype)
+
+        def gradients(so_far, experience, update_batch):
+            return rl_update.local_gradients(
+                lambda part, texts, elements: loss(
+                    overlay(frozen, part), policies, texts, elements
+                ),
+                fetch_from(experience, key),
+                update_batch,
+                learning,
+                text_lookup(text, empty),
+                part=meshes.parts,
+                agree=lambda busy: _any_of_fsdp(busy.astype(jnp.int32)) > 0,
+                summation=summation,
+                so_far=so_far,
             )
-            for name, value in sums.items()
-        }
-        return meshes.sum_gradients(grads, trainable_specs), whole
+
+        if exact:
+            grads, sums = _pack_by_pack(gradients, experience, update_batch)
+        else:
+            grads, sums = gradients(None, experience, update_batch)
+        largest = {name: sums.pop(name) for name in LARGEST & sums.keys()}
+        added = meshes.sum_over(sums, meshes.AXES)
+        grads = meshes.sum_gradients(grads, trainable_specs)
+        measured = summation.whole(added) | jax.lax.pmax(largest, meshes.AXES)
+        return summation.whole(grads), measured
 
     fixed = (trainable_specs, trainable_specs, trainable_specs, frozen_specs)
     sharded = jax.shard_map(
@@ -276,6 +288,21 @@ def make_update(
         out_shardings=out,
         compiler_options=platform.one_library(mesh, dtype),
     )
+
+
+def _pack_by_pack(gradients: Callable, experience: Any, update_batch: Any) -> Any:
+    """Sums over a device's packs, each of which has equally many batches."""
+    packs = len(jax.tree.leaves(experience)[0])
+    batches = jax.tree.map(lambda x: x.reshape(packs, -1, *x.shape[1:]), update_batch)
+    alone = jax.tree.map(lambda x: x[:, None], experience)
+
+    def one_pack(so_far, pack):
+        return gradients(so_far, *pack), None
+
+    first = jax.tree.map(lambda x: x[0], (alone, batches))
+    shapes = jax.eval_shape(lambda pack: gradients(None, *pack), first)
+    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    return jax.lax.scan(one_pack, nothing, (alone, batches))[0]
 
 
 def make_scene_encoder(

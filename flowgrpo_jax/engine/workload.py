@@ -64,6 +64,7 @@ class LearnerSpec:
     guidance_scale: float
     microbatch: int
     dtype: DTypeLike  # of whole copies of sharded parameters: that of the layers
+    exact: bool = False  # gradients are the same on any mesh
 
 
 class Learner:
@@ -88,10 +89,16 @@ class Learner:
         self.trainable = jax.eval_shape(spec.trainable_part, shapes)
         self.frozen = self.frozen_part(shapes, self.trainable)
         self.state = jax.eval_shape(self._init_state, self.trainable)
-        # Moments carry the names of their parameters, so the same rules place them.
+        # Moments carry the names of their parameters, so the same rules place them. To
+        # be exact what learns is whole everywhere: a norm over parts rounds in parts.
+        learns = () if spec.exact else model.denoiser.sharding_rules
         self.trainable_specs, self.frozen_specs, self.state_specs = (
-            meshes.specs(tree, model.denoiser.sharding_rules, mesh)
-            for tree in (self.trainable, self.frozen, self.state)
+            meshes.specs(tree, rules, mesh)
+            for tree, rules in (
+                (self.trainable, learns),
+                (self.frozen, model.denoiser.sharding_rules),
+                (self.state, learns),
+            )
         )
         self.variables_specs = overlay(self.frozen_specs, self.trainable_specs)
         from_samples = self.learns_from_samples
@@ -106,6 +113,7 @@ class Learner:
             spec.ema,
             spec.behaviour,
             spec.dtype,
+            spec.exact,
         )
 
     def frozen_part(self, loaded: Variables, trainable: Variables) -> Variables:

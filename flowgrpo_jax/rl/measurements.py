@@ -5,18 +5,33 @@ something to learn from. Those of LARGEST are the largest value of the first upd
 before which nothing has moved: they show what differs though it should not.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
+
+from flowgrpo_jax.rl.summation import ROUNDED, Summation
 
 # |log-prob of the update - log-prob of the rollout|: 0 where both run the same program.
 LARGEST = frozenset({"ratio_gap"})
 
 
+def none_yet(names: Iterable[str], summation: Summation) -> dict[str, Array]:
+    """The sums of measurements before the first microbatch."""
+    nothing = jax.ShapeDtypeStruct((), jnp.float32)
+    return {
+        name: jnp.zeros(()) if name in LARGEST else summation.start(nothing)
+        for name in names
+    }
+
+
 def added(
-    sums: Mapping[str, Array], info: Mapping[str, Array], weight: Array
+    sums: Mapping[str, Array],
+    info: Mapping[str, Array],
+    weight: Array,
+    summation: Summation = ROUNDED,
 ) -> dict[str, Array]:
     """`sums` with the measurements [slot, sibling] of one more microbatch."""
 
@@ -24,7 +39,7 @@ def added(
         value = value.astype(jnp.float32)
         if name in LARGEST:
             return jnp.maximum(sums[name], jnp.max(jnp.where(weight > 0, value, 0.0)))
-        return sums[name] + jnp.sum(weight * value)
+        return summation.add(sums[name], jnp.sum(weight * value))
 
     return {name: add(name, value) for name, value in info.items()}
 

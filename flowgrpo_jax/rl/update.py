@@ -17,6 +17,7 @@ from flax import struct
 from jaxtyping import Array
 
 from flowgrpo_jax.rl import measurements
+from flowgrpo_jax.rl.summation import ROUNDED, Summation
 
 # An array of the host before it is placed on the mesh, of the device after.
 Column = Any
@@ -179,6 +180,8 @@ def local_gradients(
     text_of: Callable[[Array], tuple],
     part: Callable[[Any], Any] = lambda gradients: gradients,
     agree: Callable[[Array], Array] = lambda busy: busy,
+    summation: Summation = ROUNDED,
+    so_far: tuple[Any, dict[str, Array]] | None = None,
 ) -> tuple[Any, dict[str, Array]]:
     """Sum over this device's entries of weight * gradient, and of measurements.
 
@@ -186,7 +189,8 @@ def local_gradients(
     them; `loss(trainable, text, elements)` gives values and measurements [slot,
     sibling]. Measurements are added up as `measurements.added` says. Where devices
     share the parameters, `part` makes this device's part of a gradient, and `agree`
-    tells which batches [batch] any of them works on.
+    tells which batches [batch] any of them works on. What comes back is not `whole` yet:
+    the sums of all devices are added first. `so_far`: sums to go on from.
     """
 
     def one_loss(trainable, batch: UpdateBatch):
@@ -204,18 +208,18 @@ def local_gradients(
         def work(carry):
             total, sums = carry
             grads, info = gradient(trainable, batch)
-            total = jax.tree.map(jnp.add, total, own(grads))
-            return total, measurements.added(sums, info, batch.weight)
+            total = summation.add(total, own(grads))
+            return total, measurements.added(sums, info, batch.weight, summation)
 
         return jax.lax.cond(busy, work, lambda carry: carry, carry), None
 
-    first = jax.tree.map(lambda x: x[0], update_batch)
-    _, info = jax.eval_shape(one_loss, trainable, first)
-    kept = jax.eval_shape(own, trainable)
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), kept)
-    start = (zeros, {name: jnp.zeros(()) for name in info})
+    if so_far is None:
+        first = jax.tree.map(lambda x: x[0], update_batch)
+        _, info = jax.eval_shape(one_loss, trainable, first)
+        kept = jax.eval_shape(own, trainable)
+        so_far = (summation.start(kept), measurements.none_yet(info, summation))
     busy = agree(jnp.any(update_batch.weight != 0, axis=(1, 2)))
-    return jax.lax.scan(one_batch, start, (update_batch, busy))[0]
+    return jax.lax.scan(one_batch, so_far, (update_batch, busy))[0]
 
 
 def update(

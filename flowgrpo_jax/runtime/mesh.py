@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax.flatten_util import ravel_pytree
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
@@ -282,21 +283,30 @@ def parts(tree: Any) -> Any:
 
 def sum_gradients(tree: Any, spec: Any) -> Any:
     """Sums gradients over the axes over which `Shard.whole` has not."""
+    leaves, structure = jax.tree.flatten(tree)
+    over = [
+        tuple(sorted(set(AXES) - set(leaf_spec)))
+        for leaf_spec in structure.flatten_up_to(spec)
+    ]
+    for axes in dict.fromkeys(over):
+        own = [place for place, those in enumerate(over) if those == axes]
+        sums = sum_over([leaves[place] for place in own], axes)
+        for place, total in zip(own, sums, strict=True):
+            leaves[place] = total
+    return jax.tree.unflatten(structure, leaves)
 
-    def total(leaf, leaf_spec):
-        return sum_over(leaf, tuple(sorted(set(AXES) - set(leaf_spec))))
 
-    return jax.tree.map(total, tree, spec)
-
-
-def sum_over(values: jax.Array, axes: str | tuple[str, ...]) -> jax.Array:
-    """The sum over devices, inside shard_map: the same for any number of processes."""
+def sum_over(values: Any, axes: str | tuple[str, ...]) -> Any:
+    """Sums of a tree over devices, inside shard_map: the same for any number of processes."""
     if not (axes and _by_gloo()):
         return jax.lax.psum(values, axes)
+    row, back = ravel_pytree(values)  # one array: gloo takes its time for each
+    if jnp.issubdtype(row.dtype, jnp.integer):
+        return back(jax.lax.psum(row, axes))
     # All devices have the same sum; its largest is a collective again, behind which the
     # program is compiled as it is for one process. A barrier does not do that on CPUs.
-    total = functools.reduce(jnp.add, jax.lax.all_gather(values, axes))
-    return jax.lax.pmax(total, axes)
+    total = functools.reduce(jnp.add, jax.lax.all_gather(row, axes))
+    return back(jax.lax.pmax(total, axes))
 
 
 def _sum_in_parts(values: jax.Array, axis: str, dimension: int) -> jax.Array:

@@ -11,6 +11,7 @@ import pytest
 from flowgrpo_jax import assemble
 from flowgrpo_jax import config as configs
 from flowgrpo_jax import train as trainer
+from flowgrpo_jax.assemble import specs
 from flowgrpo_jax.config import checks, families
 from flowgrpo_jax.errors import UserError
 from flowgrpo_jax.rewards import ocr, ocr_engine, registry
@@ -129,7 +130,7 @@ def test_two_iterations_of_flow_grpo(tmp_path, reader):
 def test_pretraining_paints_the_words_of_its_captions():
     """Oracle: the painter; latents are its pictures in [-1, 1], pack by pack."""
     config = small(config_of("pretrain_words.py"))
-    mesh = meshes.make_mesh(config.mesh.to_dict())
+    mesh = meshes.make_mesh(specs.mesh_shape(config))
     built, variables = assemble.new_model(config)
     assert built.name == "words" and built.latent_shape == (12, 24, 3)
     work = assemble.make_work(config, mesh, built, variables)
