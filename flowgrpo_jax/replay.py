@@ -228,6 +228,10 @@ def record(replayed: "Replayed") -> dict[str, Any]:
                     name: [_finite(value) for value in pair]
                     for name, pair in one.differing.items()
                 },
+                "learned": {
+                    name: [_finite(value) for value in pair]
+                    for name, pair in one.learned.items()
+                },
             }
             for one in replayed.checked
         ],

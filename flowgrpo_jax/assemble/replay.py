@@ -31,6 +31,7 @@ from flowgrpo_jax.runtime.metrics import number, read_metrics
 from flowgrpo_jax.runtime.workdir import check_digests, checkpoint_steps, locate
 
 Row = Mapping[str, Any]
+Pair = tuple[float, float]
 
 
 class Place(NamedTuple):
@@ -44,12 +45,15 @@ class Place(NamedTuple):
 class Checked(NamedTuple):
     """An iteration's numbers beside the row that the run wrote of it, if it did.
 
-    `differing`: name -> (here, in the run). `equal` counts the others.
+    `differing`: name -> (here, in the run). `learned`: the same of what was learned
+    after the sample on another mesh, and so says nothing of it. `equal` counts the
+    others.
     """
 
     iteration: int
     equal: int
-    differing: Mapping[str, tuple[float, float]]
+    differing: Mapping[str, Pair]
+    learned: Mapping[str, Pair] = {}
 
 
 class Replayed(NamedTuple):
@@ -82,15 +86,17 @@ def replay(
     """Make a training sample of the run in `workdir` again.
 
     It goes on from the nearest `checkpoint` (finished iterations; 0 is the beginning,
-    which needs none). `mesh` takes the place of the run's, and `model` says where its
-    base model is now. The run may still be training. UserError for what is not there.
+    which needs none). `mesh` takes the place of the one that the run made that iteration
+    on, and `model` says where its base model is now. The run may still be training. UserError for what is not there.
     """
     folder = locate(workdir)
-    config = _config(folder, mesh, model)
+    config = _config(folder, model)
     rows = {
         row["iteration"]: row for row in read_metrics(folder) if row["kind"] == "train"
     }
     start = _start(folder, config, place.iteration, checkpoint, rows)
+    was_on = _mesh_of_run(folder, place.iteration)
+    _choose_mesh(config, mesh or was_on)
     _check_place(config, place)
     told = _environments(folder, start, place.iteration)
     for line in told:
@@ -111,34 +117,47 @@ def replay(
     sample = trajectory.of(got, place.prompt, place.member)
     # Its own row tells of all that was sampled with it, and of what was learned from it.
     _, metrics = run.learn(state, got)
-    checked.append(_compared(place.iteration, metrics, rows.get(place.iteration)))
+    own = _compared(place.iteration, metrics, rows.get(place.iteration))
+    if dict(run.mesh.shape) != was_on:
+        own = _apart(own, got.metrics)
+    checked.append(own)
     tell(line_of(checked[-1]))
     return Replayed(place, start, sample, checked, told)
 
 
 def line_of(checked: Checked) -> str:
     """What the comparison of an iteration came to."""
-    name = f"iteration {checked.iteration}"
-    if not checked.equal and not checked.differing:
+    name, total = f"iteration {checked.iteration}", sum(map(_count, checked[1:]))
+    if not total:
         return f"{name}: the run wrote no row of it (log.every): nothing to compare"
-    if not checked.differing:
-        return f"{name}: all {checked.equal} numbers of its row are equal"
-    gaps = "; ".join(
-        f"{metric} {here!r} here, {there!r} in the run"
-        for metric, (here, there) in checked.differing.items()
+    if checked.differing:
+        count = f"{len(checked.differing)} of {total}"
+        return f"{name}: DIFFERS in {count} numbers: {_gaps(checked.differing)}"
+    if checked.learned:
+        return (
+            f"{name}: all {checked.equal} numbers of what was sampled are equal; what was "
+            f"learned from it, on another mesh, differs: {_gaps(checked.learned)}"
+        )
+    return f"{name}: all {checked.equal} numbers of its row are equal"
+
+
+def _count(of: int | Mapping) -> int:
+    return of if isinstance(of, int) else len(of)
+
+
+def _gaps(differing: Mapping[str, Pair]) -> str:
+    return "; ".join(
+        f"{name} {here!r} here, {there!r} in the run"
+        for name, (here, there) in differing.items()
     )
-    total = checked.equal + len(checked.differing)
-    return f"{name}: DIFFERS in {len(checked.differing)} of {total} numbers: {gaps}"
 
 
 def _iterations(count: int) -> str:
     return "iteration" if count == 1 else "iterations"
 
 
-def _config(
-    folder: Path, mesh: Mapping[str, int] | None, model: str | None
-) -> ConfigDict:
-    """The run's config on the mesh asked for, without what only evaluations need."""
+def _config(folder: Path, model: str | None) -> ConfigDict:
+    """The run's config, without what only evaluations need."""
     config = restore.choose_config(None, str(folder), model)
     if pretrains(config):
         raise UserError(
@@ -146,10 +165,31 @@ def _config(
             "give that of a run that learns from rewards"
         )
     config.monitors = ()
-    if mesh is not None:
-        config.mesh = ConfigDict(mesh)
-        checks.check(config)
     return config
+
+
+def _mesh_of_run(folder: Path, iteration: int) -> dict[str, int] | None:
+    """The mesh that an iteration was made on; None where the run did not keep it."""
+    before = [
+        entry
+        for entry in environment.history(folder)
+        if entry["from_iteration"] <= iteration
+    ]
+    return dict(before[-1]["mesh"]) if before and "mesh" in before[-1] else None
+
+
+def _choose_mesh(config: ConfigDict, mesh: Mapping[str, int] | None) -> None:
+    """Set the mesh; UserError if there are not as many devices here."""
+    if mesh is not None:
+        config.mesh = ConfigDict(dict(mesh))
+        checks.check(config)
+    try:
+        meshes.make_mesh(config.mesh.to_dict())
+    except UserError as error:
+        raise UserError(
+            f"--mesh: {error}: give another one, such as --mesh=data=-1: samples are the "
+            "same, updates add up in another order"
+        ) from error
 
 
 def _start(
@@ -261,3 +301,16 @@ def _compared(iteration: int, metrics: Row, row: Row | None) -> Checked:
         if not np.array_equal(value, row[name], equal_nan=True)
     }
     return Checked(iteration, len(here) - len(differing), differing)
+
+
+def _apart(checked: Checked, sampled: Row) -> Checked:
+    """With what was learned, which is all but these metrics, told apart."""
+    differing, learned = (
+        {
+            name: pair
+            for name, pair in checked.differing.items()
+            if (name in sampled) is wanted
+        }
+        for wanted in (True, False)
+    )
+    return checked._replace(differing=differing, learned=learned)

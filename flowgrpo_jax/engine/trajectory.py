@@ -8,7 +8,7 @@ a number they are compared bit for bit.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -84,6 +84,16 @@ class Trajectory:
     unequal: Sequence[str]
 
 
+class _Alone(NamedTuple):
+    """What a rollout of one way by itself keeps; all but `clean` lead with [step]."""
+
+    latent: np.ndarray
+    next_latent: np.ndarray
+    velocity: np.ndarray
+    log_prob: np.ndarray
+    clean: Latent
+
+
 def members(made: Plan) -> list[int]:
     """The numbers of the leaves that are members of the group, in order."""
     own = credit.OWN_IMAGE
@@ -99,20 +109,22 @@ def of(got: Collected, prompt: int, member: int) -> Trajectory:
     job = got.jobs[prompt]
     made, own = job.plan, members(job.plan)
     way = plan.way(made, own[member])
-    alone, sampled_alone = _alone(got, job, way)
+    alone = _alone(got, job, way)
     kept = _kept(got, prompt)
     advantages, of_image = _advantages(got, prompt, own[member])
     sigmas = got.work.sampler.sigmas
-    pictures = _decoded(got, [*alone.latent, *_predictions(alone, sigmas)])
+    starts = [made.nodes[node].at for node in way[:-1]]
+    predicted = _predictions(alone, [sigmas[start] for start in starts])
+    pictures = _decoded(got, [*alone.latent, *predicted])
     unequal, steps = [], []
     for number, node in enumerate(way[1:]):
-        parent, at, noise, trained, _ = made.nodes[node]
-        start = made.nodes[parent].at
+        _, at, noise, trained, _ = made.nodes[node]
+        start = starts[number]
         stochastic = noise != DETERMINISTIC
         latent, following, log_prob = (
             alone.latent[number],
-            alone.next_latent[number, 0],
-            alone.log_prob[number, 0],
+            alone.next_latent[number],
+            alone.log_prob[number],
         )
         if node in kept:
             again = (latent, following, log_prob)
@@ -131,14 +143,14 @@ def of(got: Collected, prompt: int, member: int) -> Trajectory:
                 following,
                 alone.velocity[number],
                 pictures[number],
-                pictures[len(way) - 1 + number],
+                pictures[len(starts) + number],
                 float(log_prob) if stochastic else None,
                 advantages.get(node),
                 made.credit[made.trained.tolist().index(node)] if trained else (),
             )
         )
     clean = packing.collect(jax.device_get(got.made.clean), got.packed)[prompt]
-    if not np.array_equal(sampled_alone, clean[own[member]]):
+    if not np.array_equal(alone.clean, clean[own[member]]):
         unequal.append("the clean latent")
     answered = {leaf for step in steps for leaf in step.answers_for}
     others = sorted(answered - {-1, own[member]})
@@ -171,8 +183,8 @@ def _leaf(got: Collected, prompt: int, leaf: int) -> Leaf:
     )
 
 
-def _alone(got: Collected, job: packing.Job, way: Sequence[int]) -> tuple[Any, Latent]:
-    """(transitions [step, ...], clean latent) of one way, sampled by itself."""
+def _alone(got: Collected, job: packing.Job, way: Sequence[int]) -> _Alone:
+    """One way, sampled by itself."""
     work, learner = got.work, got.work.learner
     by_itself = plan.alone(job.plan, way)
     shape = packing.shape_of([by_itself], 1, learner.microbatch)
@@ -186,11 +198,15 @@ def _alone(got: Collected, job: packing.Job, way: Sequence[int]) -> tuple[Any, L
         learner.dtype,
     )
     tables = work.place(packed.tables, programs.PACKS)
-    made = jax.device_get(program(got.variables, got.key, tables, got.text, got.empty))
-    first = jax.tree.map(
-        lambda values: packing.collect(values, packed)[0], made.transitions
+    made = program(got.variables, got.key, tables, got.text, got.empty)
+    kept = made.transitions
+    latent, following, velocity, log_prob, clean = (
+        packing.collect(values, packed)[0]
+        for values in jax.device_get(
+            (kept.latent, kept.next_latent, kept.velocity, kept.log_prob, made.clean)
+        )
     )
-    return first, packing.collect(made.clean, packed)[0, 0]
+    return _Alone(latent, following[:, 0], velocity, log_prob[:, 0], clean[0])
 
 
 def _kept(got: Collected, prompt: int) -> dict[int, tuple[Any, Any, Any]]:
@@ -244,10 +260,10 @@ def _known(value: np.floating) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-def _predictions(alone: Any, sigmas: Sequence[float]) -> np.ndarray:
+def _predictions(alone: _Alone, sigmas: Sequence[float]) -> np.ndarray:
     """[step, ...]: the clean latents that velocities point to, x - sigma v."""
-    sigma = np.array([sigmas[step] for step in alone.step], np.float32)
-    return alone.latent - sigma[:, None, None, None] * alone.velocity
+    sigma = np.array(sigmas, np.float32)[:, None, None, None]
+    return alone.latent - sigma * alone.velocity
 
 
 def _decoded(got: Collected, latents: Sequence[Latent]) -> np.ndarray:
