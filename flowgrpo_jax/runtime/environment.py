@@ -94,6 +94,7 @@ def history(workdir: Path) -> list[dict[str, Any]]:
         entries = parse_json(path.read_text()) if path.exists() else []
         for entry in entries:
             int(entry["from_iteration"]), dict(entry["environment"])
+            dict(entry.get("mesh", {}))
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(
             f"workdir: {path}: cannot be read ({error}): delete it: what the run was "
