@@ -12,7 +12,7 @@ import io
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -165,7 +165,7 @@ def write(folder: Path, replayed: "Replayed") -> None:
     columns, scale = len(steps) + 1, -(-_WIDE // image.shape[1])
     grids.save_grid(folder / "steps.png", np.stack(shown), columns, scale, captions)
     atomic_write(folder / "image.png", grids.png(image))
-    arrays = {
+    arrays: dict[str, np.ndarray] = {
         "latents": np.stack([*(step.latent for step in steps), sample.clean]),
         "velocities": np.stack([step.velocity for step in steps]),
         "pictures": np.stack([*(step.picture for step in steps), image]),
@@ -173,12 +173,12 @@ def write(folder: Path, replayed: "Replayed") -> None:
         "others": np.stack([other.image for other in sample.others] or [white])[
             : len(sample.others)
         ],
-        "log_probs": np.float32([_or_nan(step.log_prob) for step in steps]),
-        "advantages": np.float32([_or_nan(step.advantage) for step in steps]),
-        "sigmas": np.float64([steps[0].sigma, *(step.sigma_next for step in steps)]),
+        "log_probs": np.array([_or_nan(step.log_prob) for step in steps], np.float32),
+        "advantages": np.array([_or_nan(step.advantage) for step in steps], np.float32),
+        "sigmas": np.array([steps[0].sigma, *(step.sigma_next for step in steps)]),
     }
     buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
+    np.savez(buffer, allow_pickle=False, **arrays)
     atomic_write(folder / "sample.npz", buffer.getvalue())
     told = record(replayed) | {
         "sha256": {name: _sha256(values) for name, values in arrays.items()}
@@ -277,7 +277,7 @@ def _plain(rewards: Mapping[str, float]) -> dict[str, float | None]:
     return {name: _finite(value) for name, value in rewards.items()}
 
 
-def _sha256(values: np.ndarray | Sequence[float]) -> str:
+def _sha256(values: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()
 
 

@@ -127,7 +127,8 @@ def replay(
 
 def line_of(checked: Checked) -> str:
     """What the comparison of an iteration came to."""
-    name, total = f"iteration {checked.iteration}", sum(map(_count, checked[1:]))
+    name = f"iteration {checked.iteration}"
+    total = checked.equal + len(checked.differing) + len(checked.learned)
     if not total:
         return f"{name}: the run wrote no row of it (log.every): nothing to compare"
     if checked.differing:
@@ -139,10 +140,6 @@ def line_of(checked: Checked) -> str:
             f"learned from it, on another mesh, differs: {_gaps(checked.learned)}"
         )
     return f"{name}: all {checked.equal} numbers of its row are equal"
-
-
-def _count(of: int | Mapping) -> int:
-    return of if isinstance(of, int) else len(of)
 
 
 def _gaps(differing: Mapping[str, Pair]) -> str:

@@ -6,6 +6,7 @@ its numbers, and what a microbatch is filled with changes no row of it. Where bo
 a number they are compared bit for bit.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -193,7 +194,7 @@ def _alone(got: Collected, job: packing.Job, way: Sequence[int]) -> _Alone:
     program = programs.make_rollout(
         work.mesh,
         work.variables_specs,
-        work.sampler.replace(keep_velocity=True),
+        dataclasses.replace(work.sampler, keep_velocity=True),
         work.model.latent_shape,
         learner.dtype,
     )
