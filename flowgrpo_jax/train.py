@@ -83,7 +83,8 @@ def _train(run: Run, place: Workdir, stop: GracefulStop, command: str) -> bool:
         print(line, flush=True)
     with Checkpointer(place.checkpoints, config.checkpoint.keep) as checkpoints:
         start = checkpoints.latest() or 0
-        if line := cluster.first(lambda: environment.record(place.path, start)):
+        shape = dict(run.mesh.shape)
+        if line := cluster.first(lambda: environment.record(place.path, start, shape)):
             print(line, flush=True)
         state = run.initial_state()
         run.forget_base()

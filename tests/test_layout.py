@@ -8,7 +8,7 @@ import flowgrpo_jax
 
 PACKAGE = Path(flowgrpo_jax.__file__).parent
 ROOT = Path(__file__).parents[1]
-COMMANDS = {"main", "sample", "evaluate", "compare", "export", "estimate"}
+COMMANDS = {"main", "sample", "evaluate", "compare", "export", "estimate", "replay"}
 
 
 def test_the_top_level():

@@ -27,6 +27,7 @@ from flowgrpo_jax.cost import budget
 from flowgrpo_jax.data import buckets
 from flowgrpo_jax.data import prompts as prompt_data
 from flowgrpo_jax.data.prompts import Prompt
+from flowgrpo_jax.engine.collected import Collected
 from flowgrpo_jax.engine.policy import PolicyStep, coming_texts
 from flowgrpo_jax.engine.pretraining import PretrainingStep
 from flowgrpo_jax.engine.workload import PretrainingWork, Work, for_devices
@@ -206,6 +207,18 @@ class Run:
         """Iteration `iteration`: (new state, metrics)."""
         return self._step.step(state, iteration)
 
+    def collect(self, state: TrainState, iteration: int) -> Collected:
+        """The first part of `step` of a policy: what the iteration learns from."""
+        assert isinstance(self._step, PolicyStep), "pretraining has no rollout"
+        return self._step.collect(state, iteration)
+
+    def learn(
+        self, state: TrainState, got: Collected
+    ) -> tuple[TrainState, dict[str, Any]]:
+        """The second part: (new state, metrics). It takes the state's memory."""
+        assert isinstance(self._step, PolicyStep), "pretraining has no rollout"
+        return self._step.learn(state, got)
+
     # -- evaluation ----------------------------------------------------------------
 
     def evaluate(self, state: TrainState, final: bool) -> Evaluation:
@@ -238,6 +251,10 @@ class Run:
     def keep_base(self, workdir: Path) -> None:
         """Note what the run begins with; UserError if it began with other weights."""
         base_weights.keep(workdir, self.config, self._loaded)
+
+    def check_base(self, workdir: Path) -> None:
+        """UserError if the run in `workdir` began with other weights; writes nothing."""
+        base_weights.check(workdir, self.config, self._loaded)
 
     def warn_if_unmoved(self, state: TrainState) -> None:
         """A line where the result of the run is the base model."""

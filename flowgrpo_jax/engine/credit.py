@@ -19,7 +19,7 @@ from flowgrpo_jax.rl.update import UpdateBatch
 
 # Leaves that rate the policy: the images of column 0. Others are coarser finishes,
 # probes of states on the way, or the anchor's own image.
-_OWN_IMAGE = 0
+OWN_IMAGE = 0
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def leaves_of(jobs: Sequence[Job], advantage_key: str) -> Leaves:
     names = [(p, *_key(x, advantage_key)) for p, x in zip(prompt, labels, strict=True)]
     _, key = np.unique(np.array(names), axis=0, return_inverse=True)
     credited = [_credited(job.plan) for job in jobs]
-    own = np.array([label.column == _OWN_IMAGE for label in labels])
+    own = np.array([label.column == OWN_IMAGE for label in labels])
     return Leaves(prompt, key.reshape(-1), own, np.concatenate(credited))
 
 

@@ -15,6 +15,7 @@ from flowgrpo_jax.data import buckets
 from flowgrpo_jax.data.buckets import Buckets
 from flowgrpo_jax.data.prompts import Prompt
 from flowgrpo_jax.engine import credit, extremes, overlap, programs, text_table
+from flowgrpo_jax.engine.collected import Collected
 from flowgrpo_jax.engine.finite import check_finite
 from flowgrpo_jax.engine.text_table import TextTable
 from flowgrpo_jax.engine.workload import PolicyWork
@@ -81,6 +82,10 @@ class PolicyStep:
         self, state: TrainState, iteration: int
     ) -> tuple[TrainState, dict[str, Any]]:
         """Iteration `iteration`: (new state, metrics)."""
+        return self.learn(state, self.collect(state, iteration))
+
+    def collect(self, state: TrainState, iteration: int) -> Collected:
+        """Sample and rate what iteration `iteration` learns from; `state` stays."""
         spec = self.spec
         begin, skip = time.monotonic(), spec.skip_failures
         size, prompts = self._batch(iteration)
@@ -132,32 +137,37 @@ class PolicyStep:
             }
 
         told = cluster.together(here)
+        own = told[cluster.index()]
         measured = credit.joined(told, len(leaves.prompt))
         leaves, failed = self._without_failed(leaves, measured)
+        got = Collected(
+            iteration=iteration,
+            work=work,
+            prompts=prompts,
+            jobs=jobs,
+            packed=packed,
+            leaves=leaves,
+            measured=measured,
+            made=made,
+            images=arrived,
+            numbers=own["numbers"],
+            variables=variables,
+            key=key,
+            text=text,
+            empty=self._empty,
+        )
         if failed.get("reward_failed") == 1.0:
-            return state, failed
+            return got._replace(metrics=failed)
         update_batch, stats = work.update_batch(jobs, packed, leaves, measured)
-        numbers = told[cluster.index()]["numbers"]
         if arrived:
             self.latest_groups = extremes.best_and_worst(
                 work.advantage,
                 np.concatenate(arrived),
-                np.concatenate(numbers),
+                np.concatenate(own["numbers"]),
                 prompts,
                 leaves,
                 measured,
             )
-        scored = time.monotonic()
-
-        state, info = work.update(
-            state,
-            self._frozen,
-            work.experience(made),
-            work.place(update_batch, programs.SPLIT),
-            key,
-            text,
-            self._empty,
-        )
         metrics = {
             metric_names.reward(name): float(np.mean(values[leaves.own]))
             for name, values in measured.items()
@@ -169,16 +179,48 @@ class PolicyStep:
         metrics["decoded_images"] = len(leaves.prompt)
         metrics["nfe_update"] = int(update_batch.weight.any(axis=-1).sum())
         metrics["actual_batch_size"] = int(np.count_nonzero(update_batch.weight))
-        learned = measurements.of_iteration(jax.device_get(info), update_batch.weight)
-        check_finite(learning_rate, iteration, learned)
-        metrics |= learned
-        seconds = time.monotonic() - begin
-        return state, metrics | {
-            metric_names.ROLLOUT: told[cluster.index()]["rollout"],
-            metric_names.REWARD: scored - begin - told[cluster.index()]["rollout"],
-            metric_names.UPDATE: time.monotonic() - scored,
-            metric_names.IMAGES_PER_SECOND: self.images_per_iteration / seconds,
-            **_seconds_of_hosts(told),
+        seconds = {
+            metric_names.ROLLOUT: own["rollout"],
+            metric_names.REWARD: time.monotonic() - begin - own["rollout"],
+        }
+        return got._replace(
+            update_batch=update_batch,
+            metrics=metrics,
+            seconds=seconds | _seconds_of_hosts(told),
+        )
+
+    def learn(
+        self, state: TrainState, got: Collected
+    ) -> tuple[TrainState, dict[str, Any]]:
+        """Take the update's steps: (new state, metrics of the iteration).
+
+        The state's memory is taken. Where no prompt has a reward, it is as it was.
+        """
+        if got.update_batch is None:
+            return state, dict(got.metrics)
+        begin, work = time.monotonic(), got.work
+        state, info = work.update(
+            state,
+            self._frozen,
+            work.experience(got.made),
+            work.place(got.update_batch, programs.SPLIT),
+            got.key,
+            got.text,
+            got.empty,
+        )
+        learned = measurements.of_iteration(
+            jax.device_get(info), got.update_batch.weight
+        )
+        check_finite(work.learner.optimizer.learning_rate, got.iteration, learned)
+        update = time.monotonic() - begin
+        before = got.seconds[metric_names.ROLLOUT] + got.seconds[metric_names.REWARD]
+        speed = self.images_per_iteration / (before + update)
+        return state, {
+            **got.metrics,
+            **learned,
+            **got.seconds,
+            metric_names.UPDATE: update,
+            metric_names.IMAGES_PER_SECOND: speed,
         }
 
     def _without_failed(self, leaves, measured):

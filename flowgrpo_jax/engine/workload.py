@@ -160,7 +160,7 @@ class PolicyWork(Learner):
         """See `Learner`; `guidance_scale` is that of sampling."""
         super().__init__(spec, mesh, model, loaded)
         self.advantage, self.updates = advantage, updates
-        self.guidance_scale = guidance_scale
+        self.guidance_scale, self.sampler = guidance_scale, sampler
         self.planner = Planner(plans, mesh.size)
         self.rollout = programs.make_rollout(
             mesh, self.variables_specs, sampler, model.latent_shape, spec.dtype

@@ -353,6 +353,27 @@ def _check(num_steps: int, stochastic: Steps, trained: tuple[Steps, ...]) -> Non
             )
 
 
+def way(made: Plan, leaf: int) -> tuple[int, ...]:
+    """Numbers of the nodes from the first noise to the leaf of this number."""
+    node, nodes = int(made.leaves[leaf]), []
+    while node != ROOT:
+        nodes.append(node)
+        node = made.nodes[node].parent
+    return tuple(reversed(nodes))
+
+
+def alone(made: Plan, nodes: Sequence[int]) -> Plan:
+    """The plan of one `way` by itself, with the same noise.
+
+    Every step counts as trained, since that is what a rollout keeps the states of.
+    """
+    kept = tuple(
+        made.nodes[node]._replace(parent=number - 1, trained=number > 0)
+        for number, node in enumerate(nodes)
+    )
+    return Plan(made.num_steps, kept, (LeafLabel(),), ((0,),) * (len(kept) - 1))
+
+
 # -- which steps ----------------------------------------------------------------------
 
 

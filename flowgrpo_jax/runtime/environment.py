@@ -3,7 +3,9 @@
 The same command gives the same bits on one kind of chip with one set of versions. So a
 workdir records its environments, each with the first iteration that ran in it:
 
-    environment.json    [{"from_iteration": 0, "environment": {...}}, ...]
+    environment.json    [{"from_iteration": 0, "environment": {...}, "mesh": {...}}, ...]
+
+The mesh too: it changes no sample, but the order in which an update adds up.
 """
 
 import functools
@@ -60,16 +62,21 @@ def of_hosts() -> dict[str, Any]:
     return {key: value for key, value in environment().items() if key not in own}
 
 
-def record(workdir: Path, from_iteration: int) -> str:
+def record(
+    workdir: Path, from_iteration: int, mesh: Mapping[str, int] | None = None
+) -> str:
     """Records this process's environment; returns a line if the last one differs.
 
+    `mesh`: its axes and their sizes, of which no line is made.
     Entries of later iterations are removed, since those iterations will run again.
     """
     path, now = workdir / _FILE, environment()
     entries = [e for e in history(workdir) if e["from_iteration"] < from_iteration]
     changes = differences(entries[-1]["environment"], now) if entries else []
-    if not entries or changes:
-        entries.append({"from_iteration": from_iteration, "environment": now})
+    entry = {"from_iteration": from_iteration, "environment": now}
+    entry |= {"mesh": dict(mesh)} if mesh else {}
+    if not entries or changes or entries[-1].get("mesh") != entry.get("mesh"):
+        entries.append(entry)
     atomic_write(path, json.dumps(entries, indent=2) + "\n")
     if not changes:
         return ""
@@ -87,6 +94,7 @@ def history(workdir: Path) -> list[dict[str, Any]]:
         entries = parse_json(path.read_text()) if path.exists() else []
         for entry in entries:
             int(entry["from_iteration"]), dict(entry["environment"])
+            dict(entry.get("mesh", {}))
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(
             f"workdir: {path}: cannot be read ({error}): delete it: what the run was "

@@ -125,7 +125,7 @@ class MetricWriter:
         # One explicit transfer, of a list, since a pytree would sort the names.
         on_host = jax.device_get(list(scalars.values()))
         values = {
-            name: _number(name, x) for name, x in zip(scalars, on_host, strict=True)
+            name: number(name, x) for name, x in zip(scalars, on_host, strict=True)
         }
         values |= self._process_state()
         row = {"iteration": iteration, "kind": kind}
@@ -296,7 +296,7 @@ def _keep_rows(path: Path, start: int) -> tuple[list[dict[str, Any]], int]:
     return _rows(path, lines[:end]), 0
 
 
-def _number(name: str, value: Any) -> Number:
+def number(name: str, value: Any) -> Number:
     """A Python number with the fewest digits that give the same value.
 
     For float32 and smaller types these are the digits of their precision (0.1, not

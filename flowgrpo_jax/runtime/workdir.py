@@ -84,7 +84,7 @@ def open_workdir(
         resumed = _check_config(path, wanted, may_differ)
         if resumed:
             _check_recorded(path, wanted)
-            _check_digests(path, digests or {})
+            check_digests(path, digests or {})
         atomic_write(path / _CONFIG, json.dumps(wanted, indent=2) + "\n")
         if digests:
             atomic_write(path / _PROMPTS, json.dumps(digests, indent=2) + "\n")
@@ -301,7 +301,8 @@ def _iterations(path: Path) -> list[int]:
     return iterations
 
 
-def _check_digests(path: Path, digests: Mapping[str, str]) -> None:
+def check_digests(path: Path, digests: Mapping[str, str]) -> None:
+    """UserError if the run in a workdir began with other prompts than these."""
     file = path / _PROMPTS
     if not file.exists():  # written by a version without this file
         return

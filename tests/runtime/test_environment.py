@@ -108,3 +108,11 @@ def test_the_report_shows_it(tmp_path):
     page = write_report(tmp_path).read_text()
     assert "&lt;b&gt;One&lt;/b&gt;" in page and "<b>One" not in page
     assert "from iteration 7" in page and "cpu" in page
+
+
+def test_another_mesh_is_kept_and_is_no_news(tmp_path):
+    """Oracle: by hand; the order in which updates add up, of which no line is made."""
+    for start, mesh in ((0, {"data": 2}), (4, {"data": 2}), (8, {"data": 1})):
+        assert env.record(tmp_path, start, mesh) == ""
+    kept = [(one["from_iteration"], one["mesh"]) for one in env.history(tmp_path)]
+    assert kept == [(0, {"data": 2}), (8, {"data": 1})]
