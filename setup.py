@@ -70,6 +70,8 @@ setup(
         "xm": ["xmanager>=0.8.5"],
         # colabs/: to run them, and to make the .ipynb of their sources.
         "notebooks": ["ipykernel", "jupytext", "matplotlib", "nbclient"],
+        # The site of docs/, from zensical.toml.
+        "docs": ["zensical>=0.0.73"],
         # The oracle of tests/parity/test_open_clip.py, not in `test`: it brings
         # torchvision, whose wheel on PyPI is for CUDA alone. Beside the CPU build of torch
         # that does not load, and takes half of transformers with it.

@@ -19,12 +19,18 @@ from flowgrpo_jax.models.flow_model import FlowModel
 from flowgrpo_jax.rl.advantage import AdvantageSpec
 from flowgrpo_jax.rl.objectives.table import OBJECTIVES
 from flowgrpo_jax.rl.update import Ema, OptimizerSpec
+from flowgrpo_jax.runtime import mesh as meshes
 from flowgrpo_jax.runtime import metric_names
 
 
 def mesh_shape(config: ml_collections.ConfigDict) -> dict[str, int]:
     """Devices along each axis of the mesh; -1 for all the rest."""
-    return {"data": config.mesh.data, "fsdp": config.mesh.fsdp}
+    return {axis: config.mesh[axis] for axis in meshes.AXES if axis in config.mesh}
+
+
+def exact(config: ml_collections.ConfigDict) -> bool:
+    """Whether gradients are to be the same bits on any mesh."""
+    return config.mesh.get("exact", False)
 
 
 def plan_spec(config: ml_collections.ConfigDict) -> PlanSpec:
@@ -38,7 +44,7 @@ def plan_spec(config: ml_collections.ConfigDict) -> PlanSpec:
         updates_per_iteration=config.updates_per_iteration,
         microbatch=config.microbatch,
         reward_batches=config.reward_batches,
-        exact=config.mesh.exact,
+        exact=exact(config),
         num_steps=sample.num_steps,
         timestep_fraction=config.train.timestep_fraction,
         shared_noise=sample.init_noise == "shared",
@@ -93,7 +99,7 @@ def update_spec(config: ml_collections.ConfigDict) -> UpdateSpec:
         draws=train.draws,
         best_only=train.select == "best",
         count_zeros=train.zero_advantage == "count",
-        exact=config.mesh.exact,
+        exact=exact(config),
     )
 
 
@@ -131,7 +137,7 @@ def learner_spec(
         guidance_scale=train.guidance_scale or config.sample.guidance_scale,
         microbatch=config.microbatch,
         dtype=jnp.dtype(config.dtype),
-        exact=config.mesh.exact,
+        exact=exact(config),
     )
 
 

@@ -27,12 +27,13 @@ MAY_DIFFER = frozenset(
         ),
     }
 )
-# Groups whose keys are the user's: names of rewards or tasks.
+# Groups whose keys are the user's: names of rewards, tasks or axes.
 OPEN = frozenset(
     {
         "reward",
         "reward_options",
         "eval.reward",
+        "mesh",
         "train.objective_options",
         "train.caption_noise",
     }

@@ -33,6 +33,7 @@ from flowgrpo_jax.rl.objectives import options as option_fields
 from flowgrpo_jax.rl.objectives.table import OBJECTIVES
 from flowgrpo_jax.rl.regularizer import KL_FORMS, REFERENCES
 from flowgrpo_jax.rl.step_weight import STEP_WEIGHTS
+from flowgrpo_jax.runtime import mesh as meshes
 from flowgrpo_jax.runtime import resolution
 
 WINDOWS = ("window", "random_window", "progressive_window")
@@ -48,6 +49,15 @@ def _axis(size: Any) -> rules.Fault | None:
     if fault or size:
         return fault
     return rules.Fault("", size, "at least 1, or -1 for all the rest")
+
+
+def _mesh(values: Any) -> rules.Fault | None:
+    if fault := table(one_of((*meshes.AXES, "exact")), anything)(values):
+        return fault
+    for name, value in values.items():
+        if fault := (flag if name == "exact" else _axis)(value):
+            return fault._replace(where=f".{name}")
+    return None
 
 
 def _ramp(values: Any) -> rules.Fault | None:
@@ -102,9 +112,7 @@ RULES: dict[str, Rule] = {
     "microbatch": whole(1, 100_000),
     "dtype": one_of(("float32", "bfloat16")),
     "remat": one_of(remat.POLICIES),
-    "mesh.data": _axis,
-    "mesh.fsdp": _axis,
-    "mesh.exact": flag,
+    "mesh": _mesh,
     "sample.plan": one_of(PLANS),
     "sample.num_steps": _STEPS,
     "sample.eval_num_steps": _STEPS,

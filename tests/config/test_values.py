@@ -70,10 +70,11 @@ def test_what_is_of_another_kind_is_one_line(key):
             "reward_options.geneval: 3: must be a group",
         ),
         ("reward_options", {"genevl": {}}, "reward_options.genevl: no reward of this"),
-        ("mesh", {"x": 2}, "mesh: x: must be one of data, fsdp"),
+        ("mesh", {"x": 2}, "mesh: x: must be one of data, fsdp, exact"),
         ("mesh", {"data": 0}, "mesh.data: 0: must be at least 1, or -1 for"),
         ("mesh", {"data": -2}, "mesh.data: -2: must be at least -1"),
         ("mesh", {"data": "x"}, "mesh.data: x: must be a whole number"),
+        ("mesh", {"exact": 1}, "mesh.exact: 1: must be true or false"),
         ("mesh", {"fsdp": 1.5}, "mesh.fsdp: 1.5: must be a whole number"),
         ("train.caption_noise", {"a": 2}, "train.caption_noise.a: 2: must be at least"),
         (
