@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import threading
 
 import pytest
 
@@ -231,3 +232,37 @@ def test_a_task_alone_on_its_node_has_all_devices(monkeypatch, tasks, nodes, dev
     monkeypatch.setenv("SLURM_STEP_NUM_NODES", nodes)
     monkeypatch.setenv("SLURM_LOCALID", "1")
     assert cluster._own_devices() == devices
+
+
+class Gone:
+    """The store of a process 0 that is no more: every call raises `error`."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def __getattr__(self, name):
+        def call(*words, **more):
+            raise self.error
+
+        return call
+
+
+@pytest.mark.parametrize("error", [RuntimeError("UNAVAILABLE"), ValueError("UNKNOWN")])
+def test_a_store_that_is_gone_ends_a_process_after_an_error(monkeypatch, error):
+    """Oracle: by hand; jaxlib raises both kinds, and neither may end the watch."""
+    told, ended_by = [], threading.Event()
+
+    def leave(status, line):
+        told.append((status, line))
+        ended_by.set()
+        raise SystemExit  # the thread: the real one does not return
+
+    monkeypatch.setattr(cluster.stopping, "leave", leave)
+    monkeypatch.setattr(cluster, "_BEAT", 0.01)
+    one = cluster._Cluster(Gone(error), index=1, count=2)
+    one._watching.start()
+    one.wait_for_news()  # as after a collective that has failed
+    assert ended_by.wait(10)
+    [(status, line)] = told
+    assert status == 143
+    assert "process 0 is gone" in line
