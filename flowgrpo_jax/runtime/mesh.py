@@ -286,8 +286,11 @@ def sum_gradients(tree: Any, spec: Any) -> Any:
     leaves, structure = jax.tree.flatten(tree)
     over = [
         tuple(sorted(set(AXES) - set(leaf_spec)))
-        for leaf_spec in structure.flatten_up_to(spec)
+        for leaf_spec in jax.tree.leaves(
+            spec, is_leaf=lambda leaf: isinstance(leaf, PartitionSpec)
+        )
     ]
+    assert len(over) == len(leaves)
     for axes in dict.fromkeys(over):
         own = [place for place, those in enumerate(over) if those == axes]
         sums = sum_over([leaves[place] for place in own], axes)
