@@ -21,13 +21,13 @@ def stop(number, frame):
     print("SIGTERM: saving, then stopping", flush=True)
     sys.exit(128 + number)
 signal.signal(signal.SIGTERM, stop)
-event("start")
+with open(f"{workdir}/config.json", "w") as file:
+    json.dump({"num_iterations": 2, "seed": int(flags.get("config.seed", 0))}, file)
+event("start")  # whoever waits for it may send a signal
 def write(iteration, kind="train", **values):
     with open(f"{workdir}/metrics.jsonl", "a") as file:
         row = {"iteration": iteration, "kind": kind, "time/wall": 2.0 * iteration}
         file.write(json.dumps(row | values) + "\\n")
-with open(f"{workdir}/config.json", "w") as file:
-    json.dump({"num_iterations": 2, "seed": int(flags.get("config.seed", 0))}, file)
 write(0, reward_avg=0.25)
 if act == "refuse":
     print("error: seed: -1: must be at least 0", flush=True)

@@ -103,6 +103,7 @@ def test_a_killed_launcher_takes_its_units_along(tmp_path):
     wait_for(lambda: len(fakes.events(tmp_path)) == 3)
     launcher.kill()
     launcher.communicate()
+    wait_for(lambda: len(fakes.events(tmp_path)) == 4)  # else it may end by itself
     (tmp_path / "gate").touch()
     local.Pool(sweep_dir.read(sweep.path), TWO, 0, 0.0).run()
     words = [event.split()[0] for event in fakes.events(tmp_path)]
