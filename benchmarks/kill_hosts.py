@@ -5,8 +5,9 @@
 The tiny run of `benchmarks.kill`, as processes of this machine with one device each.
 After a SIGKILL every other process must end within 120 s, with one line that says why
 and no traceback; after a SIGTERM all end with 143, saved at one iteration (or before the
-first one was done). Who is killed before all have met is missed: the others end with 2. Then the same command goes on to its end: rows and weights are those
-of a run of one process with as many devices. What is done is kept in DIR.
+first one was done). Who is killed before all have met is missed: the others end with 2.
+Then the same command goes on to its end: rows and weights are those of a run of one
+process with as many devices. What is done is kept in DIR.
 """
 
 import argparse

@@ -5,12 +5,16 @@ Command: python -m benchmarks.replay --folder=DIR [--places=10] [--seed=0]
 The run is stopped after a part, and goes on on another mesh. What it had is kept as it
 trains: images, states and log-probs of every iteration. Then samples at random places
 are made again, each on the mesh that the run used and on one of the other size where a
-checkpoint lies at the iteration, and compared bit for bit. The exit code is 1 if any differs.
+checkpoint lies at the iteration, and compared bit for bit. The exit code is 1 if any
+differs.
 """
 
 import argparse
+import contextlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,6 +23,7 @@ from flowgrpo_jax import config as configs
 from flowgrpo_jax import train
 from flowgrpo_jax.assemble.replay import Place, replay
 from flowgrpo_jax.engine.policy import PolicyStep
+from flowgrpo_jax.engine.trajectory import Trajectory
 from flowgrpo_jax.runtime import platform
 
 PARTS = ((7, 2), (12, 1))  # iterations until a stop, devices
@@ -49,7 +54,8 @@ def main() -> int:
             meshes.append({"data": other})
         for mesh in meshes:
             one = replay(workdir, place, mesh=mesh, tell=lambda line: None)
-            same = is_same(one.sample, had[place.iteration], place) and not one.differs
+            kept = had[place.iteration]
+            same = is_same(one.sample, kept, place, GROUP) and not one.differs
             again = place.iteration - one.checkpoint
             print(
                 f"{place}, mesh {mesh or 'of the run'}, {again} iterations again: "
@@ -63,26 +69,10 @@ def main() -> int:
 
 def trained(workdir: Path) -> dict:
     """Train in parts; what every iteration had."""
-    had, learn = {}, PolicyStep.learn
-
-    def kept(self, state, got):
-        made = got.made.transitions
-        had[got.iteration] = jax.device_get(
-            {
-                "images": np.concatenate(got.images),
-                "numbers": np.concatenate(got.numbers),
-                "latent": made.latent,
-                "next": made.next_latent,
-                "log_prob": made.log_prob,
-                "avg": got.measured["avg"],
-            }
-        )
-        return learn(self, state, got)
-
     workdir.parent.mkdir(parents=True, exist_ok=True)
     prompts = workdir.parent / "prompts.txt"
     prompts.write_text("\n".join(TEXTS) + "\n")
-    PolicyStep.learn = kept
+    had: dict = {}
     for iterations, devices in PARTS:
         config = configs.make(
             recipe="flow_grpo",
@@ -105,17 +95,49 @@ def trained(workdir: Path) -> dict:
             log__tensorboard=False,
             reward={"jpeg_compressibility": 1.0},
         )
-        train(config, workdir)
-    PolicyStep.learn = learn
+        with recorded(had):
+            train(config, workdir)
     return had
 
 
-def is_same(sample, had, place: Place) -> bool:
-    """Picture, reward, and the states and log-probs of the trained steps, to the bit."""
-    number = GROUP * place.prompt + place.member
+@contextlib.contextmanager
+def recorded(had: dict[int, dict[str, Any]]) -> Iterator[None]:
+    """What the iterations that are trained in it have goes into `had`, by iteration."""
+    learn = PolicyStep.learn
+
+    def kept(self, state, got):
+        made = got.made.transitions
+        had[got.iteration] = jax.device_get(
+            {
+                "images": np.concatenate(got.images),
+                "numbers": np.concatenate(got.numbers),
+                "latent": made.latent,
+                "next": made.next_latent,
+                "log_prob": made.log_prob,
+                "rewards": dict(got.measured),
+            }
+        )
+        return learn(self, state, got)
+
+    PolicyStep.learn = kept
+    try:
+        yield
+    finally:
+        PolicyStep.learn = learn
+
+
+def is_same(sample: Trajectory, had: dict[str, Any], place: Place, group: int) -> bool:
+    """Picture, rewards, and the states and log-probs of the trained steps, to the bit.
+
+    Of groups of so many images.
+    """
+    number = group * place.prompt + place.member
     image = had["images"][had["numbers"].tolist().index(number)]
     same = np.array_equal(sample.leaf.image, image)
-    same &= sample.leaf.rewards["avg"] == had["avg"][number]
+    same &= all(
+        sample.leaf.rewards[name] == values[number]
+        for name, values in had["rewards"].items()
+    )
     for step in sample.steps:
         if step.trained:
             found = (had["latent"] == step.latent).all(axis=(2, 3, 4))[..., None]

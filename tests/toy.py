@@ -104,7 +104,7 @@ def make_run(monkeypatch, recipe: str, scores=reward, **values) -> assembled.Run
     monkeypatch.setattr(rewards, "world_of", lambda config: None)
     config = configs.make(
         recipe=recipe,
-        mesh={"data": 1},
+        mesh__data=values.pop("mesh__data", 1),
         train__use_lora=False,
         train__adam_eps=1e-12,
         train__weight_decay=0.0,

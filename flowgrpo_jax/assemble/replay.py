@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from flowgrpo_jax.assemble import restore
 from flowgrpo_jax.assemble.rewards import try_rewards
 from flowgrpo_jax.assemble.run import Run
-from flowgrpo_jax.assemble.specs import plan_spec
+from flowgrpo_jax.assemble.specs import mesh_shape, plan_spec
 from flowgrpo_jax.assemble.work import pretrains
 from flowgrpo_jax.config import checks
 from flowgrpo_jax.engine import trajectory
@@ -87,7 +87,8 @@ def replay(
 
     It goes on from the nearest `checkpoint` (finished iterations; 0 is the beginning,
     which needs none). `mesh` takes the place of the one that the run made that iteration
-    on, and `model` says where its base model is now. The run may still be training. UserError for what is not there.
+    on, and `model` says where its base model is now. The run may still be training.
+    UserError for what is not there.
     """
     folder = locate(workdir)
     config = _config(folder, model)
@@ -177,11 +178,11 @@ def _mesh_of_run(folder: Path, iteration: int) -> dict[str, int] | None:
 
 def _choose_mesh(config: ConfigDict, mesh: Mapping[str, int] | None) -> None:
     """Set the mesh; UserError if there are not as many devices here."""
-    if mesh is not None:
-        config.mesh = ConfigDict(dict(mesh))
-        checks.check(config)
+    for axis, size in (mesh or {}).items():
+        config.mesh[axis] = size
+    checks.check(config)
     try:
-        meshes.make_mesh(config.mesh.to_dict())
+        meshes.make_mesh(mesh_shape(config))
     except UserError as error:
         raise UserError(
             f"--mesh: {error}: give another one, such as --mesh=data=-1: samples are the "
@@ -247,7 +248,7 @@ def _check_place(config: ConfigDict, place: Place) -> None:
             f"--prompt: {place.prompt}: an iteration has {prompts}: must be one of 0 to "
             f"{prompts - 1}"
         )
-    devices = meshes.make_mesh(config.mesh.to_dict()).size
+    devices = meshes.make_mesh(mesh_shape(config)).size
     made = Planner(plan_spec(config), devices).plan(place.iteration, place.prompt)
     images = len(trajectory.members(made))
     if not 0 <= place.member < images:

@@ -13,7 +13,8 @@ from flowgrpo_jax.models.families import DEFAULT, SCHEDULES_BEFORE
 # Keys that a resumed run may change: they do not shape what was already computed.
 MAY_DIFFER = frozenset(
     {
-        *("num_iterations", "mesh", "checkpoint", "log", "embedding_cache"),
+        *("num_iterations", "mesh.data", "mesh.fsdp"),
+        *("checkpoint", "log", "embedding_cache"),
         # Their weights must be the same ones: base_weights.py
         *("model_path", "transformer_path"),
         *("reward_deadline", "reward_failure", "reward_batches"),

@@ -24,6 +24,7 @@ from flowgrpo_jax.models.denoiser import Denoiser
 from flowgrpo_jax.models.flow_model import FlowModel, overlay
 from flowgrpo_jax.models.operations import Pass
 from flowgrpo_jax.models.remat import POLICIES
+from flowgrpo_jax.rl import summation
 
 
 class Passes(NamedTuple):
@@ -243,6 +244,7 @@ def _bytes(work: Work, latents: float) -> dict[str, int | float]:
         4 * flops.bytes_on_device(leaf) // leaf.dtype.itemsize
         for leaf in jax.tree.leaves(state.trainable)
     )
+    shards *= summation.ROWS if work.learner.exact else 1
     own = flops.bytes_on_device(state.trainable)
     return {
         "weights": flops.bytes_on_device(frozen),

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from flowgrpo_jax.engine.workload import PolicyWork, Work
 from flowgrpo_jax.models.flow_model import overlay
+from flowgrpo_jax.rl import summation
 from flowgrpo_jax.runtime import mesh as meshes
 
 FP32 = 4
@@ -93,8 +94,9 @@ def _sums(work: Work, tree: Any) -> float:
     def one(leaf, spec) -> float:
         own = _devices(work, spec)
         count = work.mesh.size // own
-        return FP32 * leaf.size / own * 2 * (count - 1) / count
+        return FP32 * rows * leaf.size / own * 2 * (count - 1) / count
 
+    rows = summation.ROWS if work.learner.exact else 1
     return sum(jax.tree.leaves(jax.tree.map(one, tree, work.trainable_specs)))
 
 

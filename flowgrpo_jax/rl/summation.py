@@ -17,6 +17,7 @@ LIMB = 22  # bits of a limb; 2^9 devices can add theirs without overflow
 TOP = 2.0**24  # no number and no device's sum may reach this
 UNITS = tuple(TOP * 2.0 ** (-LIMB * (place + 1)) for place in range(4))
 _BAD = len(UNITS)  # the last row counts what is too large, or no number
+ROWS = _BAD + 1  # 32-bit numbers of a sum
 
 
 class Summation(NamedTuple):
@@ -70,7 +71,7 @@ def _add_limbs(total: Any, values: Any) -> Any:
 
 
 def _no_limbs(like: Any) -> Any:
-    return jax.tree.map(lambda x: jnp.zeros((_BAD + 1, *x.shape), jnp.int32), like)
+    return jax.tree.map(lambda x: jnp.zeros((ROWS, *x.shape), jnp.int32), like)
 
 
 ROUNDED = Summation(

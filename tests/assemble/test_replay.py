@@ -7,18 +7,17 @@ import json
 import shutil
 import sys
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.replay import is_same, recorded
 from flowgrpo_jax import cli
 from flowgrpo_jax import config as configs
 from flowgrpo_jax import train as trainer
 from flowgrpo_jax.assemble import replay, rewards
 from flowgrpo_jax.assemble import run as assembled
 from flowgrpo_jax.assemble.replay import Place
-from flowgrpo_jax.engine.policy import PolicyStep
 from flowgrpo_jax.errors import UserError
 from tests import toy
 from tests.tiny_run import reward_spread, use
@@ -51,22 +50,8 @@ def ran(small, tmp_path_factory):
     folder = tmp_path_factory.mktemp("replay")
     prompts = folder / "prompts.jsonl"
     prompts.write_text("".join(json.dumps(one) + "\n" for one in RECORDS))
-    had, learn = {}, PolicyStep.learn
-
-    def kept(self, state, got):
-        had[got.iteration] = jax.device_get(
-            {
-                "images": [np.concatenate(got.images), np.concatenate(got.numbers)],
-                "latent": got.made.transitions.latent,
-                "next": got.made.transitions.next_latent,
-                "log_prob": got.made.transitions.log_prob,
-                "measured": dict(got.measured),
-            }
-        )
-        return learn(self, state, got)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(PolicyStep, "learn", kept)
+    had = {}
+    with recorded(had):
         for iterations, devices in ((2, 2), (5, 1)):
             config = configs.make(
                 prompts=str(prompts),
@@ -96,19 +81,8 @@ def ran(small, tmp_path_factory):
 
 def assert_had(sample, had, place):
     """The picture, the rewards and the actions are those of the run, bit for bit."""
-    images, numbers = had["images"]
-    number = 4 * place.prompt + place.member  # four images of every prompt
-    np.testing.assert_array_equal(
-        sample.leaf.image, images[numbers.tolist().index(number)]
-    )
-    for name, values in had["measured"].items():
-        assert sample.leaf.rewards[name] == values[number]
-    trained = [step for step in sample.steps if step.trained]
-    assert len(trained) == 2
-    for step in trained:
-        found = (had["latent"] == step.latent).all(axis=(2, 3, 4))[..., None]
-        found = found & (had["next"] == step.next_latent).all(axis=(3, 4, 5))
-        assert had["log_prob"][found].tolist() == [np.float32(step.log_prob)]
+    assert is_same(sample, had, place, group=4)
+    assert sum(step.trained for step in sample.steps) == 2
     assert not sample.unequal
 
 
@@ -160,13 +134,12 @@ def test_the_command_after_a_resume(ran, tmp_path, monkeypatch, capsys):
         "stochastic",
     ]
     assert not told["differs"] and told["checkpoint"] == 2
-    images, numbers = had[3]["images"]
-    mine = images[numbers.tolist().index(4 + 2)]
+    mine = had[3]["images"][had[3]["numbers"].tolist().index(4 + 2)]
     with np.load(tmp_path / "sample.npz") as arrays:
         np.testing.assert_array_equal(arrays["pictures"][-1], mine)
         assert arrays["log_probs"][0] in had[3]["log_prob"]
         assert arrays["latents"].shape[0] == 4
-    rewards = had[3]["measured"]["avg"][4:]
+    rewards = had[3]["rewards"]["avg"][4:]
     assert told["group"] == rewards.tolist()
     best_first = np.argsort(-rewards).tolist()
     assert (told["steps"][0]["advantage"] > 0) is (best_first.index(2) < 2)
@@ -194,6 +167,14 @@ def test_another_mesh_and_a_row_that_is_not_the_same(ran, tmp_path):
     assert "DIFFERS in 1 of" in replay.line_of(own)
     # What an update adds up in another order says nothing of the sample before it.
     assert set(own.learned) <= {"loss", "grad_norm", "kl_loss", "approx_kl", "ratio"}
+
+
+def test_another_mesh_leaves_the_sums_exact():
+    """Oracle: by hand; where gradients were exact, they are on any mesh."""
+    config = configs.make(mesh__exact=True)
+    replay._choose_mesh(config, {"data": 2})
+    assert config.mesh.to_dict() == {"data": 2, "fsdp": 1, "exact": True}
+    replay._choose_mesh(config, None)  # a run that did not keep its mesh
 
 
 @pytest.mark.parametrize(
