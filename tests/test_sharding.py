@@ -149,11 +149,11 @@ def test_exact_gradients(data, fsdp):
 
 
 def test_exact_gradients_are_the_others():
-    """Oracle: the same sums in fp32; to 1e-6 of a parameter's largest gradient."""
+    """Oracle: the same sums in fp32; to 1e-5 of a parameter's largest gradient."""
     exact, rounded = iteration(1, 2, exact=True)[2], iteration(1, 1)[2]
     pairs = zip(jax.tree.leaves(exact), jax.tree.leaves(rounded), strict=True)
     for mine, other in pairs:
-        assert np.abs(mine - other).max() <= 1e-6 * np.abs(other).max()
+        assert np.abs(mine - other).max() <= 1e-5 * np.abs(other).max()
 
 
 def test_the_state_keeps_its_sharding():

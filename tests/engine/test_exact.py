@@ -18,7 +18,7 @@ def learned(monkeypatch, recipe, devices, exact=True):
         num_iterations=2,
         prompts_per_iteration=8,
         updates_per_iteration=2,
-        group_size=4,
+        group_size=2,  # packs of two would fill a microbatch
         microbatch=4,
         sample__num_steps=4,
     )
